@@ -1,0 +1,87 @@
+"""The commands, in one table: `cm3leon COMMAND --config=configs/NAME.py [--workdir=DIR] [--config.a.b=value]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cm3leon_jax.errors import UserError
+
+# name: (module, what it does). Each module has `add_arguments(parser)` if the command takes more than the config, and
+# `run(config, workdir, arguments)`.
+COMMANDS = {
+    "train-text-tokenizer": ("cm3leon_jax.data.text_tokenizer", "learn the vocabulary from the mixture's texts"),
+    "train-image-tokenizer": ("cm3leon_jax.image_tokenizer.training", "train the VQGAN on the mixture's pictures"),
+    "prepare": ("cm3leon_jax.data.prepare", "turn a seqio mixture into token shards"),
+    "inspect": ("cm3leon_jax.data.inspection", "look into a prepared corpus: documents and packed sequences"),
+    "train": ("cm3leon_jax.training.train", "train the transformer; run it again to continue"),
+    "generate": ("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
+    "evaluate": ("cm3leon_jax.evaluation.evaluate", "measure a checkpoint; write evaluation.json and report.html"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if argv else 2
+    command, *rest = argv
+    try:
+        if command not in COMMANDS:
+            raise UserError(f"no command {command!r}: the commands are {', '.join(COMMANDS)}")
+        return _run(command, rest)
+    except UserError as error:
+        print(f"cm3leon {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"cm3leon {command}: interrupted; run the same command again to go on", file=sys.stderr)
+        return 75
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {name:<22} {summary}" for name, (_, summary) in COMMANDS.items())
+    return (
+        "cm3leon COMMAND --config=configs/NAME.py [--workdir=DIR] [--config.a.b=value ...]\n\n"
+        f"{rows}\n\ncm3leon COMMAND --help says what a command takes."
+    )
+
+
+def _run(command: str, argv: Sequence[str]) -> int:
+    module_name, summary = COMMANDS[command]
+    overrides, rest = _split_overrides(argv)
+    module = importlib.import_module(module_name)
+    parser = argparse.ArgumentParser(
+        prog=f"cm3leon {command}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--config.a.b=value overrides one field of the config; config.py lists them all.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a config file: configs/NAME.py[:VARIANT]")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME)")
+    if hasattr(module, "add_arguments"):
+        module.add_arguments(parser)
+    arguments = parser.parse_args(rest)
+
+    from cm3leon_jax import config_file
+
+    workdir = Path(arguments.workdir or Path("runs") / Path(arguments.config.partition(":")[0]).stem)
+    config = config_file.load(arguments.config, str(workdir), overrides)
+    return module.run(config, workdir, arguments) or 0
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    overrides: dict[str, str] = {}
+    rest: list[str] = []
+    for argument in argv:
+        if argument.startswith("--config."):
+            name, equals, value = argument.removeprefix("--config.").partition("=")
+            if not equals:
+                raise UserError(f"{argument}: write --config.{name}=value")
+            overrides[name] = value
+        else:
+            rest.append(argument)
+    return overrides, rest

@@ -1,0 +1,319 @@
+"""Every value that a run can set: one typed dataclass a part, with its meaning and default.
+
+A config file (`configs/NAME.py`) names only what differs from these defaults; `config_file.py` reads it. The defaults are
+the paper's 350M model (arXiv 2309.02591, Table 3) with its 256-pixel image tokenizer. In a path, `{workdir}` stands for
+the folder given with `--workdir`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cm3leon_jax.errors import UserError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(f"config.{message}")
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """What is prepared, from where, to where."""
+
+    path: str = "{workdir}/corpus"
+    # A registered seqio Task or Mixture, and the modules whose import registers it.
+    mixture: str = ""
+    modules: tuple[str, ...] = ("cm3leon_jax.data.tasks",)
+    train_split: str = "train"
+    held_out_split: str = "validation"
+    # A shard is closed at the first document that takes it to this many tokens; an interrupted `prepare` goes on at the
+    # first shard that is missing.
+    tokens_per_shard: int = 1 << 27
+    # Pictures encoded in one call of the image tokenizer.
+    encode_batch_size: int = 128
+    # Original pictures kept beside each split, to be looked at.
+    num_sample_pictures: int = 32
+
+
+@dataclass(frozen=True)
+class VocabularyConfig:
+    """The text side of the id space; the number of image codes is the image tokenizer's."""
+
+    path: str = "{workdir}/vocabulary"
+    num_text_tokens: int = 56320
+    num_masks: int = 512
+    # Documents of the training split from which the BPE is learned.
+    num_documents: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        _require(self.num_text_tokens >= 256, f"vocabulary.num_text_tokens is {self.num_text_tokens}: at least 256")
+        _require(self.num_masks >= 1, f"vocabulary.num_masks is {self.num_masks}: the CM3 objective needs at least 1")
+
+
+@dataclass(frozen=True)
+class ImageTokenizerConfig:
+    """The VQGAN: pixels <-> codes (the paper's: 256 pixels, factor 8, 1,024 codes out of 8,192)."""
+
+    path: str = "{workdir}/image_tokenizer"
+    resolution: int = 256
+    in_channels: int = 3
+    base_channels: int = 128
+    # One entry a level; each level but the last halves the side.
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 4)
+    num_res_blocks: int = 2
+    # Sides of the feature map at which residual blocks are followed by attention.
+    attention_resolutions: tuple[int, ...] = ()
+    latent_channels: int = 256
+    embedding_dim: int = 256
+    codebook_size: int = 8192
+
+    def __post_init__(self) -> None:
+        _require(len(self.channel_multipliers) >= 1, "image_tokenizer.channel_multipliers is empty: one entry a level")
+        _require(
+            self.resolution % self.factor == 0,
+            f"image_tokenizer.resolution {self.resolution} is not a multiple of the factor {self.factor}, "
+            f"which follows from {len(self.channel_multipliers)} channel_multipliers",
+        )
+        _require(self.in_channels in (1, 3), f"image_tokenizer.in_channels is {self.in_channels}: 1 (grey) or 3 (RGB)")
+
+    @property
+    def factor(self) -> int:
+        """Pixels a code covers, along one side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side of a picture."""
+        return self.resolution // self.factor
+
+    @property
+    def image_length(self) -> int:
+        """Codes of one picture."""
+        return self.grid**2
+
+
+@dataclass(frozen=True)
+class ImageTokenizerTrainingConfig:
+    """How the VQGAN is trained (Esser et al., arXiv 2012.09841; Gafni et al., arXiv 2203.13131)."""
+
+    # Pictures drawn from the mixture's training split, kept as one memory-mapped file; 0 means all.
+    num_images: int = 1_000_000
+    num_steps: int = 800_000
+    batch_size: int = 192
+    learning_rate: float = 4.5e-6
+    warmup_steps: int = 0
+    beta1: float = 0.5
+    beta2: float = 0.9
+    # "gradient" moves the codebook by its own loss, "ema" by a running mean of what falls on each code.
+    codebook_update: str = "gradient"
+    ema_decay: float = 0.99
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+    # A code that was used less than this often (running mean, uses a step) is put on an encoder output of the batch.
+    dead_code_threshold: float = 0.01
+    dead_code_every: int = 100
+    # 0 leaves the term out. LPIPS needs weights: a safetensors file of VGG16 and the LPIPS linear layers.
+    perceptual_weight: float = 0.0
+    perceptual_weights_file: str = ""
+    discriminator_weight: float = 0.8
+    discriminator_start: int = 250_000
+    discriminator_channels: int = 64
+    discriminator_layers: int = 3
+    # Random horizontal flips; wrong for pictures of text or digits.
+    flip: bool = False
+    log_every: int = 100
+    save_every: int = 5000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.codebook_update in ("gradient", "ema"),
+            f"image_tokenizer_training.codebook_update is {self.codebook_update!r}: 'gradient' or 'ema'",
+        )
+        _require(
+            self.perceptual_weight == 0 or bool(self.perceptual_weights_file),
+            "image_tokenizer_training.perceptual_weight is set but perceptual_weights_file is empty: "
+            "name a safetensors file, or set the weight to 0",
+        )
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The CM3 objective (arXiv 2201.07520, section 2; arXiv 2309.02591, section 2.2)."""
+
+    # "poisson": the number of masks is Poisson(mean_spans); "fixed": exactly mean_spans; "none": plain left to right.
+    span_count: str = "poisson"
+    mean_spans: float = 1.0
+    max_spans: int = 16
+    # Share of the masked documents in which whole segments (a caption, a picture) are masked instead of random spans.
+    # Random spans almost never cover a whole caption (1 in 20,000), so without this share neither the unconditional
+    # stream of guidance (`<mask:0> <break> image`) nor captioning by infill would be trained. At a half, a captioned
+    # picture loses its whole caption 16% of the time, about the drop rate of classifier-free guidance elsewhere, and
+    # the other half keeps training infill inside pictures.
+    whole_segment_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(
+            self.span_count in ("poisson", "fixed", "none"),
+            f"objective.span_count is {self.span_count!r}: 'poisson', 'fixed' or 'none'",
+        )
+        _require(0 <= self.whole_segment_share <= 1, "objective.whole_segment_share must lie between 0 and 1")
+        _require(self.max_spans >= 1, "objective.max_spans must be at least 1; span_count = 'none' masks nothing")
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """The training batch."""
+
+    # Sequences over all devices, and tokens in each.
+    batch_size: int = 2048
+    sequence_length: int = 4096
+    # "whole": whole documents side by side, attention stays inside each; "stream": the paper's way, one stream of
+    # documents cut anywhere, attention over all of the block.
+    packing: str = "whole"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.packing in ("whole", "stream"), f"batch.packing is {self.packing!r}: 'whole' or 'stream'")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The transformer (arXiv 2309.02591, section 2.3)."""
+
+    num_layers: int = 24
+    model_dim: int = 1024
+    num_heads: int = 16
+    # 0: four times model_dim.
+    ffn_dim: int = 0
+    activation: str = "relu"
+    layer_norm_epsilon: float = 1e-5
+    init_std: float = 0.006
+    position_init_std: float = 0.0002
+    # The type of activations; parameters are float32.
+    compute_dtype: str = "bfloat16"
+    # What the backward pass finds saved: "none" saves nothing and computes all again, "dots" saves the results of
+    # matrix products, "all" saves everything.
+    remat: str = "none"
+    scan_layers: bool = True
+
+    def __post_init__(self) -> None:
+        _require(
+            self.model_dim % self.num_heads == 0,
+            f"model.model_dim {self.model_dim} does not divide into model.num_heads {self.num_heads}",
+        )
+        _require(
+            self.activation in ("relu", "gelu"), f"model.activation is {self.activation!r}: 'relu' or 'gelu'"
+        )
+        _require(self.remat in ("none", "dots", "all"), f"model.remat is {self.remat!r}: 'none', 'dots' or 'all'")
+        _require(
+            self.compute_dtype in ("bfloat16", "float32"),
+            f"model.compute_dtype is {self.compute_dtype!r}: 'bfloat16' or 'float32'",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.model_dim // self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.ffn_dim or 4 * self.model_dim
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many ways each mesh axis splits; one of them may be -1, which takes the devices that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up and linear decay (the paper names only rate and warm-up; the rest is OPT's, arXiv 2205.01068)."""
+
+    peak_learning_rate: float = 6e-4
+    warmup_steps: int = 1500
+    # The last step's rate, as a share of the peak.
+    final_learning_rate_share: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, and what to leave behind."""
+
+    # The run ends at the step that takes it to this many tokens (batch_size * sequence_length a step).
+    num_tokens: float = 1.4e12
+    log_every: int = 10
+    save_every: int = 1000
+    keep_checkpoints: int = 3
+    # Held-out loss, and sample pictures from the first prompts of `evaluate`; 0 means never.
+    eval_every: int = 1000
+    eval_batches: int = 8
+    sample_every: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a token is drawn, and how many."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    # Weight of classifier-free guidance; 1 means none (arXiv 2309.02591, equation 1).
+    guidance: float = 3.0
+    # Most text tokens of an answer.
+    max_text_tokens: int = 128
+    # Prompts decoded side by side.
+    batch_size: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What `cm3leon evaluate` looks at, over the held-out split."""
+
+    # Sequences of the held-out loss, and documents that are captioned, infilled and shown; 0 means all.
+    num_loss_sequences: int = 512
+    num_documents: int = 256
+    # Prompts from which pictures are drawn, and pictures a prompt.
+    prompts: tuple[str, ...] = ()
+    samples_per_prompt: int = 4
+    # "digits" also reads every drawn digit with a classifier trained on real ones; "" does not.
+    recognizer: str = ""
+
+    def __post_init__(self) -> None:
+        _require(self.recognizer in ("", "digits"), f"evaluate.recognizer is {self.recognizer!r}: '' or 'digits'")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
+    image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
+    image_tokenizer_training: ImageTokenizerTrainingConfig = field(default_factory=ImageTokenizerTrainingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the training run."""
+        tokens_per_step = self.batch.batch_size * self.batch.sequence_length
+        return max(1, round(self.train.num_tokens / tokens_per_step))

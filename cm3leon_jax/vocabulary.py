@@ -1,0 +1,155 @@
+"""One id space for text and pictures: text tokens, image codes, and the marks of the CM3 objective.
+
+    0..3                    <s> <pad> </s> <unk>
+    4..4+T                  text tokens: a byte-level BPE, so any string can be written
+    4+T..4+T+K              image codes <image:0> .. <image:K-1>
+    4+T+K                   <break>, between two segments of a document
+    4+T+K+1                 <eoss>, the end of an infilled span
+    4+T+K+2..               <mask:0> <mask:1> ..
+
+On disk it is one `tokenizer.json` of the `tokenizers` library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Bool, Int
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import replacing
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+NUM_SPECIAL = len(SPECIAL_TOKENS)
+_PADDED_TO = 128
+
+
+def padded_size(num_text_tokens: int, num_image_codes: int, num_masks: int) -> int:
+    """Rows of the embedding table: all ids, rounded up to a multiple of 128 so that it shards and tiles well."""
+    size = NUM_SPECIAL + num_text_tokens + num_image_codes + 2 + num_masks
+    return -(-size // _PADDED_TO) * _PADDED_TO
+
+
+class Vocabulary:
+    """Encodes text and image codes to ids and back."""
+
+    start, pad, end, unknown = range(NUM_SPECIAL)
+
+    def __init__(self, tokenizer_json: str) -> None:
+        self._json = tokenizer_json
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+        # A text that spells "<break>" must stay text.
+        self._tokenizer.encode_special_tokens = True
+        names = [token["content"] for token in json.loads(tokenizer_json)["added_tokens"]]
+        self.num_image_codes = sum(bool(re.fullmatch(r"<image:\d+>", name)) for name in names)
+        self.num_masks = sum(bool(re.fullmatch(r"<mask:\d+>", name)) for name in names)
+        self.first_image_code = self._id("<image:0>")
+        self.num_text_tokens = self.first_image_code - NUM_SPECIAL
+        self.break_ = self._id("<break>")
+        self.eoss = self._id("<eoss>")
+        self.first_mask = self._id("<mask:0>")
+        self.size = padded_size(self.num_text_tokens, self.num_image_codes, self.num_masks)
+
+    def _id(self, token: str) -> int:
+        token_id = self._tokenizer.token_to_id(token)
+        if token_id is None:
+            raise UserError(f"the vocabulary has no {token}: it was not made by `cm3leon train-text-tokenizer`")
+        return token_id
+
+    @classmethod
+    def train(cls, texts: Iterable[str], num_text_tokens: int, num_image_codes: int, num_masks: int, progress: bool = True) -> Vocabulary:
+        """Learns a byte-level BPE from `texts` and lays the other ids behind it."""
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=NUM_SPECIAL + num_text_tokens,
+                special_tokens=list(SPECIAL_TOKENS),
+                initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+                show_progress=progress,
+            ),
+        )
+        state = json.loads(tokenizer.to_str())
+        vocab = state["model"]["vocab"]
+        # A small corpus yields fewer merges than asked for; the id space keeps its size all the same, so that the
+        # shape of the model follows from the config alone.
+        for index in range(len(vocab), NUM_SPECIAL + num_text_tokens):
+            vocab[f"<unused:{index}>"] = index
+        marks = [f"<image:{code}>" for code in range(num_image_codes)] + ["<break>", "<eoss>"] + [f"<mask:{i}>" for i in range(num_masks)]
+        names = [*enumerate(SPECIAL_TOKENS), *enumerate(marks, start=len(vocab))]
+        state["added_tokens"] = [
+            {"id": index, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+            for index, name in names
+        ]
+        return cls(json.dumps(state, ensure_ascii=False, sort_keys=True))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabulary:
+        """Reads `path`/tokenizer.json."""
+        file = Path(path) / "tokenizer.json"
+        try:
+            return cls(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"no vocabulary at {file}: run `cm3leon train-text-tokenizer` first") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"the vocabulary {file} is damaged ({error}): make it again") from None
+
+    def save(self, path: str | Path) -> None:
+        """Writes `path`/tokenizer.json."""
+        with replacing(Path(path) / "tokenizer.json") as temporary:
+            temporary.write_text(self._json, encoding="utf-8")
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal id spaces; stored in every prepared corpus and every checkpoint."""
+        canonical = json.dumps(json.loads(self._json), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def mask(self, index: int) -> int:
+        """The id of `<mask:index>`."""
+        return self.first_mask + index
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text; nothing in it is read as a mark."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """The text of the text tokens among `ids`; marks and image codes are left out."""
+        return self._tokenizer.decode([int(i) for i in ids if self.is_text(np.asarray(i))], skip_special_tokens=True)
+
+    def name(self, token: int) -> str:
+        """One id as a person reads it."""
+        return self._tokenizer.id_to_token(int(token)) or f"<id:{int(token)}>"
+
+    def encode_image(self, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """Ids of the image tokenizer's codes."""
+        return codes.astype(np.int32) + self.first_image_code
+
+    def decode_image(self, ids: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """The image tokenizer's codes of image ids."""
+        return ids.astype(np.int32) - self.first_image_code
+
+    def is_image(self, ids: Int[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+        """Which ids are image codes."""
+        return (ids >= self.first_image_code) & (ids < self.first_image_code + self.num_image_codes)
+
+    def is_text(self, ids: Int[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+        """Which ids are text tokens (marks are not)."""
+        return (ids >= NUM_SPECIAL) & (ids < self.first_image_code)
+
+    def check_fingerprint(self, found: str, what: str) -> None:
+        """Refuses something that was made with another vocabulary."""
+        if found != self.fingerprint:
+            raise UserError(
+                f"{what} was made with another vocabulary (fingerprint {found}, this one is {self.fingerprint}): "
+                "prepare the corpus again, or point config.vocabulary.path to the vocabulary it was made with"
+            )

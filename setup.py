@@ -1,0 +1,44 @@
+"""Package metadata; exact versions for Python 3.11 on a CPU are in requirements.lock."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DATA = ["seqio>=0.0.20", "tensorflow-datasets>=4.9.9", "tensorflow>=2.21", "sentencepiece<0.2.2"]  # 0.2.2 needs a newer protobuf than TensorFlow allows
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "hypothesis>=6.100", "transformers>=5", "ruff>=0.14", "mypy>=1.18"]
+
+setup(
+    name="cm3leon_jax",
+    version="0.1.0",
+    description="Train CM3Leon: one transformer over interleaved text and image codes, on JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["cm3leon_jax*"]),
+    package_data={"cm3leon_jax": ["py.typed", "evaluation/report.html.jinja", "data/inspect.html.jinja"]},
+    install_requires=[
+        "jax>=0.10,<0.13",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18",
+        "ml-collections>=1.1",
+        "jaxtyping>=0.3.4",
+        "numpy>=2",
+        "pillow>=11",
+        "safetensors>=0.6",
+        "tokenizers>=0.22",
+        "scikit-learn>=1.7",
+        "tensorboardX>=2.6.4",
+        "matplotlib>=3.10",
+        "jinja2>=3.1",
+        "tqdm>=4.67",
+    ],
+    extras_require={
+        "data": DATA,
+        "test": TEST,
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "cuda13": ["jax[cuda13]>=0.10,<0.13"],
+    },
+    entry_points={"console_scripts": ["cm3leon=cm3leon_jax.cli:main"]},
+)
