@@ -103,6 +103,8 @@ class ImageTokenizerTrainingConfig:
     batch_size: int = 192
     learning_rate: float = 4.5e-6
     warmup_steps: int = 0
+    # The last step's rate, as a share of the peak; the fall after the warm-up is linear.
+    final_learning_rate_share: float = 1.0
     beta1: float = 0.5
     beta2: float = 0.9
     # "gradient" moves the codebook by its own loss, "ema" by a running mean of what falls on each code.
@@ -155,8 +157,8 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.span_count in ("poisson", "fixed", "none"),
-            f"objective.span_count is {self.span_count!r}: 'poisson', 'fixed' or 'none'",
+            self.span_count in ("poisson", "fixed", "none") and self.mean_spans > 0,
+            "objective.span_count must be 'poisson', 'fixed' or 'none', and mean_spans above 0",
         )
         _require(0 <= self.whole_segment_share <= 1, "objective.whole_segment_share must lie between 0 and 1")
         _require(self.max_spans >= 1, "objective.max_spans must be at least 1; span_count = 'none' masks nothing")

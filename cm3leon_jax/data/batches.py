@@ -1,0 +1,205 @@
+"""The batch at step t as a pure function of (corpus, seed, t): shuffled, mixed, masked, packed.
+
+Nothing here remembers where it was, so a run resumes exactly, at any step, after any number of epochs, and on any number
+of processes: each builds its own rows of the same global batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import lru_cache
+
+import grain
+import numpy as np
+from jaxtyping import Int, Int32, Int64
+
+from cm3leon_jax.config import BatchConfig, ObjectiveConfig
+from cm3leon_jax.data import counter_random
+from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.objective import TOKENS_PER_SPAN, draw_spans, move_spans, segments, span_counts
+from cm3leon_jax.data.order import WINDOW, DocumentOrder, DocumentReferences
+from cm3leon_jax.data.packing import best_fit_rows, stream_rows
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.vocabulary import Vocabulary
+
+_MASKS, _ROW_ORDER = 21, 22
+
+# `</s>` in front of a document and behind it.
+_NUM_ENDS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Sequences side by side. A target is the next token of the same document, or `<pad>`, which has no loss."""
+
+    tokens: Int32[np.ndarray, "B L"]
+    targets: Int32[np.ndarray, "B L"]
+    # Place in the document (whole) or in the sequence (stream).
+    positions: Int32[np.ndarray, "B L"]
+    # Index in the row of the first token that a token may attend to.
+    document_start: Int32[np.ndarray, "B L"]
+
+    def asdict(self) -> dict[str, Int32[np.ndarray, "B L"]]:
+        """The arrays by name, as the training step takes them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def leading_segments(
+    tokens: Int[np.ndarray, "n"], longest: int, vocabulary: Vocabulary
+) -> Int[np.ndarray, "m"]:
+    """The whole segments of a document that fit into `longest` tokens; never a part of a picture.
+
+    A text that alone is too long is cut; a picture that alone is too long leaves nothing.
+    """
+    if len(tokens) <= longest:
+        return tokens
+    fitting = [stop for _, stop in segments(tokens, vocabulary) if stop <= longest]
+    if fitting:
+        return tokens[: fitting[-1]]
+    return tokens[:0] if vocabulary.is_image(tokens[:longest]).any() else tokens[:longest]
+
+
+def document_row(
+    tokens: Int[np.ndarray, "n"], count: int, objective: ObjectiveConfig, vocabulary: Vocabulary, *key: int
+) -> Int32[np.ndarray, "m"]:
+    """`</s> document </s>` with its spans moved to the end; at most `n + 2 + 3 * count` tokens."""
+    framed = np.concatenate([[vocabulary.end], tokens, [vocabulary.end]])
+    spans = draw_spans(len(framed), segments(framed, vocabulary), count, objective, *key)
+    return move_spans(framed, spans, vocabulary)
+
+
+class BatchSource:
+    """Random access to the batches of a corpus: `source[t]` is this process's part of the global batch t."""
+
+    def __init__(
+        self,
+        corpus: PreparedCorpus,
+        vocabulary: Vocabulary,
+        objective: ObjectiveConfig,
+        batch: BatchConfig,
+        split: str = "train",
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        if batch.batch_size % process_count:
+            raise UserError(
+                f"config.batch.batch_size {batch.batch_size} does not divide among {process_count} processes"
+            )
+        self._vocabulary, self._objective, self._config = vocabulary, objective, batch
+        self._splits = corpus.splits(split)
+        sizes = {task: documents.num_documents for task, documents in self._splits.items()}
+        self._order = DocumentOrder(sizes, corpus.rates(), batch.seed)
+        # Longest document that still fits a row with its ends; a row of L targets has L + 1 tokens.
+        self._longest = batch.sequence_length + 1 - _NUM_ENDS
+        if batch.packing == "whole" and self._longest < 1:
+            raise UserError(f"config.batch.sequence_length {batch.sequence_length} holds no document")
+        self.num_too_long = sum(int((d.lengths > self._longest).sum()) for d in self._splits.values())
+        self._rows_before = [0]
+        self._local_rows = slice(
+            process_index * batch.batch_size // process_count, (process_index + 1) * batch.batch_size // process_count
+        )
+        # The plan of a window is used by many consecutive rows.
+        self._plan = lru_cache(maxsize=4)(self._plan_window)
+
+    def __len__(self) -> int:
+        return 1 << 62
+
+    def __getitem__(self, step: int) -> Batch:
+        rows = range(step * self._config.batch_size, (step + 1) * self._config.batch_size)[self._local_rows]
+        parts = [self._build_row(row) for row in rows]
+        return Batch(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
+
+    def _key(self, references: DocumentReferences, index: int) -> tuple[int, ...]:
+        # A document is masked in a new way every time it comes.
+        at = int(references.task[index]), int(references.epoch[index]), int(references.document[index])
+        return self._config.seed, _MASKS, *at
+
+    def _plan_window(self, window: int) -> tuple[DocumentReferences, Int64[np.ndarray, "n"], list]:
+        """The documents of a window, their numbers of spans (whole packing), and the rows that they make."""
+        references = self._order.window(window)
+        lengths = np.zeros(WINDOW, np.int64)
+        for task, documents in enumerate(self._splits.values()):
+            mine = references.task == task
+            lengths[mine] = documents.lengths[references.document[mine]]
+        if self._config.packing == "stream":
+            counts = np.zeros(WINDOW, np.int64)
+            rows: list = stream_rows(lengths + _NUM_ENDS, self._config.sequence_length + 1)
+        else:
+            key = (self._config.seed, _MASKS, references.task, references.epoch, references.document)
+            counts = span_counts(self._objective, self._vocabulary.num_masks, *key)
+            # A document that fills its row leaves no room for marks, and then has no masks.
+            room = np.maximum(self._longest - lengths, 0) // TOKENS_PER_SPAN
+            counts = np.minimum(counts, room)
+            used = np.minimum(lengths, self._longest) + _NUM_ENDS + TOKENS_PER_SPAN * counts - 1
+            rows = best_fit_rows(used, self._config.sequence_length)
+        mixed = counter_random.permutation_at(np.arange(len(rows)), len(rows), self._config.seed, _ROW_ORDER, window)
+        return references, counts, [rows[i] for i in mixed.tolist()]
+
+    def _locate(self, row: int) -> tuple[int, int]:
+        """The window of a row, and its place there."""
+        while self._rows_before[-1] <= row:
+            self._rows_before.append(self._rows_before[-1] + len(self._plan(len(self._rows_before) - 1)[2]))
+        window = bisect_right(self._rows_before, row) - 1
+        return window, row - self._rows_before[window]
+
+    def _document(self, references: DocumentReferences, index: int) -> Int32[np.ndarray, "n"]:
+        task = self._order.tasks[int(references.task[index])]
+        return self._splits[task].document(int(references.document[index]))
+
+    def _build_row(self, row: int) -> tuple[Int32[np.ndarray, "L"], ...]:
+        window, place = self._locate(row)
+        references, counts, rows = self._plan(window)
+        length = self._config.sequence_length
+        if self._config.packing == "stream":
+            tokens = self._stream_tokens(references, rows[place], window, place)
+            return _lay_out([tokens], length, self._vocabulary.pad)
+        documents = []
+        for index in rows[place]:
+            tokens = leading_segments(self._document(references, index), self._longest, self._vocabulary)
+            if len(tokens):
+                key = self._key(references, index)
+                documents.append(document_row(tokens, int(counts[index]), self._objective, self._vocabulary, *key))
+        return _lay_out(documents, length, self._vocabulary.pad)
+
+    def _stream_tokens(
+        self, references: DocumentReferences, pieces: list[tuple[int, int, int]], window: int, place: int
+    ) -> Int32[np.ndarray, "m"]:
+        end = np.array([self._vocabulary.end], np.int32)
+        tokens = np.concatenate(
+            [
+                np.concatenate([end, self._document(references, index), end])[start:stop]
+                for index, start, stop in pieces
+            ]
+        )
+        key = self._config.seed, _MASKS, window, place
+        count = int(span_counts(self._objective, self._vocabulary.num_masks, *key))
+        spans = draw_spans(len(tokens), segments(tokens, self._vocabulary), count, self._objective, *key)
+        return move_spans(tokens, spans, self._vocabulary, limit=self._config.sequence_length + 1)
+
+
+def _lay_out(
+    documents: list[Int32[np.ndarray, "m"]], length: int, pad: int
+) -> tuple[Int32[np.ndarray, "L"], Int32[np.ndarray, "L"], Int32[np.ndarray, "L"], Int32[np.ndarray, "L"]]:
+    """Documents side by side: (tokens, targets, positions, document_start). The last token of each is only a target."""
+    tokens, targets = np.full(length, pad, np.int32), np.full(length, pad, np.int32)
+    positions = np.zeros(length, np.int32)
+    # A padding token attends to itself alone.
+    document_start = np.arange(length, dtype=np.int32)
+    start = 0
+    for document in documents:
+        stop = start + len(document) - 1
+        tokens[start:stop], targets[start:stop] = document[:-1], document[1:]
+        positions[start:stop] = np.arange(stop - start)
+        document_start[start:stop] = start
+        start = stop
+    return tokens, targets, positions, document_start
+
+
+def iterate(source: BatchSource, first_step: int, num_steps: int, prefetch: int = 4) -> Iterator[Batch]:
+    """The batches of steps `first_step` .. `num_steps` - 1, built ahead on a thread by Grain."""
+    steps = grain.MapDataset.source(source)[first_step:num_steps]
+    # One thread: building a batch is Python, so more threads only fight for the interpreter.
+    dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
+    return iter(dataset)

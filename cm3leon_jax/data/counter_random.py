@@ -1,0 +1,59 @@
+"""Random numbers as a pure function of a key: nothing here has state, so any position can be asked for at once.
+
+The mixing function is SplitMix64's finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+2014); the permutation is a Feistel network with cycle walking.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt64
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FEISTEL_ROUNDS = 6
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hash64(*key: int | np.ndarray) -> UInt64[np.ndarray, "..."]:
+    """64 well-mixed bits for a key of integers; array parts of the key are broadcast against each other."""
+    with np.errstate(over="ignore"):
+        state = np.asarray(_GOLDEN)
+        for part in key:
+            state = _mix(state + _GOLDEN + np.asarray(part, np.int64).astype(np.uint64))
+        return state
+
+
+def uniform(*key: int | np.ndarray) -> Float64[np.ndarray, "..."]:
+    """A number in [0, 1) for a key."""
+    return (hash64(*key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def generator(*key: int) -> np.random.Generator:
+    """A NumPy generator for a key."""
+    return np.random.Generator(np.random.Philox(key=int(hash64(*key))))
+
+
+def permutation_at(index: Int64[np.ndarray, "n"], size: int, *key: int | np.ndarray) -> Int64[np.ndarray, "n"]:
+    """Where a pseudorandom permutation of range(size), chosen by `key`, sends each index: no table, any size.
+
+    Array parts of the key choose the permutation index by index.
+    """
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    keys = [np.broadcast_to(hash64(*key, round_), index.shape) for round_ in range(_FEISTEL_ROUNDS)]
+    value = index.astype(np.uint64)
+    walking = np.arange(len(index))
+    with np.errstate(over="ignore"):
+        while len(walking):
+            left, right = value[walking] >> np.uint64(half), value[walking] & mask
+            for round_key in keys:
+                left, right = right, left ^ (_mix(right + round_key[walking]) & mask)
+            value[walking] = (left << np.uint64(half)) | right
+            # The network permutes a power of four; a value outside range(size) walks on until it falls inside.
+            walking = walking[value[walking] >= size]
+    return value.astype(np.int64)

@@ -1,0 +1,29 @@
+"""Attention with one mask description: causal, and nothing before the start of the query's own document."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def attention_mask(
+    query_index: Int[Array, "B L"], document_start: Int[Array, "B L"], num_keys: int
+) -> Bool[Array, "B L S"]:
+    """Which keys each query sees: document_start <= key <= query_index, all three indices into the same sequence."""
+    key_index = jnp.arange(num_keys)
+    return (key_index <= query_index[..., None]) & (key_index >= document_start[..., None])
+
+
+def attention(
+    query: Float[Array, "B L H Dh"],
+    key: Float[Array, "B S H Dh"],
+    value: Float[Array, "B S H Dh"],
+    mask: Bool[Array, "B L S"],
+) -> Float[Array, "B L H Dh"]:
+    """Scaled dot-product attention; the softmax is float32 whatever the inputs are."""
+    scale = query.shape[-1] ** -0.5
+    scores = jnp.einsum("BLHd,BSHd->BHLS", query * scale, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("BHLS,BSHd->BLHd", weights, value)

@@ -1,0 +1,69 @@
+"""Checkpoints: all that a run needs to go on, written by Orbax while training continues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from cm3leon_jax.errors import UserError
+
+
+class Checkpoints:
+    """The checkpoints of one run: the training state, and `meta`, a JSON object that says what it belongs to."""
+
+    def __init__(self, folder: Path, keep: int, save_every: int = 1) -> None:
+        policies = ocp.checkpoint_managers
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.preservation_policy.LatestN(keep),
+            save_decision_policy=policies.save_decision_policy.FixedIntervalPolicy(save_every),
+            enable_async_checkpointing=True,
+        )
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest complete step, if there is one."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, meta: dict[str, Any], force: bool = False) -> None:
+        """Starts to write a step if it is due (or with `force`); returns as soon as the state is copied."""
+        if self.latest_step != step:
+            args = ocp.args.Composite(state=ocp.args.StandardSave(_plain(state)), meta=ocp.args.JsonSave(meta))
+            self._manager.save(step, args=args, force=force)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What the step belongs to."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """Reads a step onto the devices that the abstract state names, whatever devices it was written from."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_plain(abstract_state)))
+        try:
+            restored = self._manager.restore(step, args=args)["state"]
+        except ValueError as error:
+            raise UserError(
+                f"the checkpoint {self._manager.directory}/{step} does not fit the model of this config "
+                f"({str(error).splitlines()[0]}); give the config it was trained with"
+            ) from None
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), jax.tree.leaves(restored))
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _plain(state: Any) -> Any:
+    """The same arrays in plain dicts and tuples, named as a person would look for them."""
+    return jax.tree.map(
+        lambda leaf: leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf,
+        jax.tree.map(
+            lambda node: nnx.to_pure_dict(node) if isinstance(node, nnx.State) else node,
+            state,
+            is_leaf=lambda node: isinstance(node, nnx.State),
+        ),
+    )

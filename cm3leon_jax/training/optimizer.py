@@ -1,0 +1,29 @@
+"""AdamW with warm-up, linear decay and clipping by the global norm."""
+
+from __future__ import annotations
+
+import optax
+
+from cm3leon_jax.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Linear from 0 to the peak over the warm-up, then linear to `final_learning_rate_share` of it at the last step."""
+    warmup = min(config.warmup_steps, num_steps)
+    peak = config.peak_learning_rate
+    decay = optax.linear_schedule(peak, peak * config.final_learning_rate_share, max(1, num_steps - warmup))
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), decay], [warmup])
+
+
+def optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """The update rule; the model has no biases and no learned norms, so weight decay falls on every parameter."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config, num_steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+        ),
+    )
