@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from cm3leon_jax.data.counter_random import generator, hash64
 
-NUM_TRAIN = 1437
+NUM_TRAIN, NUM_VALIDATION = 1437, 360
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Each names the digit once, and no other number ("one" as a pronoun would be read as a label).
 TEMPLATES = (
@@ -42,7 +42,7 @@ _CAPTION_SEED = 1
 
 
 @cache
-def load(split: str) -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int[np.ndarray, "n"]]:
+def load(split: str) -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int[np.ndarray, " n"]]:
     """Pictures, white strokes on black in 0..255, and labels of "train" (1,437) or "validation" (360)."""
     rows = {"train": slice(0, NUM_TRAIN), "validation": slice(NUM_TRAIN, None)}[split]
     pixels, labels = load_digits(return_X_y=True)
@@ -51,7 +51,7 @@ def load(split: str) -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int[np.ndarray, "n"]
 
 
 def augmented(index: int, copy: int) -> UInt8[np.ndarray, "8 8 1"]:
-    """A slightly turned, zoomed, sheared and shifted training picture; the same for the same numbers, copy 0 untouched."""
+    """A training picture slightly turned, zoomed, sheared and shifted, by its numbers alone; copy 0 is untouched."""
     pixels = load("train")[0][index]
     if copy == 0:
         return pixels
@@ -61,7 +61,7 @@ def augmented(index: int, copy: int) -> UInt8[np.ndarray, "8 8 1"]:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.array([[1, shear], [0, 1]]) / (1 + zoom)
     centre = np.array([3.5, 3.5])
-    offset = centre + (shift_y, shift_x) - matrix @ centre
+    offset = centre + np.array([shift_y, shift_x]) - matrix @ centre
     moved = ndimage.affine_transform(pixels[..., 0].astype(np.float32), matrix, offset, order=3)
     return np.clip(np.round(moved), 0, 255).astype(np.uint8)[..., None]
 

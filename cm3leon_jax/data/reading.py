@@ -1,0 +1,176 @@
+"""Reads the documents of a seqio Mixture or Task in a fixed order; the only door to seqio besides `tasks`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cm3leon_jax.config import CorpusConfig
+from cm3leon_jax.documents import Document, Picture, Text
+from cm3leon_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """An example that is no document, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class TaskReader:
+    """One task of the mixture."""
+
+    name: str
+    rate: float
+    splits: tuple[str, ...]
+    _task: Any
+
+    def num_examples(self, split: str) -> int | None:
+        """How many examples the task says it has; None if it does not say."""
+        return self._task.num_input_examples(split)
+
+    def documents(self, split: str, start: int = 0) -> Iterator[Document | Malformed]:
+        """The documents from example `start` on, always in the same order."""
+        import tensorflow as tf
+
+        dataset = self._task.get_dataset(sequence_length=None, split=split, shuffle=False, use_cached=False)
+        index = start
+        try:
+            for example in dataset.skip(start).prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+                yield _document(self.name, index, example)
+                index += 1
+        except tf.errors.OpError as error:
+            lines = [line for line in str(error.message).splitlines() if line.strip()]
+            reason = next((line for line in lines if "Error:" in line), lines[0] if lines else type(error).__name__)
+            raise UserError(
+                f"the task {self.name} cannot read example {index} of {split!r}: {reason.strip()}"
+            ) from None
+
+
+def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
+    """The tasks of `config.corpus.mixture`, with their rates, by name.
+
+    Raises:
+      UserError: if seqio is not installed, a module cannot be imported, or there is no such mixture of documents.
+    """
+    seqio = _import_seqio()
+    for module in corpus.modules:
+        _import_module(module)
+    from cm3leon_jax.data import tasks
+
+    if not corpus.mixture:
+        raise UserError(f"config.corpus.mixture is empty: name {_choice(seqio)}")
+    name = tasks.register_named(corpus.mixture)
+    try:
+        found = seqio.get_mixture_or_task(name)
+    except ValueError:
+        raise UserError(
+            f"config.corpus.mixture is {name!r}, but no Mixture or Task of that name is registered by "
+            f"{', '.join(corpus.modules) or 'config.corpus.modules, which is empty'}: name {_choice(seqio)}"
+        ) from None
+    if set(found.output_features) != {"segments", "is_image"}:
+        raise UserError(
+            f"the features of {name!r} are {', '.join(found.output_features)}: a task of documents has `segments` and "
+            "`is_image` (see cm3leon_jax.data.tasks.OUTPUT_FEATURES)"
+        )
+    if isinstance(found, seqio.Mixture):
+        return tuple(TaskReader(task.name, found.get_rate(task), tuple(task.splits), task) for task in found.tasks)
+    return (TaskReader(found.name, 1.0, tuple(found.splits), found),)
+
+
+def read_documents(corpus: CorpusConfig, split: str, start: int = 0) -> Iterator[Document]:
+    """Documents of all tasks that have `split`, interleaved by rate; `start` skips that many of each task.
+
+    A task that ends early leaves its place to the others; malformed examples are left out.
+    """
+    tasks = [task for task in open_mixture(corpus) if split in task.splits]
+    if not tasks:
+        raise UserError(f"no task of {corpus.mixture!r} has a split {split!r}: see config.corpus.train_split")
+    open_tasks = {task.name: task.documents(split, start) for task in tasks}
+    rates = {task.name: task.rate for task in tasks}
+    taken = dict.fromkeys(open_tasks, 0)
+    while open_tasks:
+        name = min(open_tasks, key=lambda task: (taken[task] + 1) / rates[task])
+        taken[name] += 1
+        document = next(open_tasks[name], None)
+        if document is None:
+            del open_tasks[name]
+        elif isinstance(document, Document):
+            yield document
+
+
+def _document(task: str, index: int, example: dict[str, Any]) -> Document | Malformed:
+    segments, is_image = example["segments"], example["is_image"]
+    if len(segments) != len(is_image):
+        raise UserError(
+            f"example {index} of the task {task} has {len(segments)} segments but {len(is_image)} values of is_image: "
+            "one for each segment"
+        )
+    try:
+        return Document(
+            tuple(
+                Picture(bytes(segment)) if image else Text(bytes(segment).decode())
+                for segment, image in zip(segments, is_image, strict=True)
+            )
+        )
+    except UnicodeDecodeError as error:
+        return Malformed(f"text is not UTF-8: {error.reason} at byte {error.start}")
+
+
+def _import_seqio() -> Any:
+    try:
+        with _silent_stderr():
+            import seqio
+            import tensorflow as tf
+            from absl import logging
+    except ImportError as error:
+        raise UserError(f"reading raw data needs seqio ({error}): pip install 'cm3leon_jax[data]'") from None
+    logging.set_verbosity(logging.ERROR)
+    # The accelerator's memory is for the image tokenizer.
+    tf.config.set_visible_devices([], "GPU")
+    return seqio
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    # TensorFlow's libraries print a page of notices while they load, before any setting of theirs can stop them.
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _import_module(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise UserError(f"config.corpus.modules: {name} needs {error.name}, which is not installed") from None
+        raise UserError(f"config.corpus.modules: no module {name!r}: put its folder on PYTHONPATH") from None
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"config.corpus.modules: {name} cannot be imported: {type(error).__name__}: {error}") from None
+
+
+def _choice(seqio: Any) -> str:
+    registered = (*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names())
+    names = [
+        name
+        for name in sorted(registered)
+        if set(seqio.get_mixture_or_task(name).output_features) == {"segments", "is_image"}
+    ]
+    return f"one of {', '.join(names)}, folder:PATH or tfds:BUILDER"
