@@ -42,14 +42,26 @@ class Checkpoints:
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Reads a step onto the devices that the abstract state names, whatever devices it was written from."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(_plain(abstract_state)))
+        return _like(abstract_state, self._read(step, args))
+
+    def restore_parameters(self, step: int, abstract_parameters: nnx.State) -> nnx.State:
+        """Reads only the parameters of a step."""
+        item = {"parameters": _plain(abstract_parameters)}
+        args = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(
+                item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+            )
+        )
+        return _like(abstract_parameters, self._read(step, args)["parameters"])
+
+    def _read(self, step: int, args: ocp.args.Composite) -> Any:
         try:
-            restored = self._manager.restore(step, args=args)["state"]
-        except ValueError as error:
+            return self._manager.restore(step, args=args)["state"]
+        except (ValueError, KeyError) as error:
             raise UserError(
                 f"the checkpoint {self._manager.directory}/{step} does not fit the model of this config "
                 f"({str(error).splitlines()[0]}); give the config it was trained with"
             ) from None
-        return jax.tree.unflatten(jax.tree.structure(abstract_state), jax.tree.leaves(restored))
 
     def close(self) -> None:
         """Waits until everything is written."""
@@ -67,3 +79,7 @@ def _plain(state: Any) -> Any:
             is_leaf=lambda node: isinstance(node, nnx.State),
         ),
     )
+
+
+def _like(abstract: Any, plain: Any) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(plain))

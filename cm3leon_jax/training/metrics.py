@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,44 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+class StepClock:
+    """Seconds a step, and how many of them went into waiting for data; pauses (saving, evaluation) do not count."""
+
+    def __init__(self, first_step: int, tokens_per_step: int) -> None:
+        self._tokens_per_step = tokens_per_step
+        self._restart(first_step)
+
+    def _restart(self, step: int) -> None:
+        self._step, self._started = step, time.perf_counter()
+        self._waited = self._paused = 0.0
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Around the fetching of a batch."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is not training."""
+        started = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - started
+
+    def lap(self, step: int) -> dict[str, float]:
+        """Means over the steps since the last lap."""
+        steps = max(1, step - self._step)
+        seconds = (time.perf_counter() - self._started - self._paused) / steps
+        values = {
+            "tokens_per_second": self._tokens_per_step / seconds,
+            "data_wait_seconds": self._waited / steps,
+            "step_seconds": seconds,
+        }
+        self._restart(step)
+        return values
 
 
 def progress_bar(first_step: int, num_steps: int, shown: bool) -> tqdm:

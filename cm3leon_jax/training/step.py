@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from cm3leon_jax.config import Config
+from cm3leon_jax.data import batches
 from cm3leon_jax.model.sharding import batch_sharding, shardings
 from cm3leon_jax.model.transformer import Transformer
 from cm3leon_jax.training.loss import LossSums, loss_sums
@@ -23,6 +24,14 @@ from cm3leon_jax.vocabulary import Vocabulary
 TrainState = dict[str, Any]
 Batch = dict[str, Int[Array, "B L"]]
 Metrics = dict[str, Float[Array, ""]]
+
+
+def on_mesh(batch: batches.Batch, mesh: Mesh) -> Batch:
+    """A global batch from every process's own rows."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.asdict().items()
+    }
 
 
 def build_model(config: Config, vocabulary_size: int) -> Transformer:
@@ -78,7 +87,7 @@ class TrainStep:
 
         abstract = jax.eval_shape(init)
         state_shardings = shardings(abstract, mesh)
-        batches = batch_sharding(mesh)
+        rows = batch_sharding(mesh)
         self.abstract_state = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract,
@@ -86,8 +95,8 @@ class TrainStep:
         )
         self.init: Callable[[], TrainState] = jax.jit(init, out_shardings=state_shardings)
         self.step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]] = jax.jit(
-            step, in_shardings=(state_shardings, batches), out_shardings=(state_shardings, None), donate_argnums=0
+            step, in_shardings=(state_shardings, rows), out_shardings=(state_shardings, None), donate_argnums=0
         )
         self.evaluate: Callable[[nnx.State, Batch], LossSums] = jax.jit(
-            evaluate, in_shardings=(state_shardings["parameters"], batches)
+            evaluate, in_shardings=(state_shardings["parameters"], rows)
         )

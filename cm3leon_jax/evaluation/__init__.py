@@ -1,0 +1,1 @@
+"""Held-out loss, what is drawn and written, and the report."""

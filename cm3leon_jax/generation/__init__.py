@@ -1,0 +1,1 @@
+"""Cached decoding: prompts, sampling, guidance."""

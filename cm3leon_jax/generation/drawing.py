@@ -1,0 +1,41 @@
+"""Pictures from texts, and grids of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cm3leon_jax.config import SamplingConfig
+from cm3leon_jax.generation.decode import Decoder
+from cm3leon_jax.generation.prompts import text_to_image
+from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.vocabulary import Vocabulary
+
+
+def draw_pictures(
+    texts: Sequence[str],
+    decoder: Decoder,
+    image_tokenizer: ImageTokenizer,
+    vocabulary: Vocabulary,
+    sampling: SamplingConfig,
+) -> UInt8[np.ndarray, "n R R C"]:
+    """One picture a text."""
+    length = image_tokenizer.config.image_length
+    answers = decoder([text_to_image(text, length, vocabulary) for text in texts], sampling)
+    return image_tokenizer.decode(vocabulary.decode_image(np.array([answer.tokens for answer in answers])))
+
+
+def picture_grid(
+    pictures: UInt8[np.ndarray, "n R R C"], columns: int, shortest_side: int = 48, gap: int = 4
+) -> UInt8[np.ndarray, "height width C"]:
+    """Pictures in rows on white, small ones magnified by a whole factor so that their pixels can be seen."""
+    scale = max(1, -(-shortest_side // pictures.shape[1]))
+    large = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
+    (num, side, _, channels), rows = large.shape, -(-len(pictures) // columns)
+    grid = np.full((rows * (side + gap) + gap, columns * (side + gap) + gap, channels), 255, np.uint8)
+    for index in range(num):
+        top, left = (gap + (side + gap) * place for place in divmod(index, columns))
+        grid[top : top + side, left : left + side] = large[index]
+    return grid

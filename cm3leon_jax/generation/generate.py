@@ -1,0 +1,160 @@
+"""Draw, caption and fill in from prompts, with the latest checkpoint of a run.
+
+Prompts are JSON lines: {"prompt": "...", "task": "text_to_image | caption | infill", "image": "file.png",
+"region": [left, top, right, bottom]}, the region in shares of the picture's sides, the middle half of its height by
+default. Writes one PNG a picture and generations.jsonl to --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from cm3leon_jax.config import Config
+from cm3leon_jax.documents import UnreadablePicture, encode_png, open_picture
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import replacing
+from cm3leon_jax.generation import prompts
+from cm3leon_jax.generation.decode import Answer
+from cm3leon_jax.generation.restoring import TrainedModel, restore_model
+
+TASKS = ("text_to_image", "caption", "infill")
+MIDDLE_HALF = (0.0, 0.25, 1.0, 0.75)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `generate` takes beside the config."""
+    parser.add_argument("--prompts", metavar="FILE", help="prompts as JSON lines")
+    parser.add_argument("--prompt", metavar="TEXT", help="one text to draw")
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="answers a prompt (default: 1)")
+    parser.add_argument("--output", metavar="DIR", help="folder of the answers (default: WORKDIR/generations)")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One line of a prompts file."""
+
+    text: str
+    task: str = "text_to_image"
+    codes: Int[np.ndarray, "codes"] | None = None
+    region: tuple[float, float, float, float] = MIDDLE_HALF
+
+
+def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
+    """Answers every prompt."""
+    if bool(arguments.prompts) == bool(arguments.prompt):
+        raise UserError("give either --prompt=TEXT or --prompts=FILE")
+    if arguments.samples < 1:
+        raise UserError(f"--samples={arguments.samples}: at least 1")
+    model = restore_model(config, workdir)
+    requests = [Request(arguments.prompt)] if arguments.prompt else _read_requests(Path(arguments.prompts), model)
+    requests = [request for request in requests for _ in range(arguments.samples)]
+    output = Path(arguments.output or workdir / "generations")
+    output.mkdir(parents=True, exist_ok=True)
+
+    answers: list[Answer | None] = [None] * len(requests)
+    # One task at a time: answers of one length finish together.
+    for task in TASKS:
+        indices = [index for index, request in enumerate(requests) if request.task == task]
+        found = model.decoder([_prompt(requests[i], config, model) for i in indices], config.sampling)
+        for index, answer in zip(indices, found, strict=True):
+            answers[index] = answer
+    lines = [
+        _write_answer(index, index % arguments.samples, request, answer, model, output)
+        for index, (request, answer) in enumerate(zip(requests, answers, strict=True))
+        if answer is not None
+    ]
+    with replacing(output / "generations.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    print(f"{len(lines)} answers of the checkpoint of step {model.step} are in {output}")
+
+
+def region_mask(region: tuple[float, float, float, float], grid: int) -> Bool[np.ndarray, "codes"]:
+    """The codes of a picture that a region (left, top, right, bottom, in shares of the sides) covers."""
+    left, top, right, bottom = (round(share * grid) for share in region)
+    mask = np.zeros((grid, grid), bool)
+    mask[top:bottom, left:right] = True
+    return mask.ravel()
+
+
+def _read_requests(file: Path, model: TrainedModel) -> list[Request]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"no prompts file {file}") from None
+    requests = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{file}, line {number} is not JSON ({error}): write one object a line") from None
+            requests.append(_read_request(value, f"{file}, line {number}", file.parent, model))
+    if not requests:
+        raise UserError(f"the prompts file {file} is empty: write one JSON object a line")
+    return requests
+
+
+def _read_request(value: Any, where: str, folder: Path, model: TrainedModel) -> Request:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: write an object such as {{\"prompt\": \"a handwritten seven\"}}")
+    unknown = value.keys() - {"prompt", "task", "image", "region"}
+    if unknown:
+        raise UserError(f"{where}: no such field {', '.join(sorted(unknown))}; there are prompt, task, image, region")
+    task = value.get("task", "text_to_image")
+    if task not in TASKS:
+        raise UserError(f"{where}: task {task!r} is none of {', '.join(TASKS)}")
+    if task != "caption" and not isinstance(value.get("prompt"), str):
+        raise UserError(f"{where}: the task {task} needs a prompt, a text")
+    request = Request(text=value.get("prompt", ""), task=task)
+    if task == "text_to_image":
+        return request
+    if not isinstance(value.get("image"), str):
+        raise UserError(f"{where}: the task {task} needs an image, the name of a file")
+    path = folder / value["image"]
+    config = model.image_tokenizer.config
+    try:
+        pixels = open_picture(path.read_bytes(), config.resolution, config.in_channels)
+    except FileNotFoundError:
+        raise UserError(f"{where}: no picture {path}") from None
+    except UnreadablePicture as error:
+        raise UserError(f"{where}: the picture {path} cannot be read ({error})") from None
+    region = value.get("region", MIDDLE_HALF)
+    if len(region) != 4 or not all(isinstance(share, int | float) and 0 <= share <= 1 for share in region):
+        raise UserError(f"{where}: region is [left, top, right, bottom] in shares of the picture's sides, 0 to 1")
+    codes = np.asarray(model.image_tokenizer.encode(pixels[None])[0])
+    return dataclasses.replace(request, codes=codes, region=tuple(region))
+
+
+def _prompt(request: Request, config: Config, model: TrainedModel) -> prompts.Prompt:
+    vocabulary, image = model.vocabulary, model.image_tokenizer.config
+    if request.codes is None:
+        return prompts.text_to_image(request.text, image.image_length, vocabulary)
+    if request.task == "caption":
+        return prompts.caption(request.codes, config.sampling.max_text_tokens, vocabulary)
+    return prompts.infill(request.text, request.codes, region_mask(request.region, image.grid), vocabulary)
+
+
+def _write_answer(
+    index: int, sample: int, request: Request, answer: Answer, model: TrainedModel, output: Path
+) -> dict[str, Any]:
+    line = {"index": index, "prompt": request.text, "task": request.task, "sample": sample, "image": None, "text": None}
+    if request.task == "caption":
+        line["text"] = model.vocabulary.decode_text(answer.tokens).strip()
+    else:
+        if request.codes is None:
+            codes = model.vocabulary.decode_image(np.array(answer.tokens))
+        else:
+            mask = region_mask(request.region, model.image_tokenizer.config.grid)
+            codes = prompts.filled(request.codes, mask, answer.tokens, model.vocabulary)
+        line["image"] = f"{index:05d}.png"
+        with replacing(output / line["image"]) as temporary:
+            temporary.write_bytes(encode_png(np.asarray(model.image_tokenizer.decode(codes[None])[0])))
+    return {**line, "score": answer.score}

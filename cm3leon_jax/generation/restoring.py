@@ -1,0 +1,53 @@
+"""A trained model from its workdir, ready to generate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from cm3leon_jax.config import Config
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.generation.decode import Decoder
+from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.training.checkpoints import Checkpoints
+from cm3leon_jax.training.step import TrainStep
+from cm3leon_jax.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """All that generation and evaluation need."""
+
+    step: int
+    decoder: Decoder
+    compiled: TrainStep
+    mesh: Mesh
+    vocabulary: Vocabulary
+    image_tokenizer: ImageTokenizer
+
+
+def restore_model(config: Config, workdir: Path) -> TrainedModel:
+    """The parameters of the latest checkpoint, with the vocabulary and the image tokenizer they belong to."""
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"no checkpoints in {workdir}: run `cm3leon train` first, or give its --workdir")
+    vocabulary = Vocabulary.load(config.vocabulary.path)
+    image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
+    if image_tokenizer.config.codebook_size != vocabulary.num_image_codes:
+        raise UserError(
+            f"the image tokenizer {config.image_tokenizer.path} has {image_tokenizer.config.codebook_size} codes, "
+            f"the vocabulary {config.vocabulary.path} has {vocabulary.num_image_codes}: they belong to different runs"
+        )
+    mesh = make_mesh(config.mesh)
+    compiled = TrainStep(config, vocabulary, mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints)
+    step = checkpoints.latest_step
+    if step is None:
+        raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
+    vocabulary.check_fingerprint(checkpoints.meta(step)["vocabulary"], f"the checkpoint {workdir}/checkpoints/{step}")
+    parameters = checkpoints.restore_parameters(step, compiled.abstract_state["parameters"])
+    checkpoints.close()
+    decoder = Decoder(compiled.graph, parameters, vocabulary, config.batch.sequence_length)
+    return TrainedModel(step, decoder, compiled, mesh, vocabulary, image_tokenizer)

@@ -1,0 +1,1 @@
+"""Pixels to codes and back: the VQGAN, its losses and its training."""

@@ -1,0 +1,1 @@
+"""The transformer, its attention, and the table from logical to mesh axes."""

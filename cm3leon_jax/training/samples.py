@@ -1,0 +1,52 @@
+"""Pictures drawn while training, to be looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+
+from cm3leon_jax.config import Config
+from cm3leon_jax.documents import encode_png
+from cm3leon_jax.files import replacing
+from cm3leon_jax.generation.decode import Decoder
+from cm3leon_jax.generation.drawing import draw_pictures, picture_grid
+from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.vocabulary import Vocabulary
+
+_MOST_PROMPTS, _PER_PROMPT = 10, 6
+
+
+class SamplePictures:
+    """Draws the first prompts of `config.evaluate` into WORKDIR/samples/, one row a prompt."""
+
+    def __init__(self, config: Config, workdir: Path, vocabulary: Vocabulary, graph: nnx.GraphDef) -> None:
+        self._config, self._folder, self._vocabulary, self._graph = config, workdir / "samples", vocabulary, graph
+        self._texts = [text for text in config.evaluate.prompts[:_MOST_PROMPTS] for _ in range(_PER_PROMPT)]
+        self._image_tokenizer: ImageTokenizer | None = None
+        self._decoder: Decoder | None = None
+
+    def __call__(self, step: int, parameters: Any) -> UInt8[np.ndarray, "height width C"] | None:
+        """The grid, as written to samples/step_0000STEP.png; None where the config has no prompts.
+
+        Parameters that are spread over several processes are not gathered for this: there are no pictures then.
+        """
+        if not self._texts or jax.process_count() > 1:
+            return None
+        if self._decoder is None or self._image_tokenizer is None:
+            self._image_tokenizer = ImageTokenizer.load(self._config.image_tokenizer.path)
+            self._decoder = Decoder(self._graph, parameters, self._vocabulary, self._config.batch.sequence_length)
+        self._decoder.parameters = parameters
+        pictures = draw_pictures(
+            self._texts, self._decoder, self._image_tokenizer, self._vocabulary, self._config.sampling
+        )
+        # The next step donates these buffers.
+        self._decoder.parameters = None
+        grid = picture_grid(pictures, columns=_PER_PROMPT)
+        with replacing(self._folder / f"step_{step:08d}.png") as temporary:
+            temporary.write_bytes(encode_png(grid))
+        return grid
