@@ -1,0 +1,170 @@
+"""The frozen image tokenizer: pictures -> codes and back, from a folder of `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, UInt8
+from safetensors import SafetensorError
+
+from cm3leon_jax.config import ImageTokenizerConfig
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import read_json, replacing, write_json
+from cm3leon_jax.image_tokenizer.pixels import from_unit_range, to_unit_range
+from cm3leon_jax.image_tokenizer.vqgan import abstract_vqgan, bind, parameters
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class ImageTokenizer:
+    """A trained VQGAN. Codes are int32 in raster order; pictures are uint8, [B R R C]."""
+
+    def __init__(self, config: ImageTokenizerConfig, weights: Mapping[str, Array | np.ndarray]) -> None:
+        """Takes `weights` by the names `vqgan.parameters` gives."""
+        self.config = config
+        self.weights = {name: np.asarray(weights[name]) for name in sorted(weights)}
+        self.fingerprint = _fingerprint(config, self.weights)
+        self._mesh = jax.make_mesh(
+            (jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
+        )
+        self._on_devices = jax.device_put(self.weights, NamedSharding(self._mesh, PartitionSpec()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> ImageTokenizer:
+        """Reads the folder that `save` wrote.
+
+        Raises:
+          UserError: if there is none, or its files are damaged or do not belong together.
+        """
+        path = Path(path)
+        if not (path / CONFIG_FILE).is_file() or not (path / WEIGHTS_FILE).is_file():
+            raise UserError(f"no image tokenizer at {path}: run `cm3leon train-image-tokenizer` first")
+        stored = read_json(path / CONFIG_FILE, "the image tokenizer's config")
+        mend = "delete the folder and run `cm3leon train-image-tokenizer` again"
+        try:
+            values: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in stored["architecture"].items()
+            }
+            config = ImageTokenizerConfig(path=str(path), **values)
+            fingerprint = stored["fingerprint"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path / CONFIG_FILE} is not an image tokenizer's config ({error}); {mend}") from None
+        try:
+            weights = safetensors.numpy.load_file(path / WEIGHTS_FILE)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path / WEIGHTS_FILE} is damaged ({error}); {mend}") from None
+        _check_shapes(config, weights, path / WEIGHTS_FILE, mend)
+        tokenizer = cls(config, weights)
+        if tokenizer.fingerprint != fingerprint:
+            raise UserError(f"{path / WEIGHTS_FILE} is not the file that {path / CONFIG_FILE} was written with; {mend}")
+        return tokenizer
+
+    def save(self, path: str | Path, training: dict[str, Any] | None = None) -> None:
+        """Writes the folder; `training` is kept as a record. The config is written last and seals the weights."""
+        path = Path(path)
+        with replacing(path / WEIGHTS_FILE) as temporary:
+            safetensors.numpy.save_file(self.weights, temporary)
+        record = {"architecture": architecture(self.config), "fingerprint": self.fingerprint, "training": training}
+        write_json(path / CONFIG_FILE, record)
+
+    def encode(self, pictures: UInt8[np.ndarray, "B R R C"], batch_size: int | None = None) -> Int[np.ndarray, "B L"]:
+        """Codes of pictures, `batch_size` at a time (default: all at once), the last batch padded to the same shape."""
+        side, channels = self.config.resolution, self.config.in_channels
+        if pictures.shape[1:] != (side, side, channels):
+            raise ValueError(f"pictures have shape {pictures.shape[1:]}, the tokenizer takes {(side, side, channels)}")
+        codes = self._in_batches(_encode(self.config), pictures, batch_size)
+        return codes.reshape(len(pictures), self.config.image_length)
+
+    def decode(self, codes: Int[np.ndarray, "B L"], batch_size: int | None = None) -> UInt8[np.ndarray, "B R R C"]:
+        """Pictures of codes, `batch_size` at a time (default: all at once).
+
+        Raises:
+          ValueError: if a code lies outside the codebook, or there are too few or too many for a picture.
+        """
+        codes = np.asarray(codes)
+        grid = self.config.grid
+        if codes.shape[1:] != (grid * grid,):
+            raise ValueError(f"codes have shape {codes.shape}, a picture has {grid * grid} codes")
+        if codes.size and (codes.min() < 0 or codes.max() >= self.config.codebook_size):
+            raise ValueError(
+                f"codes reach from {codes.min()} to {codes.max()}, outside 0..{self.config.codebook_size - 1}"
+            )
+        return self._in_batches(_decode(self.config), codes.astype(np.int32).reshape(-1, grid, grid), batch_size)
+
+    def reconstruct(
+        self, pictures: UInt8[np.ndarray, "B R R C"], batch_size: int | None = None
+    ) -> UInt8[np.ndarray, "B R R C"]:
+        """Pictures through codes and back."""
+        return self.decode(self.encode(pictures, batch_size), batch_size)
+
+    def _in_batches(self, function: Callable[..., Array], rows: np.ndarray, batch_size: int | None) -> np.ndarray:
+        batch_size = batch_size or max(len(rows), 1)
+        # One shape, so one compilation; and the same program for every batch, so that codes cannot depend on the
+        # number of pictures that happen to be left at the end.
+        split = batch_size % self._mesh.size == 0
+        sharding = NamedSharding(self._mesh, PartitionSpec("data" if split else None))
+        results = []
+        for start in range(0, max(len(rows), 1), batch_size):
+            batch = np.asarray(rows[start : start + batch_size])
+            padding = np.zeros((batch_size - len(batch), *batch.shape[1:]), batch.dtype)
+            result = function(self._on_devices, jax.device_put(np.concatenate([batch, padding]), sharding))
+            results.append(np.asarray(result)[: len(batch)])
+        return np.concatenate(results)
+
+
+def architecture(config: ImageTokenizerConfig) -> dict[str, Any]:
+    """The fields that make the model what it is: all but where it is kept."""
+    fields = dataclasses.asdict(config)
+    del fields["path"]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+@functools.cache
+def _encode(config: ImageTokenizerConfig) -> Callable[..., Int[Array, "B G G"]]:
+    model = abstract_vqgan(config)
+
+    @jax.jit
+    def encode(weights: dict[str, Array], pictures: UInt8[Array, "B R R C"]) -> Int[Array, "B G G"]:
+        vqgan = bind(model, weights)
+        return vqgan.quantize.nearest(vqgan.encode(to_unit_range(pictures)))
+
+    return encode
+
+
+@functools.cache
+def _decode(config: ImageTokenizerConfig) -> Callable[..., UInt8[Array, "B R R C"]]:
+    model = abstract_vqgan(config)
+
+    @jax.jit
+    def decode(weights: dict[str, Array], codes: Int[Array, "B G G"]) -> UInt8[Array, "B R R C"]:
+        vqgan = bind(model, weights)
+        return from_unit_range(vqgan.decode(vqgan.quantize.lookup(codes)))
+
+    return decode
+
+
+def _fingerprint(config: ImageTokenizerConfig, weights: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(repr(sorted(architecture(config).items())).encode())
+    for name, value in weights.items():
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()[:16]
+
+
+def _check_shapes(config: ImageTokenizerConfig, weights: dict[str, np.ndarray], file: Path, mend: str) -> None:
+    expected = {name: value.shape for name, value in parameters(abstract_vqgan(config)).items()}
+    for name in sorted(expected.keys() | weights.keys()):
+        found = weights[name].shape if name in weights else "absent"
+        if name not in expected or found != expected[name]:
+            raise UserError(f"{file}: tensor {name} is {found}, its config says {expected.get(name, 'absent')}; {mend}")

@@ -1,0 +1,260 @@
+"""Trains the image tokenizer (a VQGAN) on the pictures of the mixture; run it again to continue.
+
+Reads the values under `image_tokenizer` and `image_tokenizer_training` of the config. Uses all devices of the host.
+
+  IMAGE_TOKENIZER/config.json, model.safetensors    the finished tokenizer, for `prepare` and `generate`
+  IMAGE_TOKENIZER/checkpoints                       the whole training state; a second run goes on from the last one
+  WORKDIR/image_tokenizer_metrics.jsonl             one JSON object a logged step
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from cm3leon_jax.config import Config, ImageTokenizerTrainingConfig
+from cm3leon_jax.data.image_sample import load_image_sample
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import read_json, replacing
+from cm3leon_jax.image_tokenizer.codec import CONFIG_FILE, ImageTokenizer, architecture
+from cm3leon_jax.image_tokenizer.lpips import load_lpips
+from cm3leon_jax.image_tokenizer.train_step import Metrics, Recipe, TrainingState, initial_state, make_train_step
+
+METRICS_FILE = "image_tokenizer_metrics.jsonl"
+KEPT_CHECKPOINTS = 2
+HELD_OUT_SHARE = 0.02
+FEWEST_HELD_OUT = 16
+# They may change between a run and its continuation.
+FREE_VALUES = ("num_steps", "log_every", "save_every")
+
+
+def run(config: Config, workdir: Path, arguments: Namespace) -> int:
+    """The command `cm3leon train-image-tokenizer`."""
+    del arguments
+    path = Path(config.image_tokenizer.path)
+    training = config.image_tokenizer_training
+    record = _record(config)
+    if _is_finished(path, record, training.num_steps):
+        print(f"the image tokenizer at {path} is already trained: {training.num_steps:,} steps of this config")
+        return 0
+    devices = jax.local_devices()
+    if training.batch_size % len(devices):
+        raise UserError(
+            f"config.image_tokenizer_training.batch_size is {training.batch_size}: "
+            f"it must be a multiple of the {len(devices)} devices of this host"
+        )
+    recipe = Recipe(config.image_tokenizer, training)
+    pictures, held_out = split_sample(load_image_sample(config))
+    lpips_weights = load_lpips(training.perceptual_weights_file) if training.perceptual_weight > 0 else None
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+    state = train(recipe, pictures, lpips_weights, mesh, path / "checkpoints", workdir / METRICS_FILE, record)
+
+    tokenizer = ImageTokenizer(config.image_tokenizer, state.parameters)
+    score = evaluate(tokenizer, held_out, training.batch_size)
+    tokenizer.save(path, training=record | {"held_out": score})
+    print(
+        f"image tokenizer {tokenizer.fingerprint} at {path}: on {len(held_out):,} held-out pictures "
+        f"PSNR {score['psnr']:.2f} dB, {score['codes_used']} of {config.image_tokenizer.codebook_size} codes used, "
+        f"perplexity {score['perplexity']:.1f}"
+    )
+    return 0
+
+
+def train(
+    recipe: Recipe,
+    pictures: UInt8[np.ndarray, "n R R C"],
+    lpips_weights: dict[str, np.ndarray] | None,
+    mesh: Mesh,
+    checkpoints: Path,
+    metrics_file: Path,
+    record: dict[str, Any],
+) -> TrainingState:
+    """From the last checkpoint, or the seed, to the last step; batch t follows from the seed and t alone.
+
+    Raises:
+      UserError: if the checkpoints are of another config, or the loss is no longer finite.
+    """
+    training = recipe.training
+    replicated = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    weights = None if lpips_weights is None else jax.device_put(lpips_weights, replicated)
+    step_function = make_train_step(recipe, mesh)
+    with ocp.CheckpointManager(
+        checkpoints.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=KEPT_CHECKPOINTS)
+    ) as manager:
+        first_batch = jax.device_put(batch_at(pictures, training, 0), split)
+        start = jax.jit(lambda batch: initial_state(recipe, batch), out_shardings=replicated)
+        state = _restore(manager, jax.eval_shape(start, first_batch), replicated, record) or start(first_batch)
+        first = int(state.step)
+        if first > training.num_steps:
+            raise UserError(
+                f"{checkpoints} is at step {first:,}, beyond config.image_tokenizer_training.num_steps "
+                f"{training.num_steps:,}: raise it, or delete the folder"
+            )
+        log = _Log(metrics_file, first, training)
+        for step in range(first, training.num_steps):
+            batch = jax.device_put(batch_at(pictures, training, step), split)
+            adversarial = recipe.has_discriminator and step >= training.discriminator_start
+            state, metrics = step_function(state, batch, weights, adversarial)
+            done = step + 1
+            due = done % training.save_every == 0 or done == training.num_steps
+            log.step(done, metrics, force=due)
+            if due:
+                manager.save(done, args=_checkpoint(state, record))
+        log.close()
+    return state
+
+
+def batch_at(
+    pictures: UInt8[np.ndarray, "n R R C"], training: ImageTokenizerTrainingConfig, step: int
+) -> UInt8[np.ndarray, "B R R C"]:
+    """The batch of a step: random pictures, each flipped or not, from the seed and the step alone."""
+    random = np.random.Generator(np.random.Philox(key=[training.seed, step]))
+    batch = pictures[np.sort(random.integers(0, len(pictures), training.batch_size))]
+    if training.flip:
+        flipped = random.random(training.batch_size) < 0.5
+        batch = np.where(flipped[:, None, None, None], batch[:, :, ::-1], batch)
+    return batch
+
+
+def split_sample(
+    sample: UInt8[np.ndarray, "n R R C"],
+) -> tuple[UInt8[np.ndarray, "n1 R R C"], UInt8[np.ndarray, "n2 R R C"]]:
+    """Pictures to train on, and the last 2% (at least 16) to measure on.
+
+    Raises:
+      UserError: if no more than half would be left to train on.
+    """
+    held_out = max(FEWEST_HELD_OUT, round(HELD_OUT_SHARE * len(sample)))
+    if len(sample) < 2 * held_out:
+        raise UserError(
+            f"the mixture gave {len(sample)} pictures to train the image tokenizer on: at least {2 * held_out}, "
+            f"{held_out} of which are held out"
+        )
+    return sample[:-held_out], sample[-held_out:]
+
+
+def evaluate(tokenizer: ImageTokenizer, pictures: UInt8[np.ndarray, "n R R C"], batch_size: int) -> dict[str, Any]:
+    """PSNR in dB over all pixels, and how many codes the pictures use and how evenly."""
+    squared_error, counts = 0.0, np.zeros(tokenizer.config.codebook_size, np.int64)
+    for start in range(0, len(pictures), batch_size):
+        batch = pictures[start : start + batch_size]
+        codes = tokenizer.encode(batch, batch_size)
+        difference = tokenizer.decode(codes, batch_size).astype(np.float64) - batch
+        squared_error += float(np.sum((difference / 255) ** 2))
+        counts += np.bincount(codes.ravel(), minlength=len(counts))
+    shares = counts[counts > 0] / counts.sum()
+    return {
+        "psnr": -10 * math.log10(max(squared_error / pictures.size, 1e-10)),
+        "codes_used": int(np.sum(counts > 0)),
+        "perplexity": float(np.exp(-np.sum(shares * np.log(shares)))),
+    }
+
+
+def _record(config: Config) -> dict[str, Any]:
+    # What a continuation must share with its start.
+    return {
+        "architecture": architecture(config.image_tokenizer),
+        "values": dataclasses.asdict(config.image_tokenizer_training),
+        "mixture": config.corpus.mixture,
+        "split": config.corpus.train_split,
+    }
+
+
+def _is_finished(path: Path, record: dict[str, Any], num_steps: int) -> bool:
+    if not (path / CONFIG_FILE).is_file():
+        return False
+    stored = read_json(path / CONFIG_FILE, "the image tokenizer's config").get("training")
+    _require_same(stored, record, path)
+    ImageTokenizer.load(path)
+    return stored["values"]["num_steps"] == num_steps
+
+
+def _require_same(stored: Any, record: dict[str, Any], path: Path) -> None:
+    found, wanted = _flat(stored or {}), _flat(record)
+    for name, value in wanted.items():
+        if name.rpartition(".")[2] not in FREE_VALUES and found.get(name) != value:
+            raise UserError(
+                f"{path} was trained with {name} = {found.get(name)}, this config says {value}: "
+                "delete the folder, or set another config.image_tokenizer.path"
+            )
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    parts = {"image_tokenizer": record.get("architecture", {}), "image_tokenizer_training": record.get("values", {})}
+    flat = {f"config.{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    return flat | {"config.corpus.mixture": record.get("mixture"), "config.corpus.train_split": record.get("split")}
+
+
+def _checkpoint(state: TrainingState, record: dict[str, Any]) -> ocp.args.Composite:
+    return ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+
+
+def _restore(
+    manager: ocp.CheckpointManager, abstract: TrainingState, sharding: NamedSharding, record: dict[str, Any]
+) -> TrainingState | None:
+    step = manager.latest_step()
+    if step is None:
+        return None
+    stored = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+    _require_same(stored, record, Path(manager.directory))
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
+    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+
+
+class _Log:
+    """The progress bar and the metrics file; both continue where a checkpoint did."""
+
+    def __init__(self, file: Path, first: int, training: ImageTokenizerTrainingConfig) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        # Steps after the checkpoint are done again, and logged again.
+        kept = [line for line in lines if json.loads(line)["step"] <= first]
+        with replacing(file) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._file = file
+        self._training = training
+        self._bar = tqdm(initial=first, total=training.num_steps, unit="step", desc="image tokenizer")
+        self._since = (first, time.perf_counter())
+
+    def step(self, done: int, metrics: Metrics, force: bool) -> None:
+        """Advances the bar; on every `log_every`-th step, and with `force`, waits for the values and writes them."""
+        self._bar.update()
+        logged = done % self._training.log_every == 0
+        if not (logged or force):
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"the image tokenizer's loss is {values['loss']} at step {done:,}: "
+                "lower config.image_tokenizer_training.learning_rate, or lengthen warmup_steps, and run it again"
+            )
+        if not logged:
+            return
+        last, then = self._since
+        now = time.perf_counter()
+        values["images_per_second"] = (done - last) * self._training.batch_size / (now - then)
+        self._since = (done, now)
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": done} | values) + "\n")
+        self._bar.set_postfix_str(
+            f"loss {values['loss']:.3f}, PSNR {values['psnr']:.1f} dB, {values['codes_used']:.0f} codes "
+            f"(perplexity {values['perplexity']:.0f}), {values['images_per_second']:.0f} images/s"
+        )
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
