@@ -180,7 +180,7 @@ class BatchSource:
 
 
 def _lay_out(
-    documents: list[Int32[np.ndarray, "m"]], length: int, pad: int
+    documents: list[Int32[np.ndarray, "_"]], length: int, pad: int
 ) -> tuple[Int32[np.ndarray, "L"], Int32[np.ndarray, "L"], Int32[np.ndarray, "L"], Int32[np.ndarray, "L"]]:
     """Documents side by side: (tokens, targets, positions, document_start). The last token of each is only a target."""
     tokens, targets = np.full(length, pad, np.int32), np.full(length, pad, np.int32)

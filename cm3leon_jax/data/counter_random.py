@@ -13,7 +13,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FEISTEL_ROUNDS = 6
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -22,15 +22,15 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def hash64(*key: int | np.ndarray) -> UInt64[np.ndarray, "..."]:
     """64 well-mixed bits for a key of integers; array parts of the key are broadcast against each other."""
     with np.errstate(over="ignore"):
-        state = np.asarray(_GOLDEN)
+        state: np.ndarray | np.uint64 = _GOLDEN
         for part in key:
             state = _mix(state + _GOLDEN + np.asarray(part, np.int64).astype(np.uint64))
-        return state
+        return np.asarray(state)
 
 
 def uniform(*key: int | np.ndarray) -> Float64[np.ndarray, "..."]:
     """A number in [0, 1) for a key."""
-    return (hash64(*key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.asarray((hash64(*key) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 def generator(*key: int) -> np.random.Generator:

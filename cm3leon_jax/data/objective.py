@@ -31,7 +31,8 @@ def span_counts(objective: ObjectiveConfig, num_masks: int, *key: int | np.ndarr
     counts = np.arange(most)
     log_probability = counts * np.log(objective.mean_spans) - objective.mean_spans
     log_probability -= np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, most)))])
-    return np.searchsorted(np.cumsum(np.exp(log_probability)), counter_random.uniform(*key, _COUNT), side="right")
+    uniform = counter_random.uniform(*key, _COUNT)
+    return np.asarray(np.searchsorted(np.cumsum(np.exp(log_probability)), uniform, side="right"))
 
 
 def segments(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> list[Span]:

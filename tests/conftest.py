@@ -1,0 +1,78 @@
+"""Eight virtual CPU devices, and every annotation of the package checked while the tests run."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+from jaxtyping import install_import_hook
+
+install_import_hook("cm3leon_jax", "beartype.beartype")
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cm3leon_jax.config import ModelConfig
+from cm3leon_jax.data.corpus import PreparedCorpus, offsets_file, token_dtype, tokens_file
+from cm3leon_jax.vocabulary import Vocabulary
+
+CAPTIONS = ("a handwritten seven", "the digit 3 written by hand", "a photo of the number 9", "zero, in pencil")
+IMAGE_LENGTH = 16
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    return Vocabulary.train(CAPTIONS * 4, num_text_tokens=288, num_image_codes=32, num_masks=8, progress=False)
+
+
+@pytest.fixture
+def tiny_model() -> ModelConfig:
+    return ModelConfig(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="all", init_std=0.05)
+
+
+def write_corpus(path: Path, vocabulary: Vocabulary, documents: dict[str, dict[str, list[np.ndarray]]]) -> Path:
+    """A prepared corpus of {task: {split: documents}}, two shards a split, every rate 1."""
+    tasks = {}
+    for task, splits in documents.items():
+        tasks[task] = {"rate": 1.0, "splits": {}}
+        for split, found in splits.items():
+            folder = path / task / split
+            folder.mkdir(parents=True)
+            halves = [found[: len(found) // 2], found[len(found) // 2 :]]
+            for shard, half in enumerate(halves):
+                np.concatenate([np.zeros(0, np.int32), *half]).astype(token_dtype(vocabulary.size)).tofile(
+                    tokens_file(folder, shard)
+                )
+                np.save(offsets_file(folder, shard), np.cumsum([0, *map(len, half)]))
+            tasks[task]["splits"][split] = {"num_documents": len(found), "num_shards": 2}
+    manifest = {
+        "format_version": 1,
+        "vocabulary": {"fingerprint": vocabulary.fingerprint, "size": vocabulary.size},
+        "image_tokenizer": {"image_length": IMAGE_LENGTH},
+        "tasks": tasks,
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def random_document(vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:
+    """A caption and a picture of random codes."""
+    text = vocabulary.encode_text(CAPTIONS[rng.integers(len(CAPTIONS))])
+    codes = vocabulary.encode_image(rng.integers(0, vocabulary.num_image_codes, IMAGE_LENGTH))
+    return np.concatenate([text, [vocabulary.break_], codes]).astype(np.int32)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> PreparedCorpus:
+    rng = np.random.default_rng(0)
+    sizes = {"first": {"train": 40, "validation": 10}, "second": {"train": 7, "validation": 3}}
+    documents = {
+        task: {split: [random_document(vocabulary, rng) for _ in range(n)] for split, n in splits.items()}
+        for task, splits in sizes.items()
+    }
+    path = write_corpus(tmp_path_factory.mktemp("corpus"), vocabulary, documents)
+    return PreparedCorpus.open(path, vocabulary)

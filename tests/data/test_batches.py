@@ -1,0 +1,123 @@
+"""Batches are a pure function of the step, and hold every document whole."""
+
+import numpy as np
+import pytest
+
+from cm3leon_jax.config import BatchConfig, ObjectiveConfig
+from cm3leon_jax.data.batches import Batch, BatchSource, iterate, leading_segments
+from cm3leon_jax.errors import UserError
+
+LENGTH = 96
+
+
+def source(corpus, vocabulary, packing="whole", objective=None, batch_size=8, split="train", **process):
+    batch = BatchConfig(batch_size=batch_size, sequence_length=LENGTH, packing=packing, seed=3)
+    return BatchSource(corpus, vocabulary, objective or ObjectiveConfig(), batch, split, **process)
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    for name, array in a.asdict().items():
+        np.testing.assert_array_equal(array, b.asdict()[name])
+
+
+def documents_of(batch: Batch, pad: int) -> list[list[int]]:
+    """The packed sequences, by the starts that attention sees, with the last target of each."""
+    found = []
+    for tokens, targets, starts in zip(batch.tokens, batch.targets, batch.document_start, strict=True):
+        for start in np.unique(starts[targets != pad]):
+            inside = (starts == start) & (targets != pad)
+            found.append([int(tokens[start]), *targets[inside].tolist()])
+    return found
+
+
+@pytest.mark.parametrize("packing", ["whole", "stream"])
+def test_the_batch_of_a_step_does_not_depend_on_where_one_starts(corpus, vocabulary, packing):
+    straight = [source(corpus, vocabulary, packing)[step] for step in range(40)]
+    one = source(corpus, vocabulary, packing)
+    # 47 documents: these steps lie several epochs apart.
+    for step in (39, 0, 25, 26):
+        assert_equal(one[step], straight[step])
+    fed = iterate(source(corpus, vocabulary, packing), 30, 40)
+    for step in range(30, 40):
+        assert_equal(next(fed), straight[step])
+
+
+@pytest.mark.parametrize("packing", ["whole", "stream"])
+@pytest.mark.parametrize("process_count", [2, 4, 8])
+def test_processes_share_one_global_batch(corpus, vocabulary, packing, process_count):
+    whole = source(corpus, vocabulary, packing)[11]
+    parts = [
+        source(corpus, vocabulary, packing, process_index=index, process_count=process_count)[11]
+        for index in range(process_count)
+    ]
+    for name, array in whole.asdict().items():
+        np.testing.assert_array_equal(array, np.concatenate([part.asdict()[name] for part in parts]))
+
+
+def test_whole_packing_holds_whole_documents_once_an_epoch(corpus, vocabulary):
+    plain = source(corpus, vocabulary, objective=ObjectiveConfig(span_count="none"))
+    expected = sorted(
+        [vocabulary.end, *documents.document(i).tolist(), vocabulary.end]
+        for documents in [corpus.task_split("second", "train")]
+        for i in range(documents.num_documents)
+    )
+    seen: dict[tuple[int, ...], int] = {}
+    for step in range(12):
+        for document in documents_of(plain[step], vocabulary.pad):
+            seen[tuple(document)] = seen.get(tuple(document), 0) + 1
+    known = {
+        (vocabulary.end, *documents.document(i).tolist(), vocabulary.end)
+        for documents in corpus.splits("train").values()
+        for i in range(documents.num_documents)
+    }
+    assert set(seen) <= known
+    assert {tuple(document) for document in expected} <= set(seen)
+
+
+def test_positions_restart_and_padding_sees_itself(corpus, vocabulary):
+    batch = source(corpus, vocabulary)[0]
+    columns = np.arange(LENGTH)
+    padding = batch.targets == vocabulary.pad
+    np.testing.assert_array_equal((columns - batch.document_start)[~padding], batch.positions[~padding])
+    np.testing.assert_array_equal(batch.document_start[padding], np.broadcast_to(columns, padding.shape)[padding])
+    assert padding.mean() < 0.2
+    assert (batch.tokens[:, 0] == vocabulary.end).all()
+
+
+def test_stream_packing_fills_every_row_and_keeps_the_order_of_tokens(corpus, vocabulary):
+    batch = source(corpus, vocabulary, "stream", ObjectiveConfig(span_count="none"))[0]
+    assert (batch.targets != vocabulary.pad).all()
+    assert (batch.document_start == 0).all()
+    np.testing.assert_array_equal(batch.tokens[:, 1:], batch.targets[:, :-1])
+
+
+def test_each_pass_over_a_document_masks_it_anew(corpus, vocabulary):
+    masked = source(corpus, vocabulary)
+    marks = [tuple(d) for step in range(30) for d in documents_of(masked[step], vocabulary.pad)]
+    endings = {d[-6:] for d in marks if d[-1] == vocabulary.eoss}
+    assert len(endings) > len(marks) / 4
+
+
+def test_rates_decide_how_often_a_task_comes(corpus, vocabulary):
+    # Both tasks have rate 1 but 40 and 7 documents: half of what is drawn is of each.
+    second = {
+        tuple(corpus.task_split("second", "train").document(i).tolist()) for i in range(7)
+    }
+    plain = source(corpus, vocabulary, objective=ObjectiveConfig(span_count="none"))
+    drawn = [tuple(d[1:-1]) for step in range(60) for d in documents_of(plain[step], vocabulary.pad)]
+    assert abs(np.mean([d in second for d in drawn]) - 0.5) < 0.08
+
+
+def test_a_long_document_is_cut_between_segments_never_in_a_picture(vocabulary):
+    v = vocabulary
+    text, picture = [5] * 6, [v.first_image_code] * 10
+    tokens = np.array([*text, v.break_, *picture])
+    assert leading_segments(tokens, 17, v).tolist() == tokens.tolist()
+    assert leading_segments(tokens, 16, v).tolist() == text
+    assert leading_segments(np.array(picture), 9, v).tolist() == []
+    assert leading_segments(np.array(text), 4, v).tolist() == text[:4]
+
+
+def test_a_batch_that_does_not_divide_is_refused(corpus, vocabulary):
+    with pytest.raises(UserError, match="batch_size 8 does not divide among 3"):
+        source(corpus, vocabulary, process_count=3)

@@ -1,0 +1,108 @@
+"""The CM3 objective: what is moved, what never is, and that nothing is lost."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cm3leon_jax.config import ObjectiveConfig
+from cm3leon_jax.data.objective import TOKENS_PER_SPAN, draw_spans, move_spans, segments, span_counts
+from cm3leon_jax.vocabulary import Vocabulary
+
+
+def document(vocabulary: Vocabulary, lengths: list[int]) -> np.ndarray:
+    """`</s> segment <break> segment ... </s>`, text and pictures in turn."""
+    parts: list[list[int]] = [[vocabulary.end]]
+    for index, length in enumerate(lengths):
+        first = vocabulary.first_image_code if index % 2 else 4
+        parts += [[first + i % 20 for i in range(length)], [vocabulary.break_]]
+    return np.concatenate([*parts[:-1], [vocabulary.end]]).astype(np.int32)
+
+
+def put_back(tokens: np.ndarray, vocabulary: Vocabulary) -> list[int]:
+    """Reads a masked sequence as the model is meant to: every tail goes where its mark stands in the source."""
+    ids = tokens.tolist()
+    is_mark = [vocabulary.first_mask <= t < vocabulary.first_mask + vocabulary.num_masks for t in ids]
+    tails: dict[int, list[int]] = {}
+    while vocabulary.eoss in ids:
+        last_mark = max(i for i, mark in enumerate(is_mark[: len(ids)]) if mark)
+        tails[ids[last_mark]] = ids[last_mark + 1 : -1]
+        assert ids[-1] == vocabulary.eoss
+        ids = ids[:last_mark]
+    restored: list[int] = []
+    for token in ids:
+        restored += tails.get(token, [token])
+    return restored
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    count=st.integers(0, 6),
+    whole=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 10_000),
+)
+def test_masking_loses_nothing_and_crosses_no_mark(vocabulary_for_properties, lengths, count, whole, seed):
+    v = vocabulary_for_properties
+    tokens = document(v, lengths)
+    spans = draw_spans(len(tokens), segments(tokens, v), count, ObjectiveConfig(whole_segment_share=whole), seed)
+    assert len(spans) <= count
+    for start, stop in spans:
+        assert stop > start
+        assert not np.isin(tokens[start:stop], [v.break_, v.end]).any()
+    moved = move_spans(tokens, spans, v)
+    assert len(moved) == len(tokens) + TOKENS_PER_SPAN * len(spans)
+    assert put_back(moved, v) == tokens.tolist()
+
+
+@pytest.fixture(scope="module")
+def vocabulary_for_properties(vocabulary):
+    return vocabulary
+
+
+def test_the_layout_is_the_papers(vocabulary):
+    v = vocabulary
+    tokens = np.array([v.end, 10, 11, v.break_, *range(v.first_image_code, v.first_image_code + 4), v.end])
+    moved = move_spans(tokens, [(1, 3), (5, 7)], v)
+    image = v.first_image_code
+    expected = [v.end, v.mask(0), v.break_, image, v.mask(1), image + 3, v.end]
+    expected += [v.mask(0), 10, 11, v.eoss, v.mask(1), image + 1, image + 2, v.eoss]
+    assert moved.tolist() == expected
+
+
+def test_a_limit_cuts_the_source_and_keeps_every_tail(vocabulary):
+    tokens = document(vocabulary, [5, 20])
+    moved = move_spans(tokens, [(2, 4), (10, 14)], vocabulary, limit=len(tokens))
+    whole = move_spans(tokens, [(2, 4), (10, 14)], vocabulary)
+    tail = 2 + 4 + 2 * 2
+    assert len(moved) == len(tokens)
+    assert moved[-tail:].tolist() == whole[-tail:].tolist()
+    assert moved[:-tail].tolist() == whole[: len(tokens) - tail].tolist()
+
+
+def test_whole_segments_leave_one_as_the_condition(vocabulary):
+    tokens = document(vocabulary, [4, 16])
+    parts = segments(tokens, vocabulary)
+    for seed in range(50):
+        spans = draw_spans(len(tokens), parts, 3, ObjectiveConfig(whole_segment_share=1.0), seed)
+        assert len(spans) == 1
+        assert spans[0] in parts
+
+
+def test_a_masked_caption_is_as_frequent_as_the_default_promises(vocabulary):
+    tokens = document(vocabulary, [8, 1024])
+    parts = segments(tokens, vocabulary)
+    objective = ObjectiveConfig()
+    counts = span_counts(objective, 64, 7, np.arange(4000))
+    masked = sum(
+        draw_spans(len(tokens), parts, int(count), objective, index) == [parts[0]] for index, count in enumerate(counts)
+    )
+    assert 0.13 < masked / 4000 < 0.19
+
+
+def test_span_counts_are_poisson_and_clamped():
+    counts = span_counts(ObjectiveConfig(mean_spans=1.0, max_spans=3), 64, 1, np.arange(100_000))
+    shares = np.bincount(counts) / len(counts)
+    np.testing.assert_allclose(shares, [np.exp(-1), np.exp(-1), np.exp(-1) / 2, 1 - 2.5 * np.exp(-1)], atol=0.006)
+    assert span_counts(ObjectiveConfig(span_count="none"), 64, 1, np.arange(5)).tolist() == [0] * 5
+    assert span_counts(ObjectiveConfig(span_count="fixed", mean_spans=9.0), 4, 1, np.arange(2)).tolist() == [4, 4]
