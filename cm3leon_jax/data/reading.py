@@ -129,17 +129,18 @@ def _import_seqio() -> Any:
             import seqio
             import tensorflow as tf
             from absl import logging
+
+            # The accelerator's memory is for the image tokenizer.
+            tf.config.set_visible_devices([], "GPU")
     except ImportError as error:
         raise UserError(f"reading raw data needs seqio ({error}): pip install 'cm3leon_jax[data]'") from None
     logging.set_verbosity(logging.ERROR)
-    # The accelerator's memory is for the image tokenizer.
-    tf.config.set_visible_devices([], "GPU")
     return seqio
 
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    # TensorFlow's libraries print a page of notices while they load, before any setting of theirs can stop them.
+    # TensorFlow's libraries print a page of notices while they load, whatever their settings say.
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -299,7 +299,7 @@ def _digits(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data
         for copy in range(DIGIT_COPIES if split == "train" else 1):
             moved = [digits.augmented(index, copy) for index in range(len(labels))] if copy else pixels
             captions = [digits.caption(int(label), copy * len(labels) + i) for i, label in enumerate(labels)]
-            yield {"image": np.stack(moved), "caption": np.array(captions, np.object_)}
+            yield {"image": np.stack(list(moved)), "caption": np.array(captions, np.object_)}
 
     # A whole copy at a time: each crossing from Python into tf.data costs half a millisecond.
     signature = {"image": tf.TensorSpec((None, 8, 8, 1), tf.uint8), "caption": tf.TensorSpec((None,), tf.string)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -35,49 +36,54 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
             return 0
         _refuse_to_orphan_corpus(config, old, difference)
         print(f"the vocabulary {path} is learned again: {difference}")
-    texts = _Texts(config)
-    vocabulary = Vocabulary.train(
-        iter(texts), config.vocabulary.num_text_tokens, config.image_tokenizer.codebook_size, config.vocabulary.num_masks,
-        progress=False,
-    )  # fmt: skip
-    if not texts.count:
-        raise UserError(
-            f"config.corpus.mixture {config.corpus.mixture!r} has no text in its split {config.corpus.train_split!r}: "
-            "the vocabulary is learned from text"
-        )
-    vocabulary.save(path)
-    write_json(path / "trained_on.json", {**_provenance(config), "num_texts": texts.count})
-    merges = len(json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"])
-    asked = config.vocabulary.num_text_tokens - 256
-    print(f"vocabulary: {_sizes(vocabulary)}")
-    print(f"learned {merges} merges of {asked} asked for, from {texts.count} texts")
-    num_tokens = sum(len(vocabulary.encode_text(text)) for text in texts.first)
-    num_bytes = sum(len(text.encode()) for text in texts.first)
-    print(f"{num_bytes / max(num_tokens, 1):.2f} bytes per token over the first {len(texts.first)} texts")
-    print(f"written to {path}")
+    _learn(config, path)
     return 0
 
 
-class _Texts:
-    """The texts of the first documents, read once; remembers how many there were and the first of them."""
+def _learn(config: Config, path: Path) -> None:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        # The BPE trainer pulls texts from a thread of its own, whose stack is too small for TensorFlow.
+        for text in _texts(config):
+            file.write(json.dumps(text) + "\n")
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self.count = 0
-        self.first: list[str] = []
+        def texts() -> Iterator[str]:
+            file.seek(0)
+            return map(json.loads, file)
 
-    def __iter__(self) -> Iterator[str]:
-        from cm3leon_jax.data.reading import read_documents
+        num_texts = sum(1 for _ in texts())
+        if not num_texts:
+            raise UserError(
+                f"config.corpus.mixture {config.corpus.mixture!r} has no text in its split "
+                f"{config.corpus.train_split!r}: the vocabulary is learned from text"
+            )
+        vocabulary = Vocabulary.train(
+            texts(),
+            config.vocabulary.num_text_tokens,
+            config.image_tokenizer.codebook_size,
+            config.vocabulary.num_masks,
+            progress=False,
+        )
+        measured = list(islice(texts(), _NUM_MEASURED))
+    vocabulary.save(path)
+    write_json(path / "trained_on.json", {**_provenance(config), "num_texts": num_texts})
+    merges = len(read_json(path / "tokenizer.json", "the vocabulary")["model"]["merges"])
+    num_tokens = sum(len(vocabulary.encode_text(text)) for text in measured)
+    num_bytes = sum(len(text.encode()) for text in measured)
+    print(f"vocabulary: {_sizes(vocabulary)}")
+    print(
+        f"learned {merges:,} merges of {config.vocabulary.num_text_tokens - 256:,} asked for, from {num_texts:,} texts"
+    )
+    print(f"{num_bytes / num_tokens:.2f} bytes per token over the first {len(measured):,} texts")
+    print(f"written to {path}")
 
-        corpus = self._config.corpus
-        documents = read_documents(corpus, corpus.train_split)
-        limited = islice(documents, self._config.vocabulary.num_documents)
-        for document in tqdm(limited, unit=" documents", desc="texts", disable=None):
-            if document.text:
-                self.count += 1
-                if len(self.first) < _NUM_MEASURED:
-                    self.first.append(document.text)
-                yield document.text
+
+def _texts(config: Config) -> Iterator[str]:
+    from cm3leon_jax.data.reading import read_documents
+
+    documents = islice(read_documents(config.corpus, config.corpus.train_split), config.vocabulary.num_documents)
+    for document in tqdm(documents, unit=" documents", desc="texts", disable=None):
+        if document.text.strip():
+            yield document.text
 
 
 def _provenance(config: Config) -> dict[str, Any]:
@@ -109,8 +115,9 @@ def _refuse_to_orphan_corpus(config: Config, old: Vocabulary, difference: str) -
         file = Path(config.corpus.path) / name
         if file.exists() and read_json(file, "the corpus")["vocabulary"]["fingerprint"] == old.fingerprint:
             raise UserError(
-                f"the corpus {config.corpus.path} was prepared with the vocabulary {config.vocabulary.path}, which does "
-                f"not fit the config any more ({difference}): delete that corpus, or choose another config.vocabulary.path"
+                f"the corpus {config.corpus.path} was prepared with the vocabulary {config.vocabulary.path}, which "
+                f"does not fit the config any more ({difference}): delete that corpus, or choose another "
+                "config.vocabulary.path"
             )
 
 

@@ -1,0 +1,175 @@
+"""Writes one shard of a prepared corpus: documents become ids, pictures are encoded many at a time."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from cm3leon_jax.data.corpus import offsets_file, token_dtype, tokens_file
+from cm3leon_jax.data.reading import Malformed
+from cm3leon_jax.documents import Document, Picture, UnreadablePicture, encode_png, open_picture
+from cm3leon_jax.files import replacing, write_json
+from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.vocabulary import Vocabulary
+
+# Skipped documents that are listed one by one; all of them are counted.
+NUM_LISTED = 1000
+
+
+def record_file(folder: Path, shard: int) -> Path:
+    """Where the record of a complete shard lies."""
+    return folder / f"shard-{shard:05d}.json"
+
+
+@dataclass(frozen=True)
+class OpenedDocument:
+    """A document with its text as ids and its pictures as pixels; among the segments, None stands for a picture."""
+
+    segments: tuple[list[int] | None, ...]
+    pictures: tuple[UInt8[np.ndarray, "R R C"], ...]
+
+
+@dataclass(frozen=True)
+class DocumentTokenizer:
+    """Makes ids of documents."""
+
+    vocabulary: Vocabulary
+    image_tokenizer: ImageTokenizer
+    batch_size: int
+
+    def open(self, document: Document | Malformed) -> OpenedDocument | Malformed:
+        """Opens the pictures and tokenizes the text; the codes of pictures come later, many at a time."""
+        if isinstance(document, Malformed):
+            return document
+        config = self.image_tokenizer.config
+        segments: list[list[int] | None] = []
+        pictures = []
+        for number, segment in enumerate(document.segments):
+            if not isinstance(segment, Picture):
+                segments.append(self.vocabulary.encode_text(segment.text))
+                continue
+            try:
+                pictures.append(open_picture(segment.encoded, config.resolution, config.in_channels))
+            except UnreadablePicture as error:
+                # Pillow names the place in memory, which differs in every run.
+                reason = re.sub(r" <[^>]*>", "", str(error))
+                return Malformed(f"unreadable picture: segment {number}: {reason}")
+            segments.append(None)
+        if not any(segment is None or segment for segment in segments):
+            return Malformed("empty document")
+        return OpenedDocument(tuple(segments), tuple(pictures))
+
+    def length(self, document: OpenedDocument) -> int:
+        """How many ids a document has."""
+        image_length = self.image_tokenizer.config.image_length
+        return sum(image_length if s is None else len(s) for s in document.segments) + len(document.segments) - 1
+
+    def encode(self, pictures: list[UInt8[np.ndarray, "R R C"]]) -> Int[np.ndarray, "n image_length"]:
+        """Ids of pictures."""
+        return self.vocabulary.encode_image(self.image_tokenizer.encode(np.stack(pictures), self.batch_size))
+
+    def join(self, document: OpenedDocument, codes: Iterator[Int[np.ndarray, " image_length"]]) -> list[int]:
+        """The ids of a document, with `<break>` between its segments; takes its pictures' ids from `codes`."""
+        ids: list[int] = []
+        for number, segment in enumerate(document.segments):
+            if number:
+                ids.append(self.vocabulary.break_)
+            ids.extend(next(codes).tolist() if segment is None else segment)
+        return ids
+
+
+@dataclass
+class ShardWriter:
+    """One shard while it is written: whole at its end, or absent."""
+
+    folder: Path
+    number: int
+    tokens: DocumentTokenizer
+    # Pictures of the split before this shard, and how many of its first ones are kept as samples.
+    first_picture: int
+    num_samples: int
+    num_tokens: int = 0
+    _counts: Counter[str] = field(default_factory=Counter)
+    _skipped: Counter[str] = field(default_factory=Counter)
+    _listed: list[dict[str, Any]] = field(default_factory=list)
+    _offsets: array = field(default_factory=lambda: array("q", [0]))
+    _documents: deque[OpenedDocument] = field(default_factory=deque)
+    _pictures: list[np.ndarray] = field(default_factory=list)
+    # Ids of pictures whose document still waits for others.
+    _codes: deque[np.ndarray] = field(default_factory=deque)
+    _open_files: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> ShardWriter:
+        self._dtype = token_dtype(self.tokens.vocabulary.size)
+        temporary = self._open_files.enter_context(replacing(tokens_file(self.folder, self.number)))
+        self._file = self._open_files.enter_context(temporary.open("wb"))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._open_files.__exit__(*exception)
+
+    def add(self, index: int, document: OpenedDocument | Malformed) -> None:
+        """Takes one example: a document, or one to be counted as skipped."""
+        self._counts["num_examples"] += 1
+        if isinstance(document, Malformed):
+            self._skipped[document.reason.partition(":")[0]] += 1
+            if len(self._listed) < NUM_LISTED:
+                self._listed.append({"index": index, "reason": document.reason})
+            return
+        for picture in document.pictures:
+            number = self.first_picture + self._counts["num_pictures"]
+            if number < self.num_samples:
+                with replacing(self.folder / "samples" / f"{number:05d}.png") as temporary:
+                    temporary.write_bytes(encode_png(picture))
+            self._counts["num_pictures"] += 1
+        self._counts["num_documents"] += 1
+        self._counts["num_text_tokens"] += sum(len(segment) for segment in document.segments if segment is not None)
+        self.num_tokens += self.tokens.length(document)
+        self._documents.append(document)
+        self._pictures.extend(document.pictures)
+        while len(self._pictures) >= self.tokens.batch_size:
+            self._encode(self.tokens.batch_size)
+        self._write_ready()
+
+    def close(self, last: bool) -> dict[str, Any]:
+        """Writes what waits, moves the files to their place, then the record that says the shard is complete."""
+        if self._pictures:
+            self._encode(len(self._pictures))
+        self._write_ready()
+        self._open_files.close()
+        with replacing(offsets_file(self.folder, self.number)) as temporary, temporary.open("wb") as file:
+            np.save(file, np.asarray(self._offsets, "<i8"))
+        num_image_tokens = self._counts["num_pictures"] * self.tokens.image_tokenizer.config.image_length
+        record = {
+            "num_examples": self._counts["num_examples"],
+            "num_documents": self._counts["num_documents"],
+            "num_pictures": self._counts["num_pictures"],
+            "num_tokens": self.num_tokens,
+            "num_text_tokens": self._counts["num_text_tokens"],
+            "num_image_tokens": num_image_tokens,
+            "skipped": {"by_reason": dict(sorted(self._skipped.items())), "first": self._listed},
+            "last": last,
+        }
+        write_json(record_file(self.folder, self.number), record)
+        return record
+
+    def _encode(self, count: int) -> None:
+        self._codes.extend(self.tokens.encode(self._pictures[:count]))
+        del self._pictures[:count]
+
+    def _write_ready(self) -> None:
+        while self._documents and len(self._documents[0].pictures) <= len(self._codes):
+            document = self._documents.popleft()
+            codes = (self._codes.popleft() for _ in document.pictures)
+            ids = np.array(self.tokens.join(document, codes), self._dtype)
+            self._file.write(ids.tobytes())
+            self._offsets.append(self._offsets[-1] + len(ids))
