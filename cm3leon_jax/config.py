@@ -64,6 +64,8 @@ class ImageTokenizerConfig:
     num_res_blocks: int = 2
     # Sides of the feature map at which residual blocks are followed by attention.
     attention_resolutions: tuple[int, ...] = ()
+    # Most groups of a group normalisation; small widths want fewer, since a group of one channel loses its mean.
+    norm_groups: int = 32
     latent_channels: int = 256
     embedding_dim: int = 256
     codebook_size: int = 8192

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from cm3leon_jax.image_tokenizer import codebook, losses
 from cm3leon_jax.image_tokenizer.codebook import CodebookStatistics
 from cm3leon_jax.image_tokenizer.lpips import lpips_distance
 from cm3leon_jax.image_tokenizer.pixels import to_unit_range
-from cm3leon_jax.image_tokenizer.vqgan import VQGAN, abstract_vqgan, bind, parameters, straight_through
+from cm3leon_jax.image_tokenizer.vqgan import VQGAN, abstract_vqgan, bind, initial_parameters, straight_through
 
 EMBEDDING = "quantize.embedding"
 LAST_KERNEL = "decoder.conv_out.kernel"
@@ -71,20 +71,22 @@ class Recipe:
         """Whether the run trains a discriminator at all."""
         return self.training.discriminator_weight > 0
 
-    def discriminator(self, rngs: nnx.Rngs) -> losses.PatchDiscriminator:
-        """A fresh discriminator."""
-        return losses.PatchDiscriminator(
-            self.config.in_channels,
-            self.training.discriminator_channels,
-            self.training.discriminator_layers,
-            self.config.resolution,
-            self.config.norm_groups,
-            rngs,
+    def abstract_discriminator(self) -> losses.PatchDiscriminator:
+        """The discriminator with shapes in place of arrays."""
+        return nnx.eval_shape(
+            lambda: losses.PatchDiscriminator(
+                self.config.in_channels,
+                self.training.discriminator_channels,
+                self.training.discriminator_layers,
+                self.config.resolution,
+                self.config.norm_groups,
+                nnx.Rngs(0),
+            )
         )
 
     def score(self, values: Parameters, pixels: Float[Array, "B R R C"]) -> Float[Array, "B P P 1"]:
         """The discriminator with parameters `values` on `pixels`."""
-        return bind(nnx.eval_shape(lambda: self.discriminator(nnx.Rngs(0))), values)(pixels)
+        return bind(self.abstract_discriminator(), values)(pixels)
 
 
 def initial_state(recipe: Recipe, pictures: UInt8[Array, "B R R C"]) -> TrainingState:
@@ -92,39 +94,40 @@ def initial_state(recipe: Recipe, pictures: UInt8[Array, "B R R C"]) -> Training
 
     A code that starts far from every latent is never chosen and never learns; one that starts on a latent is used.
     """
-    config, training = recipe.config, recipe.training
-    key = jax.random.key(training.seed)
-    model = VQGAN(config, nnx.Rngs(jax.random.fold_in(key, 0)))
-    latents = model.encode(to_unit_range(pictures)).reshape(-1, config.embedding_dim)
-    embedding = codebook.pick_latents(latents, config.codebook_size, jax.random.fold_in(key, 1))
-    values = parameters(model) | {EMBEDDING: embedding}
+    config, seed = recipe.config, recipe.training.seed
+    model = abstract_vqgan(config)
+    values = {name: jnp.asarray(value) for name, value in initial_parameters(model, seed).items()}
+    encode = jax.jit(lambda values, pictures: bind(model, values).encode(to_unit_range(pictures)))
+    latents = encode(values, pictures).reshape(-1, config.embedding_dim)
+    values[EMBEDDING] = codebook.pick_latents(latents, config.codebook_size, jax.random.key(seed))
     discriminator: Parameters = {}
     if recipe.has_discriminator:
-        discriminator = parameters(recipe.discriminator(nnx.Rngs(jax.random.fold_in(key, 2))))
+        fresh = initial_parameters(recipe.abstract_discriminator(), seed)
+        discriminator = {name: jnp.asarray(value) for name, value in fresh.items()}
     return TrainingState(
         step=jnp.zeros((), jnp.int32),
         parameters=values,
         optimizer=recipe.optimizer.init(values),
-        codebook=codebook.initial_statistics(embedding, latents.shape[0]),
+        codebook=codebook.initial_statistics(values[EMBEDDING], latents.shape[0]),
         discriminator=discriminator,
         discriminator_optimizer=recipe.optimizer.init(discriminator),
     )
 
 
+@cache
 def make_train_step(recipe: Recipe, mesh: Mesh) -> Callable[..., tuple[TrainingState, Metrics]]:
     """`(state, pictures, lpips weights or None, adversarial=) -> (state, metrics)`, jitted; the state is donated.
 
     Pictures are split over the mesh's one axis, everything else is on every device.
     """
     replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    jitted = jax.jit(
+    return jax.jit(
         partial(train_step, recipe),
         in_shardings=(replicated, split, replicated),
         out_shardings=replicated,
         static_argnums=3,
         donate_argnums=0,
     )
-    return jitted
 
 
 def train_step(
@@ -211,7 +214,7 @@ def _move_codebook(
     if not training.dead_code_every:
         return statistics, embedding
     step = state.step + 1
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(training.seed), 3), step)
+    key = jax.random.fold_in(jax.random.key(training.seed), step)
     return jax.lax.cond(
         step % training.dead_code_every == 0,
         lambda: codebook.revive_dead_codes(statistics, embedding, latents, training.dead_code_threshold, key),

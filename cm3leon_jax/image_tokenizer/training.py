@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -95,9 +96,8 @@ def train(
     with ocp.CheckpointManager(
         checkpoints.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=KEPT_CHECKPOINTS)
     ) as manager:
-        first_batch = jax.device_put(batch_at(pictures, training, 0), split)
-        start = jax.jit(lambda batch: initial_state(recipe, batch), out_shardings=replicated)
-        state = _restore(manager, jax.eval_shape(start, first_batch), replicated, record) or start(first_batch)
+        state = initial_state(recipe, jnp.asarray(batch_at(pictures, training, 0)))
+        state = _restore(manager, state, replicated, record) or jax.device_put(state, replicated)
         first = int(state.step)
         if first > training.num_steps:
             raise UserError(
@@ -204,14 +204,14 @@ def _checkpoint(state: TrainingState, record: dict[str, Any]) -> ocp.args.Compos
 
 
 def _restore(
-    manager: ocp.CheckpointManager, abstract: TrainingState, sharding: NamedSharding, record: dict[str, Any]
+    manager: ocp.CheckpointManager, like: TrainingState, sharding: NamedSharding, record: dict[str, Any]
 ) -> TrainingState | None:
     step = manager.latest_step()
     if step is None:
         return None
     stored = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
     _require_same(stored, record, Path(manager.directory))
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
     return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
 
 

@@ -6,10 +6,12 @@ weights is a renaming. Feature maps are [B H W C], all parameters float32.
 
 from __future__ import annotations
 
+import zlib
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -279,3 +281,23 @@ def bind(module: AnyModule, values: dict[str, Array]) -> AnyModule:
         for name, value in values.items()
     ]
     return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def initial_parameters(module: nnx.Module, seed: int) -> dict[str, np.ndarray]:
+    """Random values for an abstract `module`; each follows from the seed and its name alone.
+
+    Kernels are normal with variance 1 / fan-in, the codebook is uniform within 1/K, biases are 0 and scales 1.
+    """
+    values = {}
+    for name, abstract in parameters(module).items():
+        # Drawn on the host: compiling a hundred random generators would take longer than a small run's first 100 steps.
+        random = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
+        shape, kind = abstract.shape, name.rpartition(".")[2]
+        if kind == "kernel":
+            value = random.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
+        elif kind == "embedding":
+            value = random.uniform(-1 / shape[0], 1 / shape[0], shape)
+        else:
+            value = np.full(shape, float(kind == "scale"))
+        values[name] = value.astype(np.float32)
+    return values
