@@ -1,0 +1,239 @@
+"""Shows what is in a prepared corpus: its documents, and the packed, masked sequences that training sees.
+
+Prints them as text and writes a page with pictures. Marks are shown as they are, `[picture 4x4]` stands for a whole
+picture and `[5 codes]` for a part of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, zip_longest
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from jaxtyping import Int
+
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches import Batch, BatchSource
+from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.prepare import summary
+from cm3leon_jax.documents import encode_png
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import replacing
+from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.vocabulary import Vocabulary
+
+# Where a part of a picture is missing, the page shows this grey.
+_MISSING = 208
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of ids of one kind: "text", "mark", "pad" or "image"."""
+
+    kind: str
+    text: str
+    # Of an image: its codes, and where in the picture the first of them lies; None if that cannot be told.
+    codes: tuple[int, ...] = ()
+    offset: int | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One document or sequence as it is shown."""
+
+    title: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def line(self) -> str:
+        """All of it on one line."""
+        return " ".join(piece.text for piece in self.pieces)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `inspect`."""
+    parser.add_argument("--split", help="which split (default: config.corpus.train_split)")
+    parser.add_argument("--count", type=int, default=8, help="how many documents and how many sequences (default: 8)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="the page (default: WORKDIR/inspect.html)")
+
+
+def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
+    """The command `inspect`."""
+    if arguments.count < 1:
+        raise UserError(f"--count is {arguments.count}: at least 1")
+    vocabulary = Vocabulary.load(config.vocabulary.path)
+    corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
+    split = arguments.split or config.corpus.train_split
+    documents = list(_documents(corpus, vocabulary, split, arguments.count))
+    sequences = list(_sequences(config, corpus, vocabulary, split, arguments.count))
+    image_tokenizer, absence = _image_tokenizer(config, corpus)
+
+    print(f"{corpus.path}, made by {corpus.manifest['created_by']} from {corpus.manifest['mixture']!r}\n")
+    print(summary(corpus.manifest))
+    for heading, shown in (("documents", documents), ("sequences", sequences)):
+        print(f"\n{heading} of {split!r}")
+        for entry in shown:
+            print(f"\n  {entry.title}\n    {entry.line}")
+    page = arguments.html or workdir / "inspect.html"
+    with replacing(page) as temporary:
+        temporary.write_text(_page(corpus, split, documents, sequences, image_tokenizer, absence), encoding="utf-8")
+    print(f"\n{absence + '; ' if absence else ''}page written to {page}")
+    return 0
+
+
+def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int) -> tuple[Piece, ...]:
+    """Splits ids into runs of text, pictures and single marks, and finds where in its picture each part lies."""
+    edges = {vocabulary.break_, vocabulary.end}
+    result: list[Piece] = []
+    # Where in its picture the hole under a mask begins, for the masks met so far.
+    holes: dict[int, int | None] = {}
+    reached: int | None = 0
+    start = 0
+    for kind, group in groupby([int(i) for i in ids], lambda token: _kind(token, vocabulary)):
+        run = list(group)
+        before = int(ids[start - 1]) if start else vocabulary.end
+        start += len(run)
+        after = int(ids[start]) if start < len(ids) else vocabulary.end
+        if kind == "text":
+            result.append(Piece(kind, vocabulary.decode_text(run)))
+            reached = None
+        elif kind == "pad":
+            result.append(Piece(kind, f"<pad> x {len(run)}"))
+        elif kind == "mark":
+            for token in run:
+                result.append(Piece(kind, vocabulary.name(token)))
+                if token in edges:
+                    reached = 0
+                elif token in holes:
+                    # The mask comes a second time, in front of what it hides.
+                    reached = holes[token]
+                else:
+                    holes[token], reached = reached, None
+        else:
+            offset = 0 if len(run) == image_length else reached
+            if offset is None and before not in edges and after in edges:
+                offset = image_length - len(run)
+            result.append(_image_piece(run, offset, vocabulary, image_length))
+            reached = None if offset is None else offset + len(run)
+    return tuple(result)
+
+
+def _kind(token: int, vocabulary: Vocabulary) -> str:
+    if token == vocabulary.pad:
+        return "pad"
+    if vocabulary.is_image(np.asarray(token)):
+        return "image"
+    return "text" if vocabulary.is_text(np.asarray(token)) else "mark"
+
+
+def _image_piece(run: list[int], offset: int | None, vocabulary: Vocabulary, image_length: int) -> Piece:
+    grid = round(image_length**0.5)
+    text = f"[picture {grid}x{grid}]" if len(run) == image_length else f"[{_counted(len(run), 'code')}]"
+    codes = tuple(vocabulary.decode_image(np.array(run)).tolist())
+    fits = offset is not None and offset + len(run) <= image_length
+    return Piece("image", text, codes, offset if fits else None)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _documents(corpus: PreparedCorpus, vocabulary: Vocabulary, split: str, count: int) -> Iterator[Shown]:
+    """The first documents, in turn from each task."""
+    tasks = corpus.splits(split)
+    by_task = [[(name, index) for index in range(min(count, task.num_documents))] for name, task in tasks.items()]
+    in_turn = [entry for turn in zip_longest(*by_task) for entry in turn if entry is not None]
+    for name, index in in_turn[:count]:
+        ids = tasks[name].document(index)
+        yield Shown(f"{name} {index}, {len(ids)} tokens", pieces(ids, vocabulary, corpus.image_length))
+
+
+def _sequences(
+    config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary, split: str, count: int
+) -> Iterator[Shown]:
+    """The first sequences of training, document by document."""
+    rows = dataclasses.replace(config.batch, batch_size=count)
+    batch = BatchSource(corpus, vocabulary, config.objective, rows, split)[0]
+    for row in range(count):
+        parts = list(_row_documents(batch, row, vocabulary))
+        length = batch.tokens.shape[1]
+        used = int((batch.tokens[row] != vocabulary.pad).sum())
+        title = (
+            f"sequence {row}: {used} of {length} tokens, {len(parts)} {'document' if len(parts) == 1 else 'documents'}"
+        )
+        shown = [piece for ids in parts for piece in pieces(ids, vocabulary, corpus.image_length)]
+        padding = [Piece("pad", f"<pad> x {length - used}")] if used < length else []
+        yield Shown(title, (*shown, *padding))
+
+
+def _row_documents(batch: Batch, row: int, vocabulary: Vocabulary) -> Iterator[Int[np.ndarray, " n"]]:
+    """The ids of each document of a row, with the last one, which is only a target."""
+    used = batch.tokens[row] != vocabulary.pad
+    for start in np.unique(batch.document_start[row][used]):
+        inside = used & (batch.document_start[row] == start)
+        yield np.append(batch.tokens[row][inside], batch.targets[row][inside][-1])
+
+
+def _image_tokenizer(config: Config, corpus: PreparedCorpus) -> tuple[ImageTokenizer | None, str]:
+    """The image tokenizer the corpus was made with, or why there is none to decode its codes."""
+    try:
+        image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
+    except UserError as error:
+        return None, f"the page has no pictures: {error}"
+    if image_tokenizer.fingerprint != corpus.manifest["image_tokenizer"]["fingerprint"]:
+        return None, f"the page has no pictures: {config.image_tokenizer.path} is not what the corpus was made with"
+    return image_tokenizer, ""
+
+
+def _page(
+    corpus: PreparedCorpus,
+    split: str,
+    documents: Sequence[Shown],
+    sequences: Sequence[Shown],
+    image_tokenizer: ImageTokenizer | None,
+    absence: str,
+) -> str:
+    placed = [piece for shown in (*documents, *sequences) for piece in shown.pieces if piece.offset is not None]
+    pictures = dict(zip(placed, _drawn(placed, image_tokenizer), strict=True)) if image_tokenizer and placed else {}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cm3leon_jax", "data"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("inspect.html.jinja").render(
+        path=str(corpus.path),
+        manifest=corpus.manifest,
+        split=split,
+        sections=[("Documents", documents), ("Sequences", sequences)],
+        samples=[_data_url(file.read_bytes()) for file in _sample_files(corpus, split)],
+        pictures=pictures,
+        absence=absence,
+    )
+
+
+def _drawn(placed: Sequence[Piece], image_tokenizer: ImageTokenizer) -> list[str]:
+    """PNGs as data URLs; what a part of a picture does not cover is grey."""
+    config = image_tokenizer.config
+    codes = np.zeros((len(placed), config.image_length), np.int32)
+    known = np.zeros(codes.shape, bool)
+    for row, piece in enumerate(placed):
+        assert piece.offset is not None
+        stop = piece.offset + len(piece.codes)
+        codes[row, piece.offset : stop], known[row, piece.offset : stop] = piece.codes, True
+    pixels = image_tokenizer.decode(codes, batch_size=min(64, len(placed)))
+    cells = known.reshape(-1, config.grid, config.grid, 1).repeat(config.factor, axis=1).repeat(config.factor, axis=2)
+    return [_data_url(encode_png(picture)) for picture in np.where(cells, pixels, _MISSING).astype(np.uint8)]
+
+
+def _sample_files(corpus: PreparedCorpus, split: str, count: int = 16) -> list[Path]:
+    files = [sorted((corpus.path / task / split / "samples").glob("*.png")) for task in corpus.manifest["tasks"]]
+    return next((found[:count] for found in files if found), [])
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
