@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 LEAST_USE = 1e-12
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class CodebookStatistics:
+class CodebookStatistics(NamedTuple):
     """Running means over steps: `usage` in uses a step, `sums` of the latents that fell on each code."""
 
     usage: Float[Array, " K"]

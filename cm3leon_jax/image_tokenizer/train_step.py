@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,7 @@ Parameters = dict[str, Array]
 Metrics = dict[str, Array]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrainingState:
+class TrainingState(NamedTuple):
     """All that a run needs to go on; the discriminator's parts are empty when there is none."""
 
     step: Int[Array, ""]

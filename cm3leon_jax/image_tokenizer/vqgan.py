@@ -7,7 +7,8 @@ weights is a renaming. Feature maps are [B H W C], all parameters float32.
 from __future__ import annotations
 
 import zlib
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -262,8 +263,8 @@ def straight_through(latents: Float[Array, "B G G E"], vectors: Float[Array, "B 
     return latents + jax.lax.stop_gradient(vectors - latents)
 
 
-def parameters(module: nnx.Module) -> dict[str, Array]:
-    """Every parameter by its dotted name, such as `encoder.down.0.block.1.conv1.kernel`."""
+def parameters(module: nnx.Module) -> dict[str, Any]:
+    """Every parameter (of an abstract module: its shape) by dotted name: `encoder.down.0.block.1.conv1.kernel`."""
     flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
     return {".".join(str(part) for part in path): variable.get_value() for path, variable in flat}
 
@@ -273,7 +274,7 @@ def abstract_vqgan(config: ImageTokenizerConfig) -> VQGAN:
     return nnx.eval_shape(lambda: VQGAN(config, nnx.Rngs(0)))
 
 
-def bind(module: AnyModule, values: dict[str, Array]) -> AnyModule:
+def bind(module: AnyModule, values: Mapping[str, Array | np.ndarray]) -> AnyModule:
     """A copy of `module` (which may be abstract) that holds `values` under the names `parameters` gives."""
     graph, _ = nnx.split(module)
     flat = [
