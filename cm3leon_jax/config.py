@@ -116,6 +116,7 @@ class ImageTokenizerTrainingConfig:
     commitment_weight: float = 0.25
     # A code that was used less than this often (running mean, uses a step) is put on an encoder output of the batch.
     dead_code_threshold: float = 0.01
+    # Steps between two looks for such codes; 0 never moves them.
     dead_code_every: int = 100
     # 0 leaves the term out. LPIPS needs weights: a safetensors file of VGG16 and the LPIPS linear layers.
     perceptual_weight: float = 0.0
@@ -135,6 +136,8 @@ class ImageTokenizerTrainingConfig:
             self.codebook_update in ("gradient", "ema"),
             f"image_tokenizer_training.codebook_update is {self.codebook_update!r}: 'gradient' or 'ema'",
         )
+        for name in ("num_steps", "batch_size", "log_every", "save_every"):
+            _require(getattr(self, name) >= 1, f"image_tokenizer_training.{name} is {getattr(self, name)}: at least 1")
         _require(
             self.perceptual_weight == 0 or bool(self.perceptual_weights_file),
             "image_tokenizer_training.perceptual_weight is set but perceptual_weights_file is empty: "

@@ -123,6 +123,7 @@ def batch_at(
 ) -> UInt8[np.ndarray, "B R R C"]:
     """The batch of a step: random pictures, each flipped or not, from the seed and the step alone."""
     random = np.random.Generator(np.random.Philox(key=[training.seed, step]))
+    # In order of place, which is kinder to a memory-mapped file; the losses do not care.
     batch = pictures[np.sort(random.integers(0, len(pictures), training.batch_size))]
     if training.flip:
         flipped = random.random(training.batch_size) < 0.5
@@ -178,13 +179,18 @@ def _is_finished(path: Path, record: dict[str, Any], num_steps: int) -> bool:
     if not (path / CONFIG_FILE).is_file():
         return False
     stored = read_json(path / CONFIG_FILE, "the image tokenizer's config").get("training")
+    if not stored:
+        raise UserError(
+            f"{path} holds an image tokenizer that was not trained by this command: use it as it is, "
+            "or set another config.image_tokenizer.path"
+        )
     _require_same(stored, record, path)
     ImageTokenizer.load(path)
     return stored["values"]["num_steps"] == num_steps
 
 
-def _require_same(stored: Any, record: dict[str, Any], path: Path) -> None:
-    found, wanted = _flat(stored or {}), _flat(record)
+def _require_same(stored: dict[str, Any], record: dict[str, Any], path: Path) -> None:
+    found, wanted = _flat(stored), _flat(record)
     for name, value in wanted.items():
         if name.rpartition(".")[2] not in FREE_VALUES and found.get(name) != value:
             raise UserError(

@@ -71,10 +71,10 @@ def test_identical_pictures_are_at_zero_with_a_finite_gradient(weights: dict[str
     on_device = {name: jnp.asarray(value) for name, value in weights.items()}
     # A bias that switches all of a stage off: its unit features have no direction.
     on_device["features.28.bias"] = jnp.full(512, -1e6)
-    value, gradient = jax.jit(jax.value_and_grad(lambda x, weights: lpips.lpips_distance(weights, x, grey)[0]))(
-        grey, on_device
-    )
-    assert value == 0 and np.isfinite(gradient).all()
+    to_grey = jax.jit(jax.value_and_grad(lambda x, weights: lpips.lpips_distance(weights, x, grey)[0]))
+    value, gradient = to_grey(grey, on_device)
+    # The two sides may be computed by differently fused programs: zero to rounding.
+    assert abs(value) < 1e-10 and np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(

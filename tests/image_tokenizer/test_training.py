@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh
 
 from cm3leon_jax.config import Config, ImageTokenizerConfig, ImageTokenizerTrainingConfig
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.image_tokenizer import train_step, training
+from cm3leon_jax.image_tokenizer import train_step, training, vqgan
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.image_tokenizer.train_step import Recipe
 
@@ -114,6 +114,7 @@ def test_a_loss_that_is_no_number_stops_the_run_unsaved(tmp_path: Path, monkeypa
     assert not [found for found in (tmp_path / "checkpoints").iterdir() if found.name.isdigit()]
 
 
+@pytest.mark.slow
 def test_the_command_trains_with_a_discriminator_on_all_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,3 +151,11 @@ def test_the_command_trains_with_a_discriminator_on_all_devices(
         uneven = dataclasses.replace(values, batch_size=12)
         path = dataclasses.replace(ARCHITECTURE, path=str(tmp_path / "new"))
         training.run(Config(image_tokenizer=path, image_tokenizer_training=uneven), tmp_path, Namespace())
+
+
+def test_a_tokenizer_from_elsewhere_is_not_overwritten(tmp_path: Path) -> None:
+    config = Config(image_tokenizer=dataclasses.replace(ARCHITECTURE, path=str(tmp_path)))
+    weights = vqgan.initial_parameters(vqgan.abstract_vqgan(ARCHITECTURE), 0)
+    ImageTokenizer(config.image_tokenizer, weights).save(tmp_path)
+    with pytest.raises(UserError, match="not trained by this command"):
+        training.run(config, tmp_path, Namespace())
