@@ -28,8 +28,8 @@ from cm3leon_jax.files import replacing
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.vocabulary import Vocabulary
 
-# Where a part of a picture is missing, the page shows this grey.
-_MISSING = 208
+# Where a part of a picture is missing, the page shows this pale blue, which no grey picture has.
+_MISSING = (205, 218, 240)
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int
     holes: dict[int, int | None] = {}
     reached: int | None = 0
     start = 0
-    for kind, group in groupby([int(i) for i in ids], lambda token: _kind(token, vocabulary)):
-        run = list(group)
+    for kind, group in groupby(zip(_kinds(ids, vocabulary), ids.tolist(), strict=True), lambda pair: pair[0]):
+        run = [token for _, token in group]
         before = int(ids[start - 1]) if start else vocabulary.end
         start += len(run)
         after = int(ids[start]) if start < len(ids) else vocabulary.end
@@ -124,12 +124,9 @@ def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int
     return tuple(result)
 
 
-def _kind(token: int, vocabulary: Vocabulary) -> str:
-    if token == vocabulary.pad:
-        return "pad"
-    if vocabulary.is_image(np.asarray(token)):
-        return "image"
-    return "text" if vocabulary.is_text(np.asarray(token)) else "mark"
+def _kinds(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary) -> list[str]:
+    conditions = [ids == vocabulary.pad, vocabulary.is_image(ids), vocabulary.is_text(ids)]
+    return np.select(conditions, ["pad", "image", "text"], "mark").tolist()
 
 
 def _image_piece(run: list[int], offset: int | None, vocabulary: Vocabulary, image_length: int) -> Piece:
@@ -217,7 +214,7 @@ def _page(
 
 
 def _drawn(placed: Sequence[Piece], image_tokenizer: ImageTokenizer) -> list[str]:
-    """PNGs as data URLs; what a part of a picture does not cover is grey."""
+    """PNGs as data URLs; what a part of a picture does not cover is pale blue."""
     config = image_tokenizer.config
     codes = np.zeros((len(placed), config.image_length), np.int32)
     known = np.zeros(codes.shape, bool)
@@ -227,7 +224,7 @@ def _drawn(placed: Sequence[Piece], image_tokenizer: ImageTokenizer) -> list[str
         codes[row, piece.offset : stop], known[row, piece.offset : stop] = piece.codes, True
     pixels = image_tokenizer.decode(codes, batch_size=min(64, len(placed)))
     cells = known.reshape(-1, config.grid, config.grid, 1).repeat(config.factor, axis=1).repeat(config.factor, axis=2)
-    return [_data_url(encode_png(picture)) for picture in np.where(cells, pixels, _MISSING).astype(np.uint8)]
+    return [_data_url(encode_png(picture)) for picture in np.where(cells, pixels, np.array(_MISSING, np.uint8))]
 
 
 def _sample_files(corpus: PreparedCorpus, split: str, count: int = 16) -> list[Path]:

@@ -1,0 +1,100 @@
+"""The command `inspect`: marks are visible, and parts of pictures find their place."""
+
+import argparse
+
+import numpy as np
+import pytest
+
+from cm3leon_jax import cli
+from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, VocabularyConfig
+from cm3leon_jax.data import inspection
+from cm3leon_jax.errors import UserError
+
+IMAGE_LENGTH = 16
+
+
+def _pieces(vocabulary, *parts):
+    return inspection.pieces(np.concatenate([np.atleast_1d(part) for part in parts]), vocabulary, IMAGE_LENGTH)
+
+
+@pytest.fixture
+def parts(vocabulary):
+    text = np.array(vocabulary.encode_text("a seven"))
+    image = vocabulary.encode_image(np.arange(IMAGE_LENGTH))
+    return text, image
+
+
+def test_a_document_is_split_into_text_marks_and_pictures(vocabulary, parts):
+    text, image = parts
+    found = _pieces(vocabulary, text, vocabulary.break_, image)
+    assert [piece.text for piece in found] == ["a seven", "<break>", "[picture 4x4]"]
+    assert found[2].codes == tuple(range(IMAGE_LENGTH)) and found[2].offset == 0
+
+
+def test_parts_of_a_masked_picture_find_their_place(vocabulary, parts):
+    text, image = parts
+    mask, end, eoss = vocabulary.mask(0), vocabulary.end, vocabulary.eoss
+    found = _pieces(
+        vocabulary, end, text, vocabulary.break_, image[:5], mask, image[9:], end, mask, image[5:9], eoss
+    )  # fmt: skip
+    placed = [(piece.text, piece.offset) for piece in found if piece.kind == "image"]
+    assert placed == [("[5 codes]", 0), ("[7 codes]", 9), ("[4 codes]", 5)]
+
+
+def test_a_picture_masked_from_its_start_and_a_single_code(vocabulary, parts):
+    text, image = parts
+    mask, end, eoss = vocabulary.mask(0), vocabulary.end, vocabulary.eoss
+    found = _pieces(vocabulary, end, mask, image[15:], vocabulary.break_, text, end, mask, image[:15], eoss)
+    placed = [(piece.text, piece.offset) for piece in found if piece.kind == "image"]
+    assert placed == [("[1 code]", 15), ("[15 codes]", 0)]
+
+
+def test_between_two_masks_the_place_is_unknown(vocabulary, parts):
+    _, image = parts
+    first, second = vocabulary.mask(0), vocabulary.mask(1)
+    found = _pieces(vocabulary, vocabulary.end, image[:3], first, image[6:9], second, image[14:], vocabulary.end)
+    assert [piece.offset for piece in found if piece.kind == "image"] == [0, None, 14]
+
+
+@pytest.fixture
+def config(tmp_path, corpus, vocabulary):
+    corpus.manifest.update(created_by="a test", mixture="two tasks")
+    corpus.manifest["vocabulary"].update(num_image_codes=32, num_text_tokens=288)
+    corpus.manifest["image_tokenizer"].update(resolution=8, fingerprint="none")
+    for task in corpus.manifest["tasks"].values():
+        for entry in task["splits"].values():
+            entry.update(num_text_tokens=1, num_image_tokens=1, skipped={"total": 0, "by_reason": {}, "first": []})
+    vocabulary.save(tmp_path / "vocabulary")
+    return Config(
+        corpus=CorpusConfig(path=str(corpus.path)),
+        vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
+        batch=BatchConfig(batch_size=2, sequence_length=64),
+    )
+
+
+@pytest.mark.parametrize("packing", ["whole", "stream"])
+def test_prints_and_writes_a_page(config, tmp_path, corpus, monkeypatch, capsys, packing):
+    from dataclasses import replace
+
+    monkeypatch.setattr(inspection.PreparedCorpus, "open", lambda path, vocabulary: corpus)
+    config = replace(config, batch=replace(config.batch, packing=packing))
+    arguments = argparse.Namespace(split=None, count=3, html=None)
+    assert inspection.run(config, tmp_path, arguments) == 0
+    out = capsys.readouterr().out
+    assert "<break> [picture 4x4]" in out and "sequence 2, " in out and "the page has no pictures" in out
+    page = (tmp_path / "inspect.html").read_text()
+    assert "&lt;break&gt;" in page and "[picture 4x4]" in page and "<script" not in page
+
+
+def test_a_wrong_count_and_split_are_named(config, tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr(inspection.PreparedCorpus, "open", lambda path, vocabulary: corpus)
+    with pytest.raises(UserError, match="--count is 0"):
+        inspection.run(config, tmp_path, argparse.Namespace(split=None, count=0, html=None))
+    with pytest.raises(UserError, match="no documents in the split 'test'"):
+        inspection.run(config, tmp_path, argparse.Namespace(split="test", count=1, html=None))
+
+
+def test_help_explains_the_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", "--help"])
+    assert "--html FILE" in capsys.readouterr().out

@@ -1,0 +1,160 @@
+"""Tasks: folders of captioned pictures, TFDS builders, and what is wrong with them by name."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+
+from cm3leon_jax.config import CorpusConfig
+from cm3leon_jax.data.reading import open_mixture
+from cm3leon_jax.documents import Picture, Text, encode_png, open_picture
+from cm3leon_jax.errors import UserError
+
+PNG = encode_png(np.full((8, 8, 3), 200, np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve captioned pictures, half of them in a folder below."""
+    for index in range(12):
+        picture = tmp_path / ("below" if index % 2 else "") / f"{index}.png"
+        picture.parent.mkdir(exist_ok=True)
+        picture.write_bytes(encode_png(np.full((8, 8, 3), index, np.uint8)))
+        picture.with_suffix(".txt").write_text(f"picture {index}\n")
+    return tmp_path
+
+
+def documents(mixture, split):
+    (task,) = open_mixture(CorpusConfig(mixture=mixture))
+    return list(task.documents(split))
+
+
+def test_folder_with_text_files(folder):
+    train, held_out = documents(f"folder:{folder}", "train"), documents(f"folder:{folder}", "validation")
+    assert len(held_out) == 1 and len(train) == 11
+    assert {document.text for document in train + held_out} == {f"picture {index}" for index in range(12)}
+    for document in train:
+        caption, picture = document.segments
+        assert isinstance(caption, Text) and isinstance(picture, Picture)
+        (file,) = folder.rglob(f"{caption.text.split()[1]}.png")
+        assert picture.encoded == file.read_bytes()
+    assert documents(f"folder:{folder}", "train") == train
+
+
+def test_folder_with_metadata(folder):
+    for file in folder.rglob("*.txt"):
+        file.unlink()
+    lines = [{"file_name": str(file.relative_to(folder)), "text": f"ä {file.stem}"} for file in folder.rglob("*.png")]
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    read = documents(f"folder:{folder}", "train") + documents(f"folder:{folder}", "validation")
+    assert {document.text for document in read} == {f"ä {index}" for index in range(12)}
+
+
+def test_all_captions_of_a_picture_are_on_one_side(tmp_path):
+    lines = []
+    for index in range(5):
+        (tmp_path / f"{index}.png").write_bytes(PNG)
+        lines += [json.dumps({"file_name": f"{index}.png", "text": f"{index} {caption}"}) for caption in "abc"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    train, held_out = documents(f"folder:{tmp_path}", "train"), documents(f"folder:{tmp_path}", "validation")
+    assert len(held_out) == 3 and len(train) == 12
+    assert not {d.text[0] for d in train} & {d.text[0] for d in held_out}
+
+
+def _no_caption(folder):
+    (folder / "0.txt").unlink()
+    return "0.png has no caption"
+
+
+def _no_picture(folder):
+    (folder / "below" / "1.png").unlink()
+    return "1.txt has no picture"
+
+
+def _not_json(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\nnot json\n')
+    return "metadata.jsonl:2 is malformed"
+
+
+def _no_text(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png"}\n')
+    return "metadata.jsonl:1 is malformed"
+
+
+def _unknown_picture(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "nowhere.png", "text": "a"}\n')
+    return "metadata.jsonl:1 names nowhere.png"
+
+
+def _picture_without_line(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n')
+    return "10.png has no line in"
+
+
+@pytest.mark.parametrize(
+    "spoil", [_no_caption, _no_picture, _not_json, _no_text, _unknown_picture, _picture_without_line]
+)
+def test_what_is_wrong_with_a_folder_is_named(folder, spoil):
+    message = spoil(folder)
+    with pytest.raises(UserError, match=message):
+        open_mixture(CorpusConfig(mixture=f"folder:{folder}"))
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match="no folder of pictures at "):
+        open_mixture(CorpusConfig(mixture=f"folder:{tmp_path}/nowhere"))
+    with pytest.raises(UserError, match="holds no pictures"):
+        open_mixture(CorpusConfig(mixture=f"folder:{tmp_path}"))
+
+
+@cache
+def _tiny_builder():
+    import tensorflow_datasets as tfds
+
+    class TinyCaptions(tfds.core.GeneratorBasedBuilder):
+        """Three pictures with two captions each."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(),
+                "captions": tfds.features.Sequence({"text": tfds.features.Text()}),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for index in range(3):
+                texts = [{"text": f"{index} {caption}"} for caption in "ab"]
+                yield index, {"image": np.full((8, 8, 3), index, np.uint8), "captions": texts}
+
+    return TinyCaptions
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_tfds_builders_of_both_formats(tmp_path, file_format):
+    from cm3leon_jax.data import tasks
+
+    _tiny_builder()(data_dir=tmp_path, file_format=file_format).download_and_prepare()
+    name = f"tiny_{file_format}"
+    builder_name = "tiny_captions:1.0.0"
+    tasks.add_tfds_task(name, builder_name, caption_key="captions/text", data_dir=tmp_path, picture_first=True)
+    train, held_out = documents(name, "train"), documents(name, "validation")
+    assert len(train) == len(held_out) == 6
+    assert {document.text for document in train} == {f"{index} {caption}" for index in range(3) for caption in "ab"}
+    for document in train:
+        picture, caption = document.segments
+        assert (open_picture(picture.encoded, 8, 3) == int(caption.text[0])).all()
+    with pytest.raises(UserError, match="has no feature 'label'"):
+        tasks.add_tfds_task("tiny_again", builder_name, image_key="label", data_dir=tmp_path)
+
+
+def test_unknown_builders_are_named():
+    with pytest.raises(UserError, match="TFDS has no builder 'no_such_builder'"):
+        open_mixture(CorpusConfig(mixture="tfds:no_such_builder"))
+    with pytest.raises(UserError, match="write tfds:BUILDER"):
+        open_mixture(CorpusConfig(mixture="tfds:a:b"))
