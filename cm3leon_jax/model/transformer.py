@@ -18,6 +18,7 @@ from cm3leon_jax.model.attention import attention, attention_mask
 
 # Keys and values of all layers: {"key", "value"}, each [N B S H Dh].
 Cache = dict[str, Float[Array, "N B S H Dh"]]
+LayerCache = dict[str, Float[Array, "B S H Dh"]]
 
 
 def _parameter(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, logical_axes: tuple[str, ...]) -> nnx.Param:
@@ -45,8 +46,8 @@ class Attention(nnx.Module):
         self.output = _parameter(rngs, (H, Dh, D), 0.0, ("heads", "head", "embed"))
 
     def __call__(
-        self, x: Float[Array, "B L D"], index: Int[Array, "B L"], start: Int[Array, "B L"], cache: Cache | None
-    ) -> tuple[Float[Array, "B L D"], Cache | None]:
+        self, x: Float[Array, "B L D"], index: Int[Array, "B L"], start: Int[Array, "B L"], cache: LayerCache | None
+    ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
         """Attends within x, or, given one layer's cache, writes at `index` into it and attends to all it holds."""
         query = jnp.einsum("BLD,DHd->BLHd", x, self.query[...].astype(x.dtype))
         key = jnp.einsum("BLD,DHd->BLHd", x, self.key[...].astype(x.dtype))
@@ -86,8 +87,8 @@ class Block(nnx.Module):
         self.epsilon = config.layer_norm_epsilon
 
     def __call__(
-        self, x: Float[Array, "B L D"], index: Int[Array, "B L"], start: Int[Array, "B L"], cache: Cache | None
-    ) -> tuple[Float[Array, "B L D"], Cache | None]:
+        self, x: Float[Array, "B L D"], index: Int[Array, "B L"], start: Int[Array, "B L"], cache: LayerCache | None
+    ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
         """x + attention, then x + feed-forward."""
         mixed, cache = self.attention(layer_norm(x, self.epsilon), index, start, cache)
         x = x + mixed
@@ -139,7 +140,7 @@ class Transformer(nnx.Module):
         index = jnp.broadcast_to(cache_index + jnp.arange(L), (B, L))
         graph, parameters = nnx.split(self.blocks)
 
-        def layer(x: Array, layer_inputs: tuple[Any, Cache | None]) -> tuple[Array, Cache | None]:
+        def layer(x: Array, layer_inputs: tuple[Any, LayerCache | None]) -> tuple[Array, LayerCache | None]:
             layer_parameters, layer_cache = layer_inputs
             return nnx.merge(graph, layer_parameters)(x, index, document_start, layer_cache)
 

@@ -32,7 +32,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: dict[str, Any], force: bool = False) -> None:
         """Starts to write a step if it is due (or with `force`); returns as soon as the state is copied."""
         if self.latest_step != step:
-            args = ocp.args.Composite(state=ocp.args.StandardSave(_plain(state)), meta=ocp.args.JsonSave(meta))
+            args = ocp.args.Composite(state=ocp.args.PyTreeSave(_plain(state)), meta=ocp.args.JsonSave(meta))
             self._manager.save(step, args=args, force=force)
 
     def meta(self, step: int) -> dict[str, Any]:
@@ -41,22 +41,18 @@ class Checkpoints:
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Reads a step onto the devices that the abstract state names, whatever devices it was written from."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(_plain(abstract_state)))
-        return _like(abstract_state, self._read(step, args))
+        return _like(abstract_state, self._read(step, _plain(abstract_state)))
 
     def restore_parameters(self, step: int, abstract_parameters: nnx.State) -> nnx.State:
         """Reads only the parameters of a step."""
-        item = {"parameters": _plain(abstract_parameters)}
-        args = ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(
-                item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
-            )
-        )
-        return _like(abstract_parameters, self._read(step, args)["parameters"])
+        found = self._read(step, {"parameters": _plain(abstract_parameters)}, partial=True)
+        return _like(abstract_parameters, found["parameters"])
 
-    def _read(self, step: int, args: ocp.args.Composite) -> Any:
+    def _read(self, step: int, abstract: Any, partial: bool = False) -> Any:
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=partial)
         try:
-            return self._manager.restore(step, args=args)["state"]
+            return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except (ValueError, KeyError) as error:
             raise UserError(
                 f"the checkpoint {self._manager.directory}/{step} does not fit the model of this config "

@@ -1,0 +1,120 @@
+"""The transformer: sizes of the paper, causality, packing, scanning, caching."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cm3leon_jax.config import ModelConfig
+from cm3leon_jax.model.transformer import Transformer, layer_norm, parameter_count
+
+V, L = 128, 24
+
+
+def build(config: ModelConfig) -> Transformer:
+    """A model whose zero-initialised outputs are filled, so that every layer matters."""
+    model = Transformer(config, V, L, nnx.Rngs(0))
+    for index, parameter in enumerate((model.blocks.attention.output, model.blocks.feed_forward.down)):
+        parameter.set_value(0.1 * jax.random.normal(jax.random.key(index), parameter.get_value().shape))
+    return model
+
+
+def hidden_states(model: Transformer, tokens: jax.Array, start: jax.Array | None = None) -> jax.Array:
+    start = jnp.zeros_like(tokens) if start is None else start
+    positions = jnp.arange(tokens.shape[1]) - start
+    return model(tokens, positions, start)[0]
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "heads", "billions"), [(24, 1024, 16, 0.374), (24, 1536, 16, 0.787), (32, 4096, 32, 6.73)]
+)
+def test_the_papers_sizes(layers, width, heads, billions):
+    config = ModelConfig(num_layers=layers, model_dim=width, num_heads=heads)
+    assert parameter_count(config, 66_056, 4096) / 1e9 == pytest.approx(billions, rel=2e-3)
+
+
+def test_initialisation_is_the_papers(tiny_model):
+    model = Transformer(ModelConfig(num_layers=2, model_dim=256, num_heads=4), 1024, 512, nnx.Rngs(0))
+    table, positions = model.token_embedding[...], model.position_embedding[...]
+    assert jnp.abs(table).max() <= 3 * 0.006
+    # A normal that is cut at 3 standard deviations keeps 0.9866 of its spread.
+    assert table.std() == pytest.approx(0.006 * 0.9866, rel=0.01)
+    assert positions.std() == pytest.approx(0.0002 * 0.9866, rel=0.02)
+    assert not model.blocks.attention.output[...].any()
+    assert not model.blocks.feed_forward.down[...].any()
+    query = model.blocks.attention.query[...]
+    assert not np.array_equal(query[0], query[1]), "every layer has its own numbers"
+
+
+def test_no_token_sees_a_later_one(tiny_model):
+    model = build(tiny_model)
+    tokens = jax.random.randint(jax.random.key(1), (2, L), 0, V)
+    before = hidden_states(model, tokens)
+    after = hidden_states(model, tokens.at[:, 15].set((tokens[:, 15] + 1) % V))
+    np.testing.assert_array_equal(before[:, :15], after[:, :15])
+    assert jnp.abs(before[:, 15:] - after[:, 15:]).max() > 1e-3
+
+
+def test_a_packed_document_is_as_if_alone(tiny_model):
+    model = build(tiny_model)
+    tokens = jax.random.randint(jax.random.key(2), (1, L), 0, V)
+    start = jnp.where(jnp.arange(L) < 9, 0, 9)[None]
+    packed = hidden_states(model, tokens, start)
+    np.testing.assert_allclose(packed[:, :9], hidden_states(model, tokens[:, :9]), atol=1e-5)
+    np.testing.assert_allclose(packed[:, 9:], hidden_states(model, tokens[:, 9:]), atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "all"])
+def test_scanned_looped_and_rematerialised_layers_agree(tiny_model, remat):
+    tokens = jax.random.randint(jax.random.key(3), (2, L), 0, V)
+    graph, parameters = nnx.split(build(tiny_model))
+
+    def loss_and_gradient(config):
+        graph, _ = nnx.split(nnx.eval_shape(lambda: Transformer(config, V, L, nnx.Rngs(0))))
+
+        def loss(parameters):
+            model = nnx.merge(graph, parameters)
+            return jax.nn.logsumexp(model.logits(hidden_states(model, tokens))).mean()
+
+        return jax.jit(jax.value_and_grad(loss))(parameters)
+
+    scanned = loss_and_gradient(tiny_model)
+    looped = loss_and_gradient(dataclasses.replace(tiny_model, scan_layers=False, remat=remat))
+    saved = loss_and_gradient(dataclasses.replace(tiny_model, remat=remat))
+    for other in (looped, saved):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scanned, other)
+
+
+def test_cached_steps_equal_the_whole_forward(tiny_model):
+    model = build(tiny_model)
+    tokens = jax.random.randint(jax.random.key(4), (3, L), 0, V)
+    # Rows begin at different places, as prompts padded on the left do.
+    start = jnp.array([0, 2, 5])[:, None]
+    starts = jnp.where(jnp.arange(L) < start, jnp.arange(L), start)
+    positions = jnp.maximum(jnp.arange(L) - start, 0)
+    whole, _ = model(tokens, positions, starts)
+    cache = model.empty_cache(3, L)
+    prefix, cache = model(tokens[:, :8], positions[:, :8], starts[:, :8], cache, 0)
+    np.testing.assert_allclose(prefix, whole[:, :8], atol=1e-5)
+    for i in range(8, L):
+        one = slice(i, i + 1)
+        step, cache = model(tokens[:, one], positions[:, one], starts[:, one], cache, i)
+        np.testing.assert_allclose(step, whole[:, one], atol=1e-5)
+
+
+def test_bfloat16_stays_near_float32(tiny_model):
+    tokens = jax.random.randint(jax.random.key(5), (2, L), 0, V)
+    exact = build(tiny_model)
+    rounded = build(dataclasses.replace(tiny_model, compute_dtype="bfloat16"))
+    a, b = exact.logits(hidden_states(exact, tokens)), rounded.logits(hidden_states(rounded, tokens))
+    assert b.dtype == jnp.float32
+    assert jnp.abs(a - b).max() < 0.05 * jnp.abs(a).max()
+
+
+def test_layer_norm_has_mean_zero_and_variance_one():
+    normed = layer_norm(3.0 + 7.0 * jax.random.normal(jax.random.key(6), (5, 64)), 1e-5)
+    np.testing.assert_allclose(normed.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(normed.std(-1), 1, atol=1e-3)

@@ -1,0 +1,118 @@
+"""The training step: the first loss, the same numbers on any mesh, and packing that changes nothing."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from cm3leon_jax.config import BatchConfig, Config, MeshConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from cm3leon_jax.data.batches import Batch, BatchSource
+from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.training.step import TrainStep, objective_loss, on_mesh
+
+B, L = 8, 96
+
+
+@pytest.fixture
+def config(tiny_model) -> Config:
+    return Config(
+        model=tiny_model,
+        batch=BatchConfig(batch_size=B, sequence_length=L),
+        optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2),
+        train=TrainConfig(num_tokens=10.0 * B * L),
+    )
+
+
+def one_device():
+    return make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+
+
+def source_of(config, corpus, vocabulary):
+    return BatchSource(corpus, vocabulary, config.objective, config.batch)
+
+
+def train(config, corpus, vocabulary, mesh, num_steps=4):
+    compiled = TrainStep(config, vocabulary, mesh)
+    source, state, losses = source_of(config, corpus, vocabulary), compiled.init(), []
+    for step in range(num_steps):
+        state, metrics = compiled.step(state, on_mesh(source[step], mesh))
+        losses.append(jax.device_get(metrics))
+    return losses, jax.device_get(state["parameters"])
+
+
+def test_the_first_loss_is_that_of_a_uniform_guess(config, corpus, vocabulary):
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, init_std=0.006))
+    losses, _ = train(config, corpus, vocabulary, one_device(), num_steps=1)
+    assert losses[0]["loss"] == pytest.approx(math.log(vocabulary.size), rel=0.01)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=8, fsdp=1), MeshConfig(fsdp=8)])
+def test_eight_devices_give_the_numbers_of_one(config, corpus, vocabulary, mesh):
+    losses, parameters = train(config, corpus, vocabulary, one_device())
+    sharded_losses, sharded_parameters = train(config, corpus, vocabulary, make_mesh(mesh))
+    for one, eight in zip(losses, sharded_losses, strict=True):
+        for name in one:
+            assert eight[name] == pytest.approx(one[name], rel=2e-4), name
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4), parameters, sharded_parameters)
+
+
+def test_training_lowers_the_loss_of_each_modality(config, corpus, vocabulary):
+    config = dataclasses.replace(config, train=TrainConfig(num_tokens=40.0 * B * L))
+    losses, _ = train(config, corpus, vocabulary, one_device(), num_steps=40)
+    assert losses[-1]["loss_text"] < 0.6 * losses[0]["loss_text"]
+    assert losses[-1]["loss_image"] < losses[0]["loss_image"]
+
+
+def unpacked(batch: Batch, pad: int) -> Batch:
+    """The same documents, each in a row of its own."""
+    rows = []
+    for row in range(B):
+        valid = batch.targets[row] != pad
+        for start in np.unique(batch.document_start[row][valid]):
+            inside = np.flatnonzero(valid & (batch.document_start[row] == start))
+            tokens, targets = np.full(L, pad, np.int32), np.full(L, pad, np.int32)
+            positions, starts = np.zeros(L, np.int32), np.arange(L, dtype=np.int32)
+            n = len(inside)
+            tokens[:n], targets[:n] = batch.tokens[row][inside], batch.targets[row][inside]
+            positions[:n], starts[:n] = np.arange(n), 0
+            rows.append((tokens, targets, positions, starts))
+    return Batch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
+
+
+def test_packing_changes_neither_loss_nor_gradients(config, corpus, vocabulary):
+    compiled = TrainStep(config, vocabulary, one_device())
+    packed = source_of(config, corpus, vocabulary)[0]
+    alone = unpacked(packed, vocabulary.pad)
+    assert len(alone.tokens) > 2 * B
+    # A few steps first, so that the layers that start at zero take part.
+    _, parameters = train(config, corpus, vocabulary, one_device())
+
+    def loss(parameters, batch):
+        return objective_loss(compiled.graph, parameters, batch, vocabulary).mean
+
+    value_and_grad = jax.jit(jax.value_and_grad(loss))
+    results = [jax.device_get(value_and_grad(parameters, batch.asdict())) for batch in (packed, alone)]
+    assert float(results[0][0]) == pytest.approx(float(results[1][0]), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), results[0][1], results[1][1])
+
+
+def test_padding_has_no_loss_and_modalities_add_up(config, corpus, vocabulary):
+    compiled = TrainStep(config, vocabulary, one_device())
+    parameters = compiled.init()["parameters"]
+    batch = source_of(config, corpus, vocabulary)[0]
+    sums = compiled.evaluate(parameters, batch.asdict())
+    is_image = vocabulary.is_image(batch.targets)
+    assert sums.num_image == is_image.sum()
+    assert sums.num_text == ((batch.targets != vocabulary.pad) & ~is_image).sum()
+    padded = {name: np.concatenate([array, array[:4]]) for name, array in batch.asdict().items()}
+    padded["targets"][B:] = vocabulary.pad
+    again = compiled.evaluate(parameters, padded)
+    assert float(again.text + again.image) == pytest.approx(float(sums.text + sums.image), rel=1e-6)
+
+
+def test_the_objective_can_be_switched_off(config, corpus, vocabulary):
+    plain = dataclasses.replace(config, objective=ObjectiveConfig(span_count="none"))
+    batch = source_of(plain, corpus, vocabulary)[0]
+    assert not (batch.tokens == vocabulary.mask(0)).any()
