@@ -17,6 +17,9 @@ from cm3leon_jax.errors import UserError
 WIDTHS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
+# Pixels of which one is left after the four maxima.
+SMALLEST_SIDE = 16
+
 # LPIPS's own normalisation of RGB in [-1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)

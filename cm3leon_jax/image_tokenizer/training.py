@@ -30,7 +30,7 @@ from cm3leon_jax.data.image_sample import load_image_sample
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, replacing
 from cm3leon_jax.image_tokenizer.codec import CONFIG_FILE, ImageTokenizer, architecture
-from cm3leon_jax.image_tokenizer.lpips import load_lpips
+from cm3leon_jax.image_tokenizer.lpips import SMALLEST_SIDE, load_lpips
 from cm3leon_jax.image_tokenizer.train_step import Metrics, Recipe, TrainingState, initial_state, make_train_step
 
 METRICS_FILE = "image_tokenizer_metrics.jsonl"
@@ -55,6 +55,11 @@ def run(config: Config, workdir: Path, arguments: Namespace) -> int:
         raise UserError(
             f"config.image_tokenizer_training.batch_size is {training.batch_size}: "
             f"it must be a multiple of the {len(devices)} devices of this host"
+        )
+    if training.perceptual_weight > 0 and config.image_tokenizer.resolution < SMALLEST_SIDE:
+        raise UserError(
+            f"config.image_tokenizer.resolution is {config.image_tokenizer.resolution}: LPIPS halves the side four "
+            f"times and needs {SMALLEST_SIDE}; set config.image_tokenizer_training.perceptual_weight to 0"
         )
     recipe = Recipe(config.image_tokenizer, training)
     pictures, held_out = split_sample(load_image_sample(config))

@@ -66,6 +66,7 @@ def test_distance_agrees_with_numpy(tensors: dict[str, np.ndarray], weights: dic
     np.testing.assert_allclose(found, [expected], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_identical_pictures_are_at_zero_with_a_finite_gradient(weights: dict[str, np.ndarray]) -> None:
     grey = jnp.asarray(PIXELS[0, ..., :1])
     on_device = {name: jnp.asarray(value) for name, value in weights.items()}
