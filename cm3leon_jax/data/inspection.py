@@ -93,13 +93,13 @@ def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int
     result: list[Piece] = []
     # Where in its picture the hole under a mask begins, for the masks met so far.
     holes: dict[int, int | None] = {}
-    reached: int | None = 0
+    reached: int | None = None
     start = 0
     for kind, group in groupby(zip(_kinds(ids, vocabulary), ids.tolist(), strict=True), lambda pair: pair[0]):
         run = [token for _, token in group]
-        before = int(ids[start - 1]) if start else vocabulary.end
         start += len(run)
-        after = int(ids[start]) if start < len(ids) else vocabulary.end
+        # A sequence of stream packing may be cut inside a picture, at both its ends.
+        ends_segment = start < len(ids) and int(ids[start]) in edges
         if kind == "text":
             result.append(Piece(kind, vocabulary.decode_text(run)))
             reached = None
@@ -117,7 +117,7 @@ def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int
                     holes[token], reached = reached, None
         else:
             offset = 0 if len(run) == image_length else reached
-            if offset is None and before not in edges and after in edges:
+            if offset is None and ends_segment:
                 offset = image_length - len(run)
             result.append(_image_piece(run, offset, vocabulary, image_length))
             reached = None if offset is None else offset + len(run)
@@ -162,7 +162,7 @@ def _sequences(
         length = batch.tokens.shape[1]
         used = int((batch.tokens[row] != vocabulary.pad).sum())
         title = (
-            f"sequence {row}: {used} of {length} tokens, {len(parts)} {'document' if len(parts) == 1 else 'documents'}"
+            f"sequence {row}, {used} of {length} tokens, {len(parts)} {'document' if len(parts) == 1 else 'documents'}"
         )
         shown = [piece for ids in parts for piece in pieces(ids, vocabulary, corpus.image_length)]
         padding = [Piece("pad", f"<pad> x {length - used}")] if used < length else []

@@ -1,6 +1,7 @@
 """The command `inspect`: marks are visible, and parts of pictures find their place."""
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,13 @@ def test_between_two_masks_the_place_is_unknown(vocabulary, parts):
     assert [piece.offset for piece in found if piece.kind == "image"] == [0, None, 14]
 
 
+def test_a_sequence_may_be_cut_inside_a_picture_at_both_ends(vocabulary, parts):
+    text, image = parts
+    found = _pieces(vocabulary, image[6:], vocabulary.end, vocabulary.end, text, vocabulary.break_, image[:4])
+    assert [piece.offset for piece in found if piece.kind == "image"] == [6, 0]
+    assert [piece.offset for piece in _pieces(vocabulary, image[6:9])] == [None]
+
+
 @pytest.fixture
 def config(tmp_path, corpus, vocabulary):
     corpus.manifest.update(created_by="a test", mixture="two tasks")
@@ -74,8 +82,6 @@ def config(tmp_path, corpus, vocabulary):
 
 @pytest.mark.parametrize("packing", ["whole", "stream"])
 def test_prints_and_writes_a_page(config, tmp_path, corpus, monkeypatch, capsys, packing):
-    from dataclasses import replace
-
     monkeypatch.setattr(inspection.PreparedCorpus, "open", lambda path, vocabulary: corpus)
     config = replace(config, batch=replace(config.batch, packing=packing))
     arguments = argparse.Namespace(split=None, count=3, html=None)

@@ -42,17 +42,24 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def image_tokenizer(tmp_path_factory):
+    """One folder for all tests, so that the encoder is compiled once."""
+    path = tmp_path_factory.mktemp("image_tokenizer")
+    ImageTokenizer(IMAGE_TOKENIZER, parameters(VQGAN(IMAGE_TOKENIZER, nnx.Rngs(0)))).save(path)
+    return ImageTokenizer.load(path)
+
+
 @pytest.fixture
-def config(folder, tmp_path, vocabulary):
+def config(folder, tmp_path, vocabulary, image_tokenizer):
     vocabulary.save(tmp_path / "vocabulary")
-    ImageTokenizer(IMAGE_TOKENIZER, parameters(VQGAN(IMAGE_TOKENIZER, nnx.Rngs(0)))).save(tmp_path / "image_tokenizer")
     return Config(
         corpus=CorpusConfig(
             path=str(tmp_path / "corpus"), mixture=f"folder:{folder}", tokens_per_shard=300, encode_batch_size=8,
             num_sample_pictures=5,
         ),
         vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
-        image_tokenizer=replace(IMAGE_TOKENIZER, path=str(tmp_path / "image_tokenizer")),
+        image_tokenizer=image_tokenizer.config,
     )  # fmt: skip
 
 
@@ -69,11 +76,10 @@ def files(path):
     }
 
 
-def test_documents_are_read_back_as_they_were(config, vocabulary, capsys):
+def test_documents_are_read_back_as_they_were(config, vocabulary, image_tokenizer, capsys):
     assert run(config) == 0
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
     assert corpus.image_length == 16
-    image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
     (task,) = open_mixture(config.corpus)
     for split in ("train", "validation"):
         stored = corpus.task_split(task.name, split)
