@@ -161,9 +161,7 @@ def _sequences(
         parts = list(_row_documents(batch, row, vocabulary))
         length = batch.tokens.shape[1]
         used = int((batch.tokens[row] != vocabulary.pad).sum())
-        title = (
-            f"sequence {row}, {used} of {length} tokens, {len(parts)} {'document' if len(parts) == 1 else 'documents'}"
-        )
+        title = f"sequence {row}, {used} of {length} tokens, {_counted(len(parts), 'document')}"
         shown = [piece for ids in parts for piece in pieces(ids, vocabulary, corpus.image_length)]
         padding = [Piece("pad", f"<pad> x {length - used}")] if used < length else []
         yield Shown(title, (*shown, *padding))
