@@ -124,7 +124,8 @@ class Vocabulary:
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """The text of the text tokens among `ids`; marks and image codes are left out."""
-        return self._tokenizer.decode([int(i) for i in ids if self.is_text(np.asarray(i))], skip_special_tokens=True)
+        found = np.asarray(ids, np.int64)
+        return self._tokenizer.decode(found[self.is_text(found)].tolist(), skip_special_tokens=True)
 
     def name(self, token: int) -> str:
         """One id as a person reads it."""
@@ -140,11 +141,11 @@ class Vocabulary:
 
     def is_image(self, ids: Int[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
         """Which ids are image codes."""
-        return (ids >= self.first_image_code) & (ids < self.first_image_code + self.num_image_codes)
+        return np.asarray((ids >= self.first_image_code) & (ids < self.first_image_code + self.num_image_codes))
 
     def is_text(self, ids: Int[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
         """Which ids are text tokens (marks are not)."""
-        return (ids >= NUM_SPECIAL) & (ids < self.first_image_code)
+        return np.asarray((ids >= NUM_SPECIAL) & (ids < self.first_image_code))
 
     def check_fingerprint(self, found: str, what: str) -> None:
         """Refuses something that was made with another vocabulary."""

@@ -87,7 +87,6 @@ def infill(
             plan += [v.eoss, v.mask(index + 1)]
     return Prompt(
         tokens=(v.end, *v.encode_text(text), v.break_, *source(0)),
-        # The text is behind a mask of its own, whose tail the picture's tails stand in front of.
         unconditional=(),
         plan=tuple(plan),
     )
@@ -97,7 +96,7 @@ def filled(
     codes: Int[np.ndarray, "codes"], masked: Bool[np.ndarray, "codes"], answer: Sequence[int], vocabulary: Vocabulary
 ) -> Int[np.ndarray, "codes"]:
     """The picture with an infill's answer in the masked places."""
-    answered = np.asarray([token for token in answer if vocabulary.is_image(np.asarray(token))], np.int32)
+    ids = np.asarray(answer, np.int32)
     result = codes.copy()
-    result[masked] = vocabulary.decode_image(answered)
+    result[masked] = vocabulary.decode_image(ids[vocabulary.is_image(ids)])
     return result

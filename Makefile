@@ -1,0 +1,47 @@
+# make demo: from a bare checkout to pictures.   make test: every check.   make lock: new exact versions.
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell command -v $(p) 2>/dev/null)))
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/cm3leon
+DEMO := --config=configs/demo.py --workdir=runs/demo
+
+.PHONY: env demo test test-fast lint lock clean
+
+env: $(VENV)/ready
+
+# Exact versions where the lock file is made for this Python, the ranges of setup.py elsewhere.
+$(VENV)/ready: setup.py requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 2; }
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; \
+	  then echo "installing the exact versions of requirements.lock (about 3 GB with TensorFlow)"; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock && \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .; \
+	  else echo "installing from the ranges of setup.py"; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[data,test]'; fi
+	@touch $@
+
+demo: env
+	$(RUN) train-text-tokenizer $(DEMO)
+	$(RUN) train-image-tokenizer $(DEMO)
+	$(RUN) prepare $(DEMO)
+	$(RUN) train $(DEMO)
+	$(RUN) evaluate $(DEMO)
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest tests -n 2 --dist=worksteal
+
+test-fast: env
+	$(BIN)/python -m pytest tests -n 2 --dist=worksteal -m 'not slow'
+
+lock: env
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^uv==' > requirements.lock
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

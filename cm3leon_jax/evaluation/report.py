@@ -1,0 +1,115 @@
+"""One self-contained page that shows what a run can do: pictures, captions, infills, numbers and curves."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from jaxtyping import Bool, UInt8
+from matplotlib.figure import Figure
+
+from cm3leon_jax.documents import encode_png
+from cm3leon_jax.files import replacing
+from cm3leon_jax.generation.drawing import picture_grid
+
+# How `evaluation.json` names read on the page: (name, what it is).
+HEADLINES = (
+    ("text_to_image_accuracy", "of drawings are read as the digit asked for"),
+    ("caption_accuracy", "of unseen pictures are captioned with the right digit"),
+    ("infill_accuracy", "are still their digit after the middle half is drawn anew"),
+)
+_CURVES = (("loss", "all tokens"), ("loss_text", "text"), ("loss_image", "image codes"))
+_COLOURS = {"loss": "#444444", "loss_text": "#1f77b4", "loss_image": "#d95f02"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows. Pictures are pixels; row i of each group belongs to text i."""
+
+    title: str
+    numbers: dict[str, float]
+    metrics: list[dict[str, Any]]
+    prompts: list[str]
+    drawn: UInt8[np.ndarray, "prompts samples R R C"]
+    originals: UInt8[np.ndarray, "o R R C"]
+    reconstructions: UInt8[np.ndarray, "o R R C"]
+    held_out: UInt8[np.ndarray, "n R R C"]
+    filled: UInt8[np.ndarray, "n R R C"]
+    texts: list[str]
+    captions: list[str]
+    captions_left_to_right: list[str]
+    # Which codes of a picture an infill replaces.
+    mask: Bool[np.ndarray, "codes"]
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Renders the page."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("cm3leon_jax", "evaluation"), autoescape=True)
+    masked = masked_pictures(report.held_out, report.mask)
+    page = environment.get_template("report.html.jinja").render(
+        report=report,
+        headlines=[(report.numbers[name], words) for name, words in HEADLINES if name in report.numbers],
+        drawn=[
+            (prompt, _source(picture_grid(pictures, columns=len(pictures))))
+            for prompt, pictures in zip(report.prompts, report.drawn, strict=True)
+        ],
+        reconstructions=_rows(report.originals, report.reconstructions),
+        infills=_rows(report.held_out, masked, report.filled),
+        captions=[
+            (_source(picture_grid(picture[None], columns=1)), text, by_infill, left_to_right)
+            for picture, text, by_infill, left_to_right in zip(
+                report.held_out, report.texts, report.captions, report.captions_left_to_right, strict=True
+            )
+        ],
+        curves=loss_curves(report.metrics),
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def masked_pictures(
+    pictures: UInt8[np.ndarray, "n R R C"], mask: Bool[np.ndarray, "codes"]
+) -> UInt8[np.ndarray, "n R R C"]:
+    """The pictures with a light grey where their masked codes lie."""
+    grid = round(len(mask) ** 0.5)
+    scale = pictures.shape[1] // grid
+    hidden = mask.reshape(grid, grid).repeat(scale, axis=0).repeat(scale, axis=1)
+    return np.where(hidden[None, :, :, None], np.uint8(170), pictures)
+
+
+def loss_curves(metrics: list[dict[str, Any]]) -> str:
+    """Training loss by modality as lines and held-out loss as points, over steps: an SVG; empty without metrics."""
+    if not metrics:
+        return ""
+    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, label in _CURVES:
+        for key, style in ((name, {"linewidth": 1.4}), (f"held_out_{name}", {"marker": "o", "linestyle": "none"})):
+            points = [(line["step"], line[key]) for line in metrics if key in line]
+            if points:
+                title = label if key == name else f"{label}, held out"
+                axes.plot(*zip(*points, strict=True), color=_COLOURS[name], label=title, markersize=4, **style)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats a token")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def _rows(*groups: UInt8[np.ndarray, "n R R C"]) -> str:
+    """Groups of pictures under each other, column i being picture i of each."""
+    if not len(groups[0]):
+        return ""
+    return _source(picture_grid(np.concatenate(groups), columns=len(groups[0]), shortest_side=32))
+
+
+def _source(pixels: UInt8[np.ndarray, "height width C"]) -> str:
+    return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode()
