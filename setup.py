@@ -4,8 +4,21 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-DATA = ["seqio>=0.0.20", "tensorflow-datasets>=4.9.9", "tensorflow>=2.21", "sentencepiece<0.2.2"]  # 0.2.2 needs a newer protobuf than TensorFlow allows
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "hypothesis>=6.100", "transformers>=5", "ruff>=0.14", "mypy>=1.18"]
+DATA = [
+    "seqio>=0.0.20",
+    "tensorflow-datasets>=4.9.9",
+    "tensorflow>=2.21",
+    "sentencepiece<0.2.2",
+]  # 0.2.2 needs a newer protobuf than TensorFlow allows
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "beartype>=0.20",
+    "hypothesis>=6.100",
+    "transformers>=5",
+    "ruff>=0.14",
+    "mypy>=1.18",
+]
 
 setup(
     name="cm3leon_jax",

@@ -51,7 +51,7 @@ def _overview() -> str:
 
 
 def _run(command: str, argv: Sequence[str]) -> int:
-    module_name, summary = COMMANDS[command]
+    module_name, _ = COMMANDS[command]
     overrides, rest = _split_overrides(argv)
     module = importlib.import_module(module_name)
     parser = argparse.ArgumentParser(

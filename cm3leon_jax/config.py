@@ -1,8 +1,8 @@
 """Every value that a run can set: one typed dataclass a part, with its meaning and default.
 
-A config file (`configs/NAME.py`) names only what differs from these defaults; `config_file.py` reads it. The defaults are
-the paper's 350M model (arXiv 2309.02591, Table 3) with its 256-pixel image tokenizer. In a path, `{workdir}` stands for
-the folder given with `--workdir`.
+A config file (`configs/NAME.py`) names only what differs from these defaults; `config_file.py` reads it. The defaults
+are the paper's 350M model (arXiv 2309.02591, Table 3) with its 256-pixel image tokenizer. In a path, `{workdir}` stands
+for the folder given with `--workdir`.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ class ImageTokenizerConfig:
     num_res_blocks: int = 2
     # Sides of the feature map at which residual blocks are followed by attention.
     attention_resolutions: tuple[int, ...] = ()
+    # The two blocks and the attention at the lowest resolution. Without them a code describes its own place alone,
+    # which a small transformer on a small corpus learns far sooner than codes that each hold a share of all of it.
+    mid_block: bool = True
     # Most groups of a group normalisation; small widths want fewer, since a group of one channel loses its mean.
     norm_groups: int = 32
     latent_channels: int = 256
@@ -195,6 +198,9 @@ class ModelConfig:
     # 0: four times model_dim.
     ffn_dim: int = 0
     activation: str = "relu"
+    # "learned": a table of absolute positions, the paper's; "rotary": queries and keys are turned by their position
+    # (arXiv 2104.09864), which makes "one row up" the same step everywhere in a picture.
+    positions: str = "learned"
     layer_norm_epsilon: float = 1e-5
     init_std: float = 0.006
     position_init_std: float = 0.0002
@@ -210,8 +216,10 @@ class ModelConfig:
             self.model_dim % self.num_heads == 0,
             f"model.model_dim {self.model_dim} does not divide into model.num_heads {self.num_heads}",
         )
+        _require(self.activation in ("relu", "gelu"), f"model.activation is {self.activation!r}: 'relu' or 'gelu'")
         _require(
-            self.activation in ("relu", "gelu"), f"model.activation is {self.activation!r}: 'relu' or 'gelu'"
+            self.positions in ("learned", "rotary"),
+            f"model.positions is {self.positions!r}: 'learned' or 'rotary'",
         )
         _require(self.remat in ("none", "dots", "all"), f"model.remat is {self.remat!r}: 'none', 'dots' or 'all'")
         _require(
@@ -241,7 +249,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up and linear decay (the paper names only rate and warm-up; the rest is OPT's, arXiv 2205.01068)."""
+    """AdamW with warm-up and linear decay (the paper names rate and warm-up; the rest is OPT's, arXiv 2205.01068)."""
 
     peak_learning_rate: float = 6e-4
     warmup_steps: int = 1500

@@ -47,8 +47,9 @@ def open_picture(encoded: bytes, resolution: int, channels: int) -> UInt8[np.nda
       UnreadablePicture: if Pillow cannot read the bytes.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.load()
+        with Image.open(io.BytesIO(encoded)) as file:
+            file.load()
+            image: Image.Image = file
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 rgba = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

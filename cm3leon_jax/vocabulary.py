@@ -64,7 +64,9 @@ class Vocabulary:
         return token_id
 
     @classmethod
-    def train(cls, texts: Iterable[str], num_text_tokens: int, num_image_codes: int, num_masks: int, progress: bool = True) -> Vocabulary:
+    def train(
+        cls, texts: Iterable[str], num_text_tokens: int, num_image_codes: int, num_masks: int, progress: bool = True
+    ) -> Vocabulary:
         """Learns a byte-level BPE from `texts` and lays the other ids behind it."""
         tokenizer = tokenizers.Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -84,10 +86,22 @@ class Vocabulary:
         # shape of the model follows from the config alone.
         for index in range(len(vocab), NUM_SPECIAL + num_text_tokens):
             vocab[f"<unused:{index}>"] = index
-        marks = [f"<image:{code}>" for code in range(num_image_codes)] + ["<break>", "<eoss>"] + [f"<mask:{i}>" for i in range(num_masks)]
+        marks = (
+            [f"<image:{code}>" for code in range(num_image_codes)]
+            + ["<break>", "<eoss>"]
+            + [f"<mask:{i}>" for i in range(num_masks)]
+        )
         names = [*enumerate(SPECIAL_TOKENS), *enumerate(marks, start=len(vocab))]
         state["added_tokens"] = [
-            {"id": index, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+            {
+                "id": index,
+                "content": name,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
             for index, name in names
         ]
         return cls(json.dumps(state, ensure_ascii=False, sort_keys=True))

@@ -34,9 +34,7 @@ def get_config() -> ConfigDict:
         discriminator_weight=0.0,
     )
     config.batch = dict(batch_size=64, sequence_length=128)
-    config.model = dict(
-        num_layers=4, model_dim=128, num_heads=4, compute_dtype="float32", remat="all", init_std=0.02
-    )
+    config.model = dict(num_layers=4, model_dim=128, num_heads=4, compute_dtype="float32", remat="all", init_std=0.02)
     config.optimizer = dict(peak_learning_rate=1.5e-3, warmup_steps=50)
     config.train = dict(num_tokens=8192 * 1000, log_every=10, save_every=500, eval_every=250, sample_every=250)
     config.sampling = dict(temperature=0.8, max_text_tokens=16, batch_size=100)

@@ -1,7 +1,7 @@
 """The batch at step t as a pure function of (corpus, seed, t): shuffled, mixed, masked, packed.
 
-Nothing here remembers where it was, so a run resumes exactly, at any step, after any number of epochs, and on any number
-of processes: each builds its own rows of the same global batch.
+Nothing here remembers where it was, so a run resumes exactly, at any step, after any number of epochs, and on any
+number of processes: each builds its own rows of the same global batch.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ class Batch:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-def leading_segments(
-    tokens: Int[np.ndarray, "n"], longest: int, vocabulary: Vocabulary
-) -> Int[np.ndarray, "m"]:
+def leading_segments(tokens: Int[np.ndarray, "n"], longest: int, vocabulary: Vocabulary) -> Int[np.ndarray, "m"]:
     """The whole segments of a document that fit into `longest` tokens; never a part of a picture.
 
     A text that alone is too long is cut; a picture that alone is too long leaves nothing.
@@ -168,10 +166,7 @@ class BatchSource:
     ) -> Int32[np.ndarray, "m"]:
         end = np.array([self._vocabulary.end], np.int32)
         tokens = np.concatenate(
-            [
-                np.concatenate([end, self._document(references, index), end])[start:stop]
-                for index, start, stop in pieces
-            ]
+            [np.concatenate([end, self._document(references, index), end])[start:stop] for index, start, stop in pieces]
         )
         key = self._config.seed, _MASKS, window, place
         count = int(span_counts(self._objective, self._vocabulary.num_masks, *key))

@@ -4,7 +4,8 @@
     CORPUS/TASK/SPLIT/tokens-00000.bin      ids of all documents of the shard, end to end, little-endian
     CORPUS/TASK/SPLIT/offsets-00000.npy     int64 [documents + 1]: where each document starts
 
-A document is stored as its segments with `<break>` between them; `</s>`, masks and padding are added when a batch is built.
+A document is stored as its segments with `<break>` between them; `</s>`, masks and padding are added when a batch is
+built.
 Shards are memory-mapped: a random read costs microseconds and no memory.
 """
 
@@ -48,7 +49,9 @@ class TaskSplit:
             self._offsets = [np.load(offsets_file(folder, shard), mmap_mode="r") for shard in range(num_shards)]
             self._tokens = [self._map(tokens_file(folder, shard), dtype) for shard in range(num_shards)]
         except (OSError, ValueError) as error:
-            raise UserError(f"the prepared corpus is damaged in {folder} ({error}): run `cm3leon prepare` again") from None
+            raise UserError(
+                f"the prepared corpus is damaged in {folder} ({error}): run `cm3leon prepare` again"
+            ) from None
         for shard, (tokens, offsets) in enumerate(zip(self._tokens, self._offsets, strict=True)):
             if len(tokens) != offsets[-1]:
                 raise UserError(
@@ -70,7 +73,9 @@ class TaskSplit:
     @cached_property
     def lengths(self) -> Int[np.ndarray, "documents"]:
         """Tokens of each document, int32."""
-        return np.concatenate([np.diff(offsets).astype(np.int32) for offsets in self._offsets] or [np.zeros(0, np.int32)])
+        return np.concatenate(
+            [np.diff(offsets).astype(np.int32) for offsets in self._offsets] or [np.zeros(0, np.int32)]
+        )
 
     def document(self, index: int) -> Int[np.ndarray, "n"]:
         """The tokens of one document, int32."""

@@ -1,7 +1,7 @@
 """The CM3 objective: spans move to the end, so that a left-to-right model learns to fill in.
 
-`a b c d e` with the span `b c` masked becomes `a <mask:0> d e <mask:0> b c <eoss>` (Aghajanyan et al., arXiv 2201.07520,
-section 2). No span crosses a `<break>` or an `</s>`, and neither is ever masked (arXiv 2309.02591, section 2.2).
+`a b c d e` with the span `b c` masked becomes `a <mask:0> d e <mask:0> b c <eoss>` (Aghajanyan et al., arXiv
+2201.07520, section 2). No span crosses a `<break>` or an `</s>`, and neither is ever masked (arXiv 2309.02591, section 2.2).
 """
 
 from __future__ import annotations
@@ -83,11 +83,13 @@ def move_spans(
     Args:
       limit: longest result; what is over is cut from the end of the source, so that every tail survives.
     """
-    source, tail, last = [], [], 0
+    source: list[np.ndarray] = []
+    tail: list[np.ndarray] = []
+    last = 0
     for index, (start, stop) in enumerate(spans):
-        mark = [vocabulary.mask(index)]
+        mark = np.array([vocabulary.mask(index)])
         source += [tokens[last:start], mark]
-        tail += [mark, tokens[start:stop], [vocabulary.eoss]]
+        tail += [mark, tokens[start:stop], np.array([vocabulary.eoss])]
         last = stop
     source.append(tokens[last:])
     kept = np.concatenate(source)

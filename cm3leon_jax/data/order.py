@@ -58,5 +58,3 @@ class DocumentOrder:
         size = sum(map(len, tasks))
         mixed = counter_random.permutation_at(np.arange(size), size, self._seed, _WINDOW_ORDER, index)
         return DocumentReferences(*(np.concatenate(parts)[mixed] for parts in (tasks, epochs, documents)))
-
-

@@ -34,9 +34,7 @@ class DigitReader:
             "reconstructed_digit_accuracy": float((self.read(decoded) == labels).mean()),
         }
 
-    def score_drawings(
-        self, name: str, texts: Sequence[str], drawn: UInt8[np.ndarray, "n 8 8 1"]
-    ) -> dict[str, float]:
+    def score_drawings(self, name: str, texts: Sequence[str], drawn: UInt8[np.ndarray, "n 8 8 1"]) -> dict[str, float]:
         """How many drawings are what their text asked for; how far they are from copies of training pictures."""
         right = self.read(drawn) == _labels(texts)
         distances = self._nearest_training_distance(drawn)

@@ -106,7 +106,7 @@ def captioned_pictures(corpus: PreparedCorpus, split: str, most: int, vocabulary
                 continue
             if pictures[0].tobytes() not in seen:
                 seen.add(pictures[0].tobytes())
-                texts.append(vocabulary.decode_text(words[0]))
+                texts.append(vocabulary.decode_text(words[0].tolist()))
                 codes.append(vocabulary.decode_image(pictures[0]))
             if most and len(texts) == most:
                 return CaptionedPictures(texts, np.stack(codes))
@@ -115,9 +115,7 @@ def captioned_pictures(corpus: PreparedCorpus, split: str, most: int, vocabulary
     return CaptionedPictures(texts, np.stack(codes))
 
 
-def captions(
-    held_out: CaptionedPictures, model: TrainedModel, sampling: SamplingConfig, by_infill: bool
-) -> list[str]:
+def captions(held_out: CaptionedPictures, model: TrainedModel, sampling: SamplingConfig, by_infill: bool) -> list[str]:
     """The likeliest text for each picture, token by token."""
     asked = [prompts.caption(c, sampling.max_text_tokens, model.vocabulary, by_infill) for c in held_out.codes]
     answers = model.decoder(asked, dataclasses.replace(sampling, temperature=0))
@@ -147,9 +145,7 @@ def psnr(originals: UInt8[np.ndarray, "n R R C"], others: UInt8[np.ndarray, "n R
 
 def _losses(config: Config, corpus: PreparedCorpus, model: TrainedModel) -> dict[str, float]:
     """Held-out loss under the training objective, and the perplexities it means."""
-    source = BatchSource(
-        corpus, model.vocabulary, config.objective, config.batch, config.corpus.held_out_split
-    )
+    source = BatchSource(corpus, model.vocabulary, config.objective, config.batch, config.corpus.held_out_split)
     num_batches = max(1, config.evaluate.num_loss_sequences // config.batch.batch_size)
     losses = held_out_loss(model.compiled, model.decoder.parameters, source, num_batches, model.mesh)
     perplexities = {name.replace("loss", "perplexity"): float(np.exp(value)) for name, value in losses.items()}

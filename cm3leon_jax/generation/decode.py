@@ -47,7 +47,7 @@ class _Prompts(NamedTuple):
 class _State(NamedTuple):
     step: Int[Array, ""]
     token: Int[Array, "B"]
-    cache: Cache
+    cache: Cache | None
     output: Int[Array, "B M"]
     log_likelihood: Float[Array, "B"]
     num_drawn: Int[Array, "B"]

@@ -104,7 +104,7 @@ def _read_requests(file: Path, model: TrainedModel) -> list[Request]:
 
 def _read_request(value: Any, where: str, folder: Path, model: TrainedModel) -> Request:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: write an object such as {{\"prompt\": \"a handwritten seven\"}}")
+        raise UserError(f'{where}: write an object such as {{"prompt": "a handwritten seven"}}')
     unknown = value.keys() - {"prompt", "task", "image", "region"}
     if unknown:
         raise UserError(f"{where}: no such field {', '.join(sorted(unknown))}; there are prompt, task, image, region")
@@ -145,7 +145,8 @@ def _prompt(request: Request, config: Config, model: TrainedModel) -> prompts.Pr
 def _write_answer(
     index: int, sample: int, request: Request, answer: Answer, model: TrainedModel, output: Path
 ) -> dict[str, Any]:
-    line = {"index": index, "prompt": request.text, "task": request.task, "sample": sample, "image": None, "text": None}
+    line: dict[str, Any] = {"index": index, "prompt": request.text, "task": request.task, "sample": sample}
+    line |= {"image": None, "text": None}
     if request.task == "caption":
         line["text"] = model.vocabulary.decode_text(answer.tokens).strip()
     else:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 def guided_logits(
     conditional: Float[Array, "B V"], unconditional: Float[Array, "B V"], scale: Float[Array, "B 1"] | float
 ) -> Float[Array, "B V"]:
-    """Classifier-free guidance: from the unconditional towards the conditional logits (arXiv 2309.02591, equation 1)."""
+    """Classifier-free guidance: from the unconditional towards the conditional logits (arXiv 2309.02591, eq. 1)."""
     return unconditional + scale * (conditional - unconditional)
 
 
@@ -25,9 +25,7 @@ def keep_top_p(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]
     return jnp.where(logits < threshold, -jnp.inf, logits)
 
 
-def sample(
-    keys: Key[Array, "B"], logits: Float[Array, "B V"], temperature: float, top_p: float
-) -> Int[Array, "B"]:
+def sample(keys: Key[Array, "B"], logits: Float[Array, "B V"], temperature: float, top_p: float) -> Int[Array, "B"]:
     """One token a row; the likeliest where `temperature` is 0."""
     if temperature == 0:
         return logits.argmax(axis=-1)

@@ -168,7 +168,7 @@ class Encoder(nnx.Module):
                 for level in range(len(widths))
             ]
         )
-        self.mid = Middle(widths[-1], config.norm_groups, rngs)
+        self.mid = Middle(widths[-1], config.norm_groups, rngs) if config.mid_block else None
         self.norm_out = group_norm(widths[-1], config.norm_groups, rngs)
         self.conv_out = conv(widths[-1], config.latent_channels, 3, rngs)
 
@@ -177,7 +177,8 @@ class Encoder(nnx.Module):
         x = self.conv_in(pixels)
         for level in self.down:
             x = level(x)
-        return self.conv_out(nnx.silu(self.norm_out(self.mid(x))))
+        x = self.mid(x) if self.mid else x
+        return self.conv_out(nnx.silu(self.norm_out(x)))
 
 
 class Decoder(nnx.Module):
@@ -187,7 +188,7 @@ class Decoder(nnx.Module):
         widths = _widths(config)
         inputs = [*widths[1:], widths[-1]]
         self.conv_in = conv(config.latent_channels, widths[-1], 3, rngs)
-        self.mid = Middle(widths[-1], config.norm_groups, rngs)
+        self.mid = Middle(widths[-1], config.norm_groups, rngs) if config.mid_block else None
         self.up = nnx.List(
             [
                 Level(
@@ -207,7 +208,8 @@ class Decoder(nnx.Module):
 
     def features(self, latents: Float[Array, "B G G Z"]) -> Float[Array, "B R R F"]:
         """All but the last convolution: what the adaptive discriminator weight needs beside the pixels."""
-        x = self.mid(self.conv_in(latents))
+        x = self.conv_in(latents)
+        x = self.mid(x) if self.mid else x
         for level in reversed(self.up):
             x = level(x)
         return nnx.silu(self.norm_out(x))

@@ -27,3 +27,13 @@ def attention(
     scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("BHLS,BSHd->BLHd", weights, value)
+
+
+def rotate(x: Float[Array, "B L H Dh"], positions: Int[Array, "B L"]) -> Float[Array, "B L H Dh"]:
+    """Turns the pairs (i, i + Dh/2) of each head by its position: RoPE (Su et al., arXiv 2104.09864, equation 34)."""
+    half = x.shape[-1] // 2
+    frequencies = 10_000.0 ** (-jnp.arange(half) / half)
+    angles = (positions[..., None] * frequencies)[:, :, None]
+    sin, cos = jnp.sin(angles).astype(x.dtype), jnp.cos(angles).astype(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,4 +1,4 @@
-"""The CM3Leon transformer (arXiv 2309.02591, section 2.3): a decoder like OPT's, without biases, dropout or learned norms.
+"""The CM3Leon transformer (arXiv 2309.02591, section 2.3): OPT's decoder without biases, dropout or learned norms.
 
 Shapes: B batch, L length, S cached length, D model, N layers, H heads, Dh head size, F feed-forward, V vocabulary.
 Every parameter carries the logical names of its axes; which mesh axis each falls on is decided in `sharding.py`.
@@ -6,7 +6,7 @@ Every parameter carries the logical names of its axes; which mesh axis each fall
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from cm3leon_jax.config import ModelConfig
-from cm3leon_jax.model.attention import attention, attention_mask
+from cm3leon_jax.model.attention import attention, attention_mask, rotate
 
 # Keys and values of all layers: {"key", "value"}, each [N B S H Dh].
 Cache = dict[str, Float[Array, "N B S H Dh"]]
@@ -35,6 +35,14 @@ def layer_norm(x: Float[Array, "... D"], epsilon: float) -> Float[Array, "... D"
     return (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
 
 
+class Places(NamedTuple):
+    """Where tokens stand: in their document, in the row or the cache, and where there their document starts."""
+
+    position: Int[Array, "B L"]
+    row_index: Int[Array, "B L"]
+    document_start: Int[Array, "B L"]
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention; its output projection starts at zero."""
 
@@ -44,21 +52,24 @@ class Attention(nnx.Module):
         self.key = _parameter(rngs, (D, H, Dh), config.init_std, ("embed", "heads", "head"))
         self.value = _parameter(rngs, (D, H, Dh), config.init_std, ("embed", "heads", "head"))
         self.output = _parameter(rngs, (H, Dh, D), 0.0, ("heads", "head", "embed"))
+        self.rotary = config.positions == "rotary"
 
     def __call__(
-        self, x: Float[Array, "B L D"], index: Int[Array, "B L"], start: Int[Array, "B L"], cache: LayerCache | None
+        self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
-        """Attends within x, or, given one layer's cache, writes at `index` into it and attends to all it holds."""
+        """Attends within x, or, given one layer's cache, writes x into it and attends to all it holds."""
         query = jnp.einsum("BLD,DHd->BLHd", x, self.query[...].astype(x.dtype))
         key = jnp.einsum("BLD,DHd->BLHd", x, self.key[...].astype(x.dtype))
         value = jnp.einsum("BLD,DHd->BLHd", x, self.value[...].astype(x.dtype))
+        if self.rotary:
+            query, key = rotate(query, places.position), rotate(key, places.position)
         if cache is not None:
             # All rows of a batch write at the same place: prompts are padded on the left.
-            at = (0, index[0, 0], 0, 0)
+            at = (0, places.row_index[0, 0], 0, 0)
             key = jax.lax.dynamic_update_slice(cache["key"], key.astype(cache["key"].dtype), at)
             value = jax.lax.dynamic_update_slice(cache["value"], value.astype(cache["value"].dtype), at)
             cache = {"key": key, "value": value}
-        mask = attention_mask(index, start, key.shape[1])
+        mask = attention_mask(places.row_index, places.document_start, key.shape[1])
         mixed = attention(query, key.astype(x.dtype), value.astype(x.dtype), mask)
         return jnp.einsum("BLHd,HdD->BLD", mixed, self.output[...].astype(x.dtype)), cache
 
@@ -87,10 +98,10 @@ class Block(nnx.Module):
         self.epsilon = config.layer_norm_epsilon
 
     def __call__(
-        self, x: Float[Array, "B L D"], index: Int[Array, "B L"], start: Int[Array, "B L"], cache: LayerCache | None
+        self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
         """x + attention, then x + feed-forward."""
-        mixed, cache = self.attention(layer_norm(x, self.epsilon), index, start, cache)
+        mixed, cache = self.attention(layer_norm(x, self.epsilon), places, cache)
         x = x + mixed
         return x + self.feed_forward(layer_norm(x, self.epsilon)), cache
 
@@ -105,9 +116,10 @@ class Transformer(nnx.Module):
         D, V = config.model_dim, vocabulary_size
         self.config = config
         self.token_embedding = _parameter(rngs, (V, D), config.init_std, ("vocab", "embed"))
-        self.position_embedding = _parameter(
-            rngs, (sequence_length, D), config.position_init_std, ("position", "embed")
-        )
+        if config.positions == "learned":
+            self.position_embedding = _parameter(
+                rngs, (sequence_length, D), config.position_init_std, ("position", "embed")
+            )
 
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=(0,), out_axes=0)
@@ -136,20 +148,23 @@ class Transformer(nnx.Module):
         """
         dtype = jnp.dtype(self.config.compute_dtype)
         B, L = tokens.shape
-        x = (self.token_embedding[...][tokens] + self.position_embedding[...][positions]).astype(dtype)
-        index = jnp.broadcast_to(cache_index + jnp.arange(L), (B, L))
+        x = self.token_embedding[...][tokens]
+        if self.config.positions == "learned":
+            x = x + self.position_embedding[...][positions]
+        row_index = jnp.broadcast_to(cache_index + jnp.arange(L), (B, L))
+        places = Places(positions, row_index, document_start)
         graph, parameters = nnx.split(self.blocks)
 
         def layer(x: Array, layer_inputs: tuple[Any, LayerCache | None]) -> tuple[Array, LayerCache | None]:
             layer_parameters, layer_cache = layer_inputs
-            return nnx.merge(graph, layer_parameters)(x, index, document_start, layer_cache)
+            return nnx.merge(graph, layer_parameters)(x, places, layer_cache)
 
         if self.config.remat != "all" and cache is None:
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.config.remat], prevent_cse=False)
         if self.config.scan_layers:
-            x, cache = jax.lax.scan(layer, x, (parameters, cache))
+            x, cache = jax.lax.scan(layer, x.astype(dtype), (parameters, cache))
         else:
-            x, cache = self._loop(layer, x, (parameters, cache))
+            x, cache = self._loop(layer, x.astype(dtype), (parameters, cache))
         return layer_norm(x, self.config.layer_norm_epsilon), cache
 
     def _loop(self, layer: Any, x: Array, stacked: tuple[Any, Cache | None]) -> tuple[Array, Cache | None]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
 from cm3leon_jax.data.batches import BatchSource
-from cm3leon_jax.training.loss import LossSums
 from cm3leon_jax.training.step import TrainStep, on_mesh
 
 
-def held_out_loss(compiled: TrainStep, parameters, source: BatchSource, num_batches: int, mesh: Mesh) -> dict[str, float]:
+def held_out_loss(
+    compiled: TrainStep, parameters: nnx.State, source: BatchSource, num_batches: int, mesh: Mesh
+) -> dict[str, float]:
     """Nats a token over the first batches of a split, always the same ones: all, text and marks, pictures."""
-    total = LossSums(0.0, 0.0, 0.0, 0.0)
-    for step in range(max(1, num_batches)):
-        sums = jax.device_get(compiled.evaluate(parameters, on_mesh(source[step], mesh)))
-        total = LossSums(*(a + b for a, b in zip(total, sums, strict=True)))
+    parts = [compiled.evaluate(parameters, on_mesh(source[step], mesh)) for step in range(max(1, num_batches))]
+    total = jax.tree.map(lambda *sums: sum(sums), *jax.device_get(parts))
     return {f"held_out_{name}": float(value) for name, value in total.by_modality().items()}

@@ -18,7 +18,7 @@ from cm3leon_jax.files import replacing
 
 
 class MetricsLog:
-    """Appends to WORKDIR/metrics.jsonl and WORKDIR/tensorboard; drops what an interrupted run wrote past `first_step`."""
+    """Appends to WORKDIR/metrics.jsonl and WORKDIR/tensorboard, after dropping what lies past `first_step`."""
 
     def __init__(self, workdir: Path, first_step: int) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -99,5 +99,11 @@ class StepClock:
 def progress_bar(first_step: int, num_steps: int, shown: bool) -> tqdm:
     """A bar over the steps of a run, with room for what the last logged line said."""
     return tqdm(
-        total=num_steps, initial=first_step, desc="train", unit="step", disable=not shown, dynamic_ncols=True, smoothing=0.05
+        total=num_steps,
+        initial=first_step,
+        desc="train",
+        unit="step",
+        disable=not shown,
+        dynamic_ncols=True,
+        smoothing=0.05,
     )

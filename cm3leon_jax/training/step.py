@@ -29,9 +29,7 @@ Metrics = dict[str, Float[Array, ""]]
 def on_mesh(batch: batches.Batch, mesh: Mesh) -> Batch:
     """A global batch from every process's own rows."""
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.asdict().items()
-    }
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.asdict().items()}
 
 
 def build_model(config: Config, vocabulary_size: int) -> Transformer:
@@ -52,7 +50,7 @@ def objective_loss(graph: nnx.GraphDef, parameters: nnx.State, batch: Batch, voc
 
 
 class TrainStep:
-    """The compiled functions of a run on one mesh: `init`, `step` and `evaluate`, and the abstract state to restore into."""
+    """The compiled functions of a run on one mesh, and the abstract state to restore into."""
 
     def __init__(self, config: Config, vocabulary: Vocabulary, mesh: Mesh) -> None:
         self.graph, _ = model_graph(config, vocabulary.size)

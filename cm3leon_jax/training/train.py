@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +98,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
         print(f"finished: {config.num_steps} steps; the last checkpoint is in {workdir / 'checkpoints'}")
 
 
-def _log_step(
-    step: int, metrics: Metrics, config: Config, log: MetricsLog | None, bar: tqdm, clock: StepClock
-) -> None:
+def _log_step(step: int, metrics: Metrics, config: Config, log: MetricsLog | None, bar: tqdm, clock: StepClock) -> None:
     """Waits for a step, stops the run if it diverged, and logs it if it is due."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
@@ -188,6 +185,7 @@ def _announce(
     print(f"data: {documents:,} documents in {config.corpus.path}")
     print(f"devices: {mesh.size} {jax.devices()[0].platform} ({axes}), {jax.process_count()} process(es)")
     origin = f"continued from the checkpoint of step {first_step}" if first_step else "from scratch"
-    print(f"run: {config.num_steps:,} steps of {config.batch.batch_size} x {config.batch.sequence_length} tokens, {origin}")
+    size = f"{config.batch.batch_size} x {config.batch.sequence_length} tokens"
+    print(f"run: {config.num_steps:,} steps of {size}, {origin}")
     if source.num_too_long:
         print(f"note: {source.num_too_long:,} documents are longer than a sequence")

@@ -100,9 +100,7 @@ def test_each_pass_over_a_document_masks_it_anew(corpus, vocabulary):
 
 def test_rates_decide_how_often_a_task_comes(corpus, vocabulary):
     # Both tasks have rate 1 but 40 and 7 documents: half of what is drawn is of each.
-    second = {
-        tuple(corpus.task_split("second", "train").document(i).tolist()) for i in range(7)
-    }
+    second = {tuple(corpus.task_split("second", "train").document(i).tolist()) for i in range(7)}
     plain = source(corpus, vocabulary, objective=ObjectiveConfig(span_count="none"))
     drawn = [tuple(d[1:-1]) for step in range(60) for d in documents_of(plain[step], vocabulary.pad)]
     assert abs(np.mean([d in second for d in drawn]) - 0.5) < 0.08

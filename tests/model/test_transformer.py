@@ -70,7 +70,7 @@ def test_a_packed_document_is_as_if_alone(tiny_model):
 @pytest.mark.parametrize("remat", ["none", "dots", "all"])
 def test_scanned_looped_and_rematerialised_layers_agree(tiny_model, remat):
     tokens = jax.random.randint(jax.random.key(3), (2, L), 0, V)
-    graph, parameters = nnx.split(build(tiny_model))
+    _, parameters = nnx.split(build(tiny_model))
 
     def loss_and_gradient(config):
         graph, _ = nnx.split(nnx.eval_shape(lambda: Transformer(config, V, L, nnx.Rngs(0))))

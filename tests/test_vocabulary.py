@@ -1,0 +1,83 @@
+"""The id space: any text goes there and back, nothing in a text is read as a mark, and transformers reads the file."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.vocabulary import Vocabulary, padded_size
+
+
+@pytest.fixture(scope="module")
+def shared(vocabulary):
+    return vocabulary
+
+
+@given(text=st.text(max_size=60))
+def test_any_text_comes_back(shared, text):
+    ids = shared.encode_text(text)
+    assert shared.decode_text(ids) == text
+    assert shared.is_text(np.array(ids, np.int64)).all()
+
+
+def test_a_text_that_spells_a_mark_stays_text(vocabulary):
+    ids = np.array(vocabulary.encode_text("<break> <mask:0> </s> <image:3>"))
+    assert vocabulary.is_text(ids).all()
+
+
+def test_the_blocks_of_the_id_space_do_not_meet(vocabulary):
+    v = vocabulary
+    assert [v.name(i) for i in range(4)] == ["<s>", "<pad>", "</s>", "<unk>"]
+    assert v.first_image_code == 4 + v.num_text_tokens
+    codes = np.arange(v.num_image_codes)
+    assert [v.name(i) for i in v.encode_image(codes)] == [f"<image:{k}>" for k in codes]
+    np.testing.assert_array_equal(v.decode_image(v.encode_image(codes)), codes)
+    marks = [v.break_, v.eoss, *(v.mask(i) for i in range(v.num_masks))]
+    assert marks == list(range(v.first_image_code + v.num_image_codes, marks[-1] + 1))
+    assert v.size % 128 == 0
+    assert v.size - 128 <= marks[-1] < v.size
+    assert v.size == padded_size(v.num_text_tokens, v.num_image_codes, v.num_masks)
+
+
+def test_a_small_corpus_keeps_the_size_of_the_id_space():
+    small = Vocabulary.train(["ab"], num_text_tokens=400, num_image_codes=8, num_masks=2, progress=False)
+    assert small.num_text_tokens == 400
+    assert small.first_image_code == 404
+    assert small.decode_text(small.encode_text("ab")) == "ab"
+
+
+def test_saved_and_loaded_it_is_the_same(vocabulary, tmp_path):
+    vocabulary.save(tmp_path)
+    again = Vocabulary.load(tmp_path)
+    assert again.fingerprint == vocabulary.fingerprint
+    assert again.encode_text("a handwritten seven") == vocabulary.encode_text("a handwritten seven")
+
+
+def test_transformers_reads_the_same_ids(vocabulary, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the extra [test] brings transformers")
+    vocabulary.save(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert theirs("a handwritten seven, ünï")["input_ids"] == vocabulary.encode_text("a handwritten seven, ünï")
+    assert theirs("</s>zero<break><image:5><mask:1><eoss>")["input_ids"] == [
+        vocabulary.end,
+        *vocabulary.encode_text("zero"),
+        vocabulary.break_,
+        vocabulary.first_image_code + 5,
+        vocabulary.mask(1),
+        vocabulary.eoss,
+    ]
+
+
+def test_another_vocabulary_is_refused(vocabulary):
+    other = Vocabulary.train(["x y z"], 300, 32, 8, progress=False)
+    with pytest.raises(UserError, match=r"the corpus was made with another vocabulary"):
+        vocabulary.check_fingerprint(other.fingerprint, "the corpus")
+
+
+def test_missing_and_damaged_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"no vocabulary at .*tokenizer.json"):
+        Vocabulary.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer.json is damaged"):
+        Vocabulary.load(tmp_path)

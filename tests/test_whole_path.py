@@ -1,0 +1,132 @@
+"""The whole path on a cut-down demo: a break anywhere shows here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cm3leon_jax.cli import main
+from cm3leon_jax.data import digits
+from cm3leon_jax.documents import encode_png
+from cm3leon_jax.training.metrics import read_metrics
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    config = ConfigDict()
+    config.corpus = dict(mixture="folder:{folder}", encode_batch_size=16, num_sample_pictures=4)
+    config.vocabulary = dict(num_text_tokens=280, num_masks=4)
+    config.image_tokenizer = dict(
+        resolution=8, in_channels=1, base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=4,
+        latent_channels=8, embedding_dim=4, codebook_size=16)
+    config.image_tokenizer_training = dict(
+        num_images=0, num_steps=6, batch_size=16, discriminator_weight=0.0, log_every=2, save_every=3)
+    config.batch = dict(batch_size=8, sequence_length=64)
+    config.model = dict(num_layers=2, model_dim=16, num_heads=2, compute_dtype="float32", remat="all")
+    config.mesh = dict(data=2, fsdp=2, tensor=2)
+    config.optimizer = dict(peak_learning_rate=1e-2, warmup_steps=2)
+    config.train = dict(
+        num_tokens=12 * 512, log_every=1, save_every=4, eval_every=6, eval_batches=1, sample_every=6)
+    config.sampling = dict(max_text_tokens=6, batch_size=8)
+    config.evaluate = dict(
+        num_loss_sequences=8, num_documents=6, prompts=("the digit one", "the digit two"), samples_per_prompt=2,
+        recognizer="digits")
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder of captioned digits, a config for it, and a function that runs a command."""
+    root = tmp_path_factory.mktemp("whole_path")
+    pictures = root / "pictures"
+    pictures.mkdir()
+    pixels, labels = digits.load("train")
+    for index in range(120):
+        (pictures / f"{index:03d}.png").write_bytes(encode_png(pixels[index]))
+        (pictures / f"{index:03d}.txt").write_text(digits.caption(int(labels[index]), index))
+    (pictures / "000.png").write_bytes(b"not a picture")
+    (root / "configs").mkdir()
+    config = root / "configs" / "tiny.py"
+    config.write_text(CONFIG.replace("{folder}", str(pictures)))
+
+    def command(name: str, *arguments: str, workdir: str = "run") -> Path:
+        code = main([name, f"--config={config}", f"--workdir={root / workdir}", *arguments])
+        assert code == 0, f"cm3leon {name} ended with {code}"
+        return root / workdir
+
+    return command
+
+
+@pytest.mark.slow
+def test_from_raw_documents_to_a_report(run, capsys):
+    for name in ("train-text-tokenizer", "train-image-tokenizer", "prepare", "inspect"):
+        workdir = run(name)
+    manifest = json.loads((workdir / "corpus" / "manifest.json").read_text())
+    (task,) = manifest["tasks"].values()
+    counted = [split["num_documents"] for split in task["splits"].values()]
+    assert sum(counted) == 119
+    assert (workdir / "inspect.html").stat().st_size > 1000
+
+    # Trained in one go, and with a stop after the second checkpoint, in another place.
+    run("train")
+    shared = [f"--config.{part}.path={workdir / part}" for part in ("corpus", "vocabulary", "image_tokenizer")]
+    with pytest.MonkeyPatch.context() as patch:
+        import cm3leon_jax.training.train as train
+
+        def stops_at_9(source, first_step, num_steps):
+            for step in range(first_step, num_steps):
+                if step == 9:
+                    raise KeyboardInterrupt
+                yield source[step]
+
+        patch.setattr(train, "iterate", stops_at_9)
+        arguments = ["train", *shared]
+        with pytest.raises(AssertionError, match="ended with 75"):
+            run(*arguments, workdir="interrupted")
+    interrupted = run(*arguments, workdir="interrupted")
+    assert "continued from the checkpoint of step 8" in capsys.readouterr().out
+    lines, again = (read_metrics(folder / "metrics.jsonl") for folder in (workdir, interrupted))
+    timing = {"tokens_per_second", "data_wait_seconds", "step_seconds"}
+    assert [{k: v for k, v in line.items() if k not in timing} for line in again] == [
+        {k: v for k, v in line.items() if k not in timing} for line in lines
+    ]
+    assert [line["step"] for line in lines if "learning_rate" in line] == list(range(1, 13))
+    assert lines[0]["loss"] == pytest.approx(np.log(512), rel=0.01)
+    assert {path.name for path in (workdir / "samples").iterdir()} == {"step_00000006.png", "step_00000012.png"}
+
+    run("evaluate")
+    numbers = json.loads((workdir / "evaluation.json").read_text())
+    assert {"text_to_image_accuracy", "caption_accuracy", "infill_accuracy"} <= numbers.keys()
+    assert all(np.isfinite(value) for value in numbers.values())
+    assert "<svg" in (workdir / "report.html").read_text()
+
+    picture = workdir / "samples" / "asked.png"
+    picture.write_bytes(encode_png(digits.load("validation")[0][0]))
+    asked = workdir / "samples" / "prompts.jsonl"
+    asked.write_text(
+        '{"prompt": "the digit one"}\n{"task": "caption", "image": "asked.png"}\n'
+        '{"task": "infill", "prompt": "the digit two", "image": "asked.png", "region": [0, 0, 0.5, 0.5]}\n'
+    )
+    run("generate", f"--prompts={asked}", "--samples=2")
+    answers = [json.loads(line) for line in (workdir / "generations" / "generations.jsonl").read_text().splitlines()]
+    assert [(a["index"], a["sample"], a["task"]) for a in answers] == [
+        (0, 0, "text_to_image"),
+        (1, 1, "text_to_image"),
+        (2, 0, "caption"),
+        (3, 1, "caption"),
+        (4, 0, "infill"),
+        (5, 1, "infill"),
+    ]
+    for answer in answers:
+        assert (answer["text"] is None) == (answer["task"] != "caption")
+        assert (answer["image"] is None) or (workdir / "generations" / answer["image"]).exists()
+
+    # Another config does not silently continue this run; another vocabulary is not read as this one.
+    assert (
+        main(["train", f"--config={workdir.parent}/configs/tiny.py", f"--workdir={workdir}", "--config.batch.seed=1"])
+        == 2
+    )
+    assert "batch.seed was 0 and is 1" in capsys.readouterr().err

@@ -1,0 +1,30 @@
+"""metrics.jsonl stays one line a logged step, through interruptions."""
+
+from cm3leon_jax.training.metrics import MetricsLog, StepClock, read_metrics
+
+
+def test_what_an_interrupted_run_wrote_past_its_checkpoint_is_dropped(tmp_path):
+    log = MetricsLog(tmp_path, first_step=0)
+    for step in (10, 20, 30):
+        log.write(step, {"loss": step / 10})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "lo')
+    log = MetricsLog(tmp_path, first_step=20)
+    log.write(30, {"loss": 9.0})
+    log.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 10, "loss": 1.0},
+        {"step": 20, "loss": 2.0},
+        {"step": 30, "loss": 9.0},
+    ]
+
+
+def test_the_clock_counts_steps_since_the_last_lap_without_pauses():
+    clock = StepClock(first_step=5, tokens_per_step=100)
+    with clock.paused(), clock.waiting_for_data():
+        pass
+    lap = clock.lap(15)
+    assert lap["step_seconds"] > 0
+    assert lap["tokens_per_second"] * lap["step_seconds"] == 100
+    assert lap["data_wait_seconds"] < lap["step_seconds"] * 10

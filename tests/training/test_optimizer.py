@@ -1,0 +1,28 @@
+"""The schedule and the update rule."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cm3leon_jax.config import OptimizerConfig
+from cm3leon_jax.training.optimizer import learning_rate, optimizer
+
+
+def test_the_rate_warms_up_and_decays_to_its_share_of_the_peak():
+    rate = learning_rate(OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=10), num_steps=110)
+    assert [float(rate(step)) for step in (0, 5, 10, 60, 110)] == pytest.approx([0, 5e-4, 1e-3, 5.5e-4, 1e-4])
+
+
+def test_the_first_update_by_hand():
+    config = OptimizerConfig(peak_learning_rate=0.1, warmup_steps=1, weight_decay=0.5, clip_norm=1.0)
+    rule = optimizer(config, num_steps=100)
+    parameters, gradient = {"w": jnp.array([3.0, -4.0])}, {"w": jnp.array([30.0, -40.0])}
+    state = rule.init(parameters)
+    updates, state = rule.update(gradient, state, parameters)
+    np.testing.assert_array_equal(updates["w"], 0.0)
+    updates, _ = rule.update(gradient, state, parameters)
+    # The gradient is clipped to (0.6, -0.8); Adam's step is its sign; decay pulls each weight by half of it.
+    expected = -0.1 * (np.sign([0.6, -0.8]) + 0.5 * np.array([3.0, -4.0]))
+    np.testing.assert_allclose(updates["w"], expected, rtol=1e-5)
+    assert optax.global_norm(gradient) == 50.0
