@@ -1,7 +1,8 @@
 """The CM3 objective: spans move to the end, so that a left-to-right model learns to fill in.
 
 `a b c d e` with the span `b c` masked becomes `a <mask:0> d e <mask:0> b c <eoss>` (Aghajanyan et al., arXiv
-2201.07520, section 2). No span crosses a `<break>` or an `</s>`, and neither is ever masked (arXiv 2309.02591, section 2.2).
+2201.07520, section 2). No span crosses a `<break>` or an `</s>`, and neither is ever masked (arXiv 2309.02591,
+section 2.2).
 """
 
 from __future__ import annotations
