@@ -199,7 +199,7 @@ class ModelConfig:
     ffn_dim: int = 0
     activation: str = "relu"
     # "learned": a table of absolute positions, the paper's; "rotary": queries and keys are turned by their position
-    # (arXiv 2104.09864), which makes "one row up" the same step everywhere in a picture.
+    # (arXiv 2104.09864), which makes "one row up" the same step everywhere in a picture; "learned+rotary": both.
     positions: str = "learned"
     layer_norm_epsilon: float = 1e-5
     init_std: float = 0.006
@@ -218,8 +218,8 @@ class ModelConfig:
         )
         _require(self.activation in ("relu", "gelu"), f"model.activation is {self.activation!r}: 'relu' or 'gelu'")
         _require(
-            self.positions in ("learned", "rotary"),
-            f"model.positions is {self.positions!r}: 'learned' or 'rotary'",
+            self.positions in ("learned", "rotary", "learned+rotary"),
+            f"model.positions is {self.positions!r}: 'learned', 'rotary' or 'learned+rotary'",
         )
         _require(self.remat in ("none", "dots", "all"), f"model.remat is {self.remat!r}: 'none', 'dots' or 'all'")
         _require(

@@ -9,7 +9,7 @@ import pytest
 from cm3leon_jax.cli import main
 from cm3leon_jax.data import digits
 from cm3leon_jax.documents import encode_png
-from cm3leon_jax.training.metrics import read_metrics
+from cm3leon_jax.progress import read_step_log
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -88,7 +88,7 @@ def test_from_raw_documents_to_a_report(run, capsys):
             run(*arguments, workdir="interrupted")
     interrupted = run(*arguments, workdir="interrupted")
     assert "continued from the checkpoint of step 8" in capsys.readouterr().out
-    lines, again = (read_metrics(folder / "metrics.jsonl") for folder in (workdir, interrupted))
+    lines, again = (read_step_log(folder / "metrics.jsonl") for folder in (workdir, interrupted))
     timing = {"tokens_per_second", "data_wait_seconds", "step_seconds"}
     assert [{k: v for k, v in line.items() if k not in timing} for line in again] == [
         {k: v for k, v in line.items() if k not in timing} for line in lines

@@ -24,8 +24,9 @@ from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.drawing import draw_pictures
 from cm3leon_jax.generation.generate import MIDDLE_HALF, region_mask
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
+from cm3leon_jax.progress import read_step_log
 from cm3leon_jax.training.held_out import held_out_loss
-from cm3leon_jax.training.metrics import read_metrics
+from cm3leon_jax.training.step import TrainStep
 from cm3leon_jax.vocabulary import Vocabulary
 
 
@@ -73,7 +74,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     report = Report(
         title=workdir.name,
         numbers=numbers,
-        metrics=read_metrics(workdir / "metrics.jsonl"),
+        metrics=read_step_log(workdir / "metrics.jsonl"),
         prompts=list(evaluate.prompts),
         drawn=drawn.reshape(len(evaluate.prompts), -1, *drawn.shape[1:]) if len(drawn) else drawn,
         originals=originals[shown],
@@ -146,8 +147,9 @@ def psnr(originals: UInt8[np.ndarray, "n R R C"], others: UInt8[np.ndarray, "n R
 def _losses(config: Config, corpus: PreparedCorpus, model: TrainedModel) -> dict[str, float]:
     """Held-out loss under the training objective, and the perplexities it means."""
     source = BatchSource(corpus, model.vocabulary, config.objective, config.batch, config.corpus.held_out_split)
+    compiled = TrainStep(config, model.vocabulary, model.mesh)
     num_batches = max(1, config.evaluate.num_loss_sequences // config.batch.batch_size)
-    losses = held_out_loss(model.compiled, model.decoder.parameters, source, num_batches, model.mesh)
+    losses = held_out_loss(compiled, model.decoder.parameters, source, num_batches, model.mesh)
     perplexities = {name.replace("loss", "perplexity"): float(np.exp(value)) for name, value in losses.items()}
     return losses | perplexities
 

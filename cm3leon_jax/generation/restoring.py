@@ -7,13 +7,13 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from cm3leon_jax.checkpoints import Checkpoints, abstract_on
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.decode import Decoder
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
-from cm3leon_jax.model.sharding import make_mesh
-from cm3leon_jax.training.checkpoints import Checkpoints
-from cm3leon_jax.training.step import TrainStep
+from cm3leon_jax.model.sharding import make_mesh, shardings
+from cm3leon_jax.model.transformer import abstract_model
 from cm3leon_jax.vocabulary import Vocabulary
 
 
@@ -23,7 +23,6 @@ class TrainedModel:
 
     step: int
     decoder: Decoder
-    compiled: TrainStep
     mesh: Mesh
     vocabulary: Vocabulary
     image_tokenizer: ImageTokenizer
@@ -41,13 +40,13 @@ def restore_model(config: Config, workdir: Path) -> TrainedModel:
             f"the vocabulary {config.vocabulary.path} has {vocabulary.num_image_codes}: they belong to different runs"
         )
     mesh = make_mesh(config.mesh)
-    compiled = TrainStep(config, vocabulary, mesh)
+    graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints)
     step = checkpoints.latest_step
     if step is None:
         raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
     vocabulary.check_fingerprint(checkpoints.meta(step)["vocabulary"], f"the checkpoint {workdir}/checkpoints/{step}")
-    parameters = checkpoints.restore_parameters(step, compiled.abstract_state["parameters"])
+    parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
     checkpoints.close()
-    decoder = Decoder(compiled.graph, parameters, vocabulary, config.batch.sequence_length)
-    return TrainedModel(step, decoder, compiled, mesh, vocabulary, image_tokenizer)
+    decoder = Decoder(graph, parameters, vocabulary, config.batch.sequence_length)
+    return TrainedModel(step, decoder, mesh, vocabulary, image_tokenizer)

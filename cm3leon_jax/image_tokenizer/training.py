@@ -10,7 +10,6 @@ Reads the values under `image_tokenizer` and `image_tokenizer_training` of the c
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from argparse import Namespace
@@ -20,18 +19,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt8
-from tqdm import tqdm
 
+from cm3leon_jax.checkpoints import Checkpoints, abstract_on
 from cm3leon_jax.config import Config, ImageTokenizerTrainingConfig
 from cm3leon_jax.data.image_sample import load_image_sample
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, replacing
+from cm3leon_jax.files import read_json
 from cm3leon_jax.image_tokenizer.codec import CONFIG_FILE, ImageTokenizer, architecture
 from cm3leon_jax.image_tokenizer.lpips import SMALLEST_SIDE, load_lpips
 from cm3leon_jax.image_tokenizer.train_step import Metrics, Recipe, TrainingState, initial_state, make_train_step
+from cm3leon_jax.progress import Progress, StepLog
 
 METRICS_FILE = "image_tokenizer_metrics.jsonl"
 KEPT_CHECKPOINTS = 2
@@ -98,18 +97,20 @@ def train(
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     weights = None if lpips_weights is None else jax.device_put(lpips_weights, replicated)
     step_function = make_train_step(recipe, mesh)
-    with ocp.CheckpointManager(
-        checkpoints.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=KEPT_CHECKPOINTS)
-    ) as manager:
-        state = initial_state(recipe, jnp.asarray(batch_at(pictures, training, 0)))
-        state = _restore(manager, state, replicated, record) or jax.device_put(state, replicated)
-        first = int(state.step)
-        if first > training.num_steps:
-            raise UserError(
-                f"{checkpoints} is at step {first:,}, beyond config.image_tokenizer_training.num_steps "
-                f"{training.num_steps:,}: raise it, or delete the folder"
-            )
-        log = _Log(metrics_file, first, training)
+    kept = Checkpoints(checkpoints, keep=KEPT_CHECKPOINTS)
+    state = jax.device_put(initial_state(recipe, jnp.asarray(batch_at(pictures, training, 0))), replicated)
+    if kept.latest_step is not None:
+        _require_same(kept.meta(kept.latest_step), record, checkpoints)
+        everywhere = jax.tree.map(lambda _: replicated, state)
+        state = kept.restore(kept.latest_step, abstract_on(state, everywhere))
+    first = int(state.step)
+    if first > training.num_steps:
+        raise UserError(
+            f"{checkpoints} is at step {first:,}, beyond config.image_tokenizer_training.num_steps "
+            f"{training.num_steps:,}: raise it, or delete the folder"
+        )
+    log = _Log(metrics_file, first, training)
+    try:
         for step in range(first, training.num_steps):
             batch = jax.device_put(batch_at(pictures, training, step), split)
             adversarial = recipe.has_discriminator and step >= training.discriminator_start
@@ -118,8 +119,10 @@ def train(
             due = done % training.save_every == 0 or done == training.num_steps
             log.step(done, metrics, force=due)
             if due:
-                manager.save(done, args=_checkpoint(state, record))
+                kept.save(done, state, record)
+    finally:
         log.close()
+        kept.close()
     return state
 
 
@@ -210,40 +213,18 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     return flat | {"config.corpus.mixture": record.get("mixture"), "config.corpus.train_split": record.get("split")}
 
 
-def _checkpoint(state: TrainingState, record: dict[str, Any]) -> ocp.args.Composite:
-    return ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
-
-
-def _restore(
-    manager: ocp.CheckpointManager, like: TrainingState, sharding: NamedSharding, record: dict[str, Any]
-) -> TrainingState | None:
-    step = manager.latest_step()
-    if step is None:
-        return None
-    stored = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-    _require_same(stored, record, Path(manager.directory))
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
-    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
-
-
 class _Log:
     """The progress bar and the metrics file; both continue where a checkpoint did."""
 
     def __init__(self, file: Path, first: int, training: ImageTokenizerTrainingConfig) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        # Steps after the checkpoint are done again, and logged again.
-        kept = [line for line in lines if json.loads(line)["step"] <= first]
-        with replacing(file) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._file = file
+        self._lines = StepLog(file, first)
         self._training = training
-        self._bar = tqdm(initial=first, total=training.num_steps, unit="step", desc="image tokenizer")
+        self._progress = Progress("image tokenizer", training.num_steps, first)
         self._since = (first, time.perf_counter())
 
     def step(self, done: int, metrics: Metrics, force: bool) -> None:
         """Advances the bar; on every `log_every`-th step, and with `force`, waits for the values and writes them."""
-        self._bar.update()
+        self._progress.advance()
         logged = done % self._training.log_every == 0
         if not (logged or force):
             return
@@ -259,13 +240,14 @@ class _Log:
         now = time.perf_counter()
         values["images_per_second"] = (done - last) * self._training.batch_size / (now - then)
         self._since = (done, now)
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": done} | values) + "\n")
-        self._bar.set_postfix_str(
+        self._lines.write(done, values)
+        self._progress.say(
+            done,
             f"loss {values['loss']:.3f}, PSNR {values['psnr']:.1f} dB, {values['codes_used']:.0f} codes "
-            f"(perplexity {values['perplexity']:.0f}), {values['images_per_second']:.0f} images/s"
+            f"(perplexity {values['perplexity']:.0f}), {values['images_per_second']:.0f} images/s",
         )
 
     def close(self) -> None:
-        """Ends the bar."""
-        self._bar.close()
+        """Ends the bar, closes the file."""
+        self._progress.close()
+        self._lines.close()

@@ -52,7 +52,7 @@ class Attention(nnx.Module):
         self.key = _parameter(rngs, (D, H, Dh), config.init_std, ("embed", "heads", "head"))
         self.value = _parameter(rngs, (D, H, Dh), config.init_std, ("embed", "heads", "head"))
         self.output = _parameter(rngs, (H, Dh, D), 0.0, ("heads", "head", "embed"))
-        self.rotary = config.positions == "rotary"
+        self.rotary = "rotary" in config.positions
 
     def __call__(
         self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None
@@ -116,7 +116,7 @@ class Transformer(nnx.Module):
         D, V = config.model_dim, vocabulary_size
         self.config = config
         self.token_embedding = _parameter(rngs, (V, D), config.init_std, ("vocab", "embed"))
-        if config.positions == "learned":
+        if "learned" in config.positions:
             self.position_embedding = _parameter(
                 rngs, (sequence_length, D), config.position_init_std, ("position", "embed")
             )
@@ -149,7 +149,7 @@ class Transformer(nnx.Module):
         dtype = jnp.dtype(self.config.compute_dtype)
         B, L = tokens.shape
         x = self.token_embedding[...][tokens]
-        if self.config.positions == "learned":
+        if "learned" in self.config.positions:
             x = x + self.position_embedding[...][positions]
         row_index = jnp.broadcast_to(cache_index + jnp.arange(L), (B, L))
         places = Places(positions, row_index, document_start)
@@ -186,7 +186,12 @@ class Transformer(nnx.Module):
         return {name: jnp.zeros(shape, config.compute_dtype) for name in ("key", "value")}
 
 
+def abstract_model(config: ModelConfig, vocabulary_size: int, sequence_length: int) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model's structure and the shapes of its parameters; nothing is allocated."""
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, vocabulary_size, sequence_length, nnx.Rngs(0))))
+
+
 def parameter_count(config: ModelConfig, vocabulary_size: int, sequence_length: int) -> int:
-    """Parameters of a model, counted from shapes alone: nothing is allocated."""
-    abstract = nnx.eval_shape(lambda: Transformer(config, vocabulary_size, sequence_length, nnx.Rngs(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
+    """How many parameters a model has."""
+    _, parameters = abstract_model(config, vocabulary_size, sequence_length)
+    return sum(leaf.size for leaf in jax.tree.leaves(parameters))

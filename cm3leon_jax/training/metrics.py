@@ -1,20 +1,17 @@
-"""What a run tells: one JSON object a logged step in metrics.jsonl, the same in TensorBoard, and a progress bar."""
+"""What a run tells: metrics.jsonl, the same in TensorBoard, and how long its steps take."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
-from cm3leon_jax.files import replacing
+from cm3leon_jax.progress import StepLog
 
 
 class MetricsLog:
@@ -22,16 +19,12 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, first_step: int) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)
+        self._lines = StepLog(workdir / "metrics.jsonl", first_step)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """One line, one point a curve."""
+        self._lines.write(step, values)
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -41,21 +34,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes both."""
-        self._file.close()
+        self._lines.close()
         self._tensorboard.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut off by a crash is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 class StepClock:
@@ -94,16 +74,3 @@ class StepClock:
         }
         self._restart(step)
         return values
-
-
-def progress_bar(first_step: int, num_steps: int, shown: bool) -> tqdm:
-    """A bar over the steps of a run, with room for what the last logged line said."""
-    return tqdm(
-        total=num_steps,
-        initial=first_step,
-        desc="train",
-        unit="step",
-        disable=not shown,
-        dynamic_ncols=True,
-        smoothing=0.05,
-    )

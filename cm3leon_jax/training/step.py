@@ -12,10 +12,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from cm3leon_jax.checkpoints import abstract_on
 from cm3leon_jax.config import Config
 from cm3leon_jax.data import batches
 from cm3leon_jax.model.sharding import batch_sharding, shardings
-from cm3leon_jax.model.transformer import Transformer
+from cm3leon_jax.model.transformer import Transformer, abstract_model
 from cm3leon_jax.training.loss import LossSums, loss_sums
 from cm3leon_jax.training.optimizer import learning_rate, optimizer
 from cm3leon_jax.vocabulary import Vocabulary
@@ -32,16 +33,6 @@ def on_mesh(batch: batches.Batch, mesh: Mesh) -> Batch:
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.asdict().items()}
 
 
-def build_model(config: Config, vocabulary_size: int) -> Transformer:
-    """The transformer of a config, initialised from its seed."""
-    return Transformer(config.model, vocabulary_size, config.batch.sequence_length, nnx.Rngs(config.train.seed))
-
-
-def model_graph(config: Config, vocabulary_size: int) -> tuple[nnx.GraphDef, nnx.State]:
-    """The model's structure and its abstract parameters; nothing is allocated."""
-    return nnx.split(nnx.eval_shape(lambda: build_model(config, vocabulary_size)))
-
-
 def objective_loss(graph: nnx.GraphDef, parameters: nnx.State, batch: Batch, vocabulary: Vocabulary) -> LossSums:
     """Summed cross-entropy of a batch."""
     model = nnx.merge(graph, parameters)
@@ -53,12 +44,13 @@ class TrainStep:
     """The compiled functions of a run on one mesh, and the abstract state to restore into."""
 
     def __init__(self, config: Config, vocabulary: Vocabulary, mesh: Mesh) -> None:
-        self.graph, _ = model_graph(config, vocabulary.size)
+        length = config.batch.sequence_length
+        self.graph, _ = abstract_model(config.model, vocabulary.size, length)
         update_rule = optimizer(config.optimizer, config.num_steps)
         schedule = learning_rate(config.optimizer, config.num_steps)
 
         def init() -> TrainState:
-            parameters = nnx.state(build_model(config, vocabulary.size))
+            parameters = nnx.state(Transformer(config.model, vocabulary.size, length, nnx.Rngs(config.train.seed)))
             return {
                 "parameters": parameters,
                 "optimizer": update_rule.init(parameters),
@@ -86,11 +78,7 @@ class TrainStep:
         abstract = jax.eval_shape(init)
         state_shardings = shardings(abstract, mesh)
         rows = batch_sharding(mesh)
-        self.abstract_state = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract,
-            state_shardings,
-        )
+        self.abstract_state = abstract_on(abstract, state_shardings)
         self.init: Callable[[], TrainState] = jax.jit(init, out_shardings=state_shardings)
         self.step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]] = jax.jit(
             step, in_shardings=(state_shardings, rows), out_shardings=(state_shardings, None), donate_argnums=0

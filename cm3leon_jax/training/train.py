@@ -8,22 +8,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from cm3leon_jax import config_file
+from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches import BatchSource, iterate
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.model.sharding import make_mesh
-from cm3leon_jax.training.checkpoints import Checkpoints
+from cm3leon_jax.progress import Progress
 from cm3leon_jax.training.held_out import held_out_loss
-from cm3leon_jax.training.metrics import MetricsLog, StepClock, progress_bar
+from cm3leon_jax.training.metrics import MetricsLog, StepClock
 from cm3leon_jax.training.samples import SamplePictures
 from cm3leon_jax.training.step import Metrics, TrainState, TrainStep, on_mesh
 from cm3leon_jax.vocabulary import Vocabulary
@@ -41,9 +42,9 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
     mesh = make_mesh(config.mesh)
     source = _source(config, corpus, vocabulary, config.corpus.train_split)
-    held_out_source = _source(config, corpus, vocabulary, config.corpus.held_out_split)
+    held_out_source = _source(config, corpus, vocabulary, config.corpus.held_out_split) if train.eval_every else None
     compiled = TrainStep(config, vocabulary, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints", train.keep_checkpoints, train.save_every)
+    checkpoints = Checkpoints(workdir / "checkpoints", train.keep_checkpoints)
 
     _refuse_another_run(config, workdir, checkpoints, vocabulary)
     if is_first:
@@ -56,7 +57,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
 
     log = MetricsLog(workdir, first_step) if is_first else None
     pictures = SamplePictures(config, workdir, vocabulary, compiled.graph)
-    bar = progress_bar(first_step, config.num_steps, shown=is_first)
+    progress = Progress("train", config.num_steps, first_step, shown=is_first)
     clock = StepClock(first_step, config.batch.batch_size * config.batch.sequence_length)
     meta = {"vocabulary": vocabulary.fingerprint, "config": dataclasses.asdict(config)}
     batches = iterate(source, first_step, config.num_steps)
@@ -69,28 +70,29 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
             state, metrics = compiled.step(state, batch)
             # The step before is read while this one runs on the devices, which so are never idle.
             if pending is not None:
-                _log_step(step - 1, pending, config, log, bar, clock)
+                _log_step(step - 1, pending, config, log, progress, clock)
             pending = metrics
-            bar.update()
+            progress.advance()
 
-            if is_last or _is_due(step, train.save_every):
-                # A state that diverged is not saved: the check comes first.
-                _log_step(step, pending, config, log, bar, clock)
-                pending = None
-                with clock.paused():
-                    checkpoints.save(step, state, meta)
-            if is_last or _is_due(step, train.eval_every):
+            held_out: dict[str, float] = {}
+            if held_out_source and _is_due(step, train.eval_every, is_last):
                 with clock.paused():
                     held_out = held_out_loss(compiled, state["parameters"], held_out_source, train.eval_batches, mesh)
-                    if log:
-                        log.write(step, held_out)
-            if is_last or _is_due(step, train.sample_every):
+            save = is_last or _is_due(step, train.save_every, is_last)
+            if held_out or save:
+                # A state that diverged is not saved: the check comes first.
+                _log_step(step, pending, config, log, progress, clock, held_out)
+                pending = None
+            if save:
+                with clock.paused():
+                    checkpoints.save(step, state, meta)
+            if _is_due(step, train.sample_every, is_last):
                 with clock.paused():
                     grid = pictures(step, state["parameters"])
                     if log and grid is not None:
                         log.write_picture(step, "samples", grid)
     finally:
-        bar.close()
+        progress.close()
         checkpoints.close()
         if log:
             log.close()
@@ -98,23 +100,32 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
         print(f"finished: {config.num_steps} steps; the last checkpoint is in {workdir / 'checkpoints'}")
 
 
-def _log_step(step: int, metrics: Metrics, config: Config, log: MetricsLog | None, bar: tqdm, clock: StepClock) -> None:
-    """Waits for a step, stops the run if it diverged, and logs it if it is due."""
+def _log_step(
+    step: int,
+    metrics: Metrics,
+    config: Config,
+    log: MetricsLog | None,
+    progress: Progress,
+    clock: StepClock,
+    held_out: Mapping[str, float] | None = None,
+) -> None:
+    """Waits for a step, stops the run if it diverged, and logs it if it is due or comes with a held-out loss."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
         raise UserError(
             f"the run diverged: loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}; lower "
             "config.optimizer.peak_learning_rate and start again, or from a checkpoint before the loss rose"
         )
-    if _is_due(step, config.train.log_every) or step in (1, config.num_steps):
-        values |= clock.lap(step)
-        bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
+    if held_out or step == 1 or _is_due(step, config.train.log_every, step == config.num_steps):
+        values |= {**clock.lap(step), **(held_out or {})}
+        progress.say(step, f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
         if log:
             log.write(step, values)
 
 
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def _is_due(step: int, every: int, is_last: bool) -> bool:
+    """Every so many steps and at the last one; never where `every` is 0."""
+    return every > 0 and (is_last or step % every == 0)
 
 
 def _source(config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary, split: str) -> BatchSource:

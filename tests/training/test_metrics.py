@@ -1,6 +1,7 @@
 """metrics.jsonl stays one line a logged step, through interruptions."""
 
-from cm3leon_jax.training.metrics import MetricsLog, StepClock, read_metrics
+from cm3leon_jax.progress import read_step_log
+from cm3leon_jax.training.metrics import MetricsLog, StepClock
 
 
 def test_what_an_interrupted_run_wrote_past_its_checkpoint_is_dropped(tmp_path):
@@ -13,7 +14,7 @@ def test_what_an_interrupted_run_wrote_past_its_checkpoint_is_dropped(tmp_path):
     log = MetricsLog(tmp_path, first_step=20)
     log.write(30, {"loss": 9.0})
     log.close()
-    assert read_metrics(tmp_path / "metrics.jsonl") == [
+    assert read_step_log(tmp_path / "metrics.jsonl") == [
         {"step": 10, "loss": 1.0},
         {"step": 20, "loss": 2.0},
         {"step": 30, "loss": 9.0},

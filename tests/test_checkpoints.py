@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.config import BatchConfig, Config, MeshConfig, TrainConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.model.sharding import make_mesh
-from cm3leon_jax.training.checkpoints import Checkpoints
 from cm3leon_jax.training.step import TrainStep
 
 

@@ -15,11 +15,12 @@ from cm3leon_jax.errors import UserError
 class Checkpoints:
     """The checkpoints of one run: the training state, and `meta`, a JSON object that says what it belongs to."""
 
-    def __init__(self, folder: Path, keep: int, save_every: int = 1) -> None:
+    def __init__(self, folder: Path, keep: int) -> None:
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.preservation_policy.LatestN(keep),
-            save_decision_policy=policies.save_decision_policy.FixedIntervalPolicy(save_every),
+            # Which steps are saved is the training loop's to say.
+            save_decision_policy=policies.save_decision_policy.FixedIntervalPolicy(1),
             enable_async_checkpointing=True,
         )
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
@@ -29,11 +30,11 @@ class Checkpoints:
         """The newest complete step, if there is one."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, meta: dict[str, Any], force: bool = False) -> None:
-        """Starts to write a step if it is due (or with `force`); returns as soon as the state is copied."""
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Starts to write a step; returns as soon as the state is copied."""
         if self.latest_step != step:
             args = ocp.args.Composite(state=ocp.args.PyTreeSave(_plain(state)), meta=ocp.args.JsonSave(meta))
-            self._manager.save(step, args=args, force=force)
+            self._manager.save(step, args=args)
 
     def meta(self, step: int) -> dict[str, Any]:
         """What the step belongs to."""
@@ -63,6 +64,13 @@ class Checkpoints:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def abstract_on(abstract: Any, shardings: Any) -> Any:
+    """Shapes and types with the shardings that a restored state is to have."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    )
 
 
 def _plain(state: Any) -> Any:
