@@ -300,7 +300,7 @@ class EvaluateConfig:
     # Sequences of the held-out loss, and documents that are captioned, infilled and shown; 0 means all.
     num_loss_sequences: int = 512
     num_documents: int = 256
-    # Prompts from which pictures are drawn, and pictures a prompt.
+    # Prompts from which pictures are drawn (none: the first held-out texts), and pictures a prompt.
     prompts: tuple[str, ...] = ()
     samples_per_prompt: int = 4
     # "digits" also reads every drawn digit with a classifier trained on real ones; "" does not.

@@ -28,7 +28,7 @@ class DigitReader:
     def score_reading(self, image_tokenizer: ImageTokenizer) -> dict[str, float]:
         """What the reader reaches on real held-out digits, and on those after the image tokenizer: the ceilings."""
         pixels, labels = digits.load("validation")
-        decoded = np.asarray(image_tokenizer.decode(np.asarray(image_tokenizer.encode(pixels))))
+        decoded = image_tokenizer.reconstruct(pixels)
         return {
             "real_digit_accuracy": float((self.read(pixels) == labels).mean()),
             "reconstructed_digit_accuracy": float((self.read(decoded) == labels).mean()),
@@ -66,10 +66,8 @@ class DigitReader:
         others[:, mask] = np.roll(codes, len(codes) // 2 + 1, axis=0)[:, mask]
         labels = _labels(texts)
         return {
-            "infill_accuracy": float((self.read(np.asarray(image_tokenizer.decode(filled))) == labels).mean()),
-            "infill_accuracy_of_random_middles": float(
-                (self.read(np.asarray(image_tokenizer.decode(others))) == labels).mean()
-            ),
+            "infill_accuracy": float((self.read(image_tokenizer.decode(filled)) == labels).mean()),
+            "infill_accuracy_of_random_middles": float((self.read(image_tokenizer.decode(others)) == labels).mean()),
         }
 
     def _nearest_training_distance(self, pixels: UInt8[np.ndarray, "n 8 8 1"]) -> Float[np.ndarray, "n"]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -29,6 +31,11 @@ from cm3leon_jax.training.held_out import held_out_loss
 from cm3leon_jax.training.step import TrainStep
 from cm3leon_jax.vocabulary import Vocabulary
 
+# Where the config names no prompts, the first held-out texts are drawn.
+_DEFAULT_PROMPTS = 8
+
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True)
 class CaptionedPictures:
@@ -47,10 +54,13 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     numbers |= _losses(config, corpus, model)
     held_out = captioned_pictures(corpus, config.corpus.held_out_split, evaluate.num_documents, model.vocabulary)
     originals = _originals(corpus, config)
-    reconstructions = np.asarray(model.image_tokenizer.decode(np.asarray(model.image_tokenizer.encode(originals))))
-    numbers["reconstruction_psnr"] = psnr(originals, reconstructions)
+    reconstructions = originals
+    if len(originals):
+        reconstructions = model.image_tokenizer.reconstruct(originals)
+        numbers["reconstruction_psnr"] = psnr(originals, reconstructions)
 
-    texts = [text for text in evaluate.prompts for _ in range(evaluate.samples_per_prompt)]
+    asked = evaluate.prompts or tuple(held_out.texts[:_DEFAULT_PROMPTS])
+    texts = [text for text in asked for _ in range(evaluate.samples_per_prompt)]
     drawn = _timed(f"drawing {len(texts)} pictures", lambda: _draw(texts, model, sampling))
     plain = _timed("the same without guidance", lambda: _draw(texts, model, dataclasses.replace(sampling, guidance=1)))
     by_infill = _timed(
@@ -69,18 +79,17 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
         numbers |= reader.score_reading(model.image_tokenizer)
     write_json(workdir / "evaluation.json", numbers)
 
-    decode = lambda codes: np.asarray(model.image_tokenizer.decode(codes))  # noqa: E731
     shown = slice(0, 24)
     report = Report(
         title=workdir.name,
         numbers=numbers,
         metrics=read_step_log(workdir / "metrics.jsonl"),
-        prompts=list(evaluate.prompts),
-        drawn=drawn.reshape(len(evaluate.prompts), -1, *drawn.shape[1:]) if len(drawn) else drawn,
+        prompts=list(asked),
+        drawn=drawn.reshape(len(asked), -1, *drawn.shape[1:]),
         originals=originals[shown],
         reconstructions=reconstructions[shown],
-        held_out=decode(held_out.codes[shown]),
-        filled=decode(filled[shown]),
+        held_out=model.image_tokenizer.decode(held_out.codes[shown]),
+        filled=model.image_tokenizer.decode(filled[shown]),
         texts=held_out.texts[shown],
         captions=by_infill[shown],
         captions_left_to_right=left_to_right[shown],
@@ -167,7 +176,7 @@ def _draw(texts: list[str], model: TrainedModel, sampling: SamplingConfig) -> UI
     return draw_pictures(texts, model.decoder, model.image_tokenizer, model.vocabulary, sampling)
 
 
-def _timed(what, work):
+def _timed(what: str, work: Callable[[], _Result]) -> _Result:
     started = time.perf_counter()
     result = work()
     print(f"{what}: {time.perf_counter() - started:.1f} s", flush=True)

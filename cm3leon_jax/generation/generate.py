@@ -24,6 +24,7 @@ from cm3leon_jax.files import replacing
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.decode import Answer
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
+from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 
 TASKS = ("text_to_image", "caption", "infill")
 MIDDLE_HALF = (0.0, 0.25, 1.0, 0.75)
@@ -54,23 +55,37 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     if arguments.samples < 1:
         raise UserError(f"--samples={arguments.samples}: at least 1")
     model = restore_model(config, workdir)
-    requests = [Request(arguments.prompt)] if arguments.prompt else _read_requests(Path(arguments.prompts), model)
+    requests = (
+        [Request(arguments.prompt)]
+        if arguments.prompt
+        else read_requests(Path(arguments.prompts), model.image_tokenizer)
+    )
     requests = [request for request in requests for _ in range(arguments.samples)]
     output = Path(arguments.output or workdir / "generations")
     output.mkdir(parents=True, exist_ok=True)
 
-    answers: list[Answer | None] = [None] * len(requests)
+    by_index: dict[int, Answer] = {}
     # One task at a time: answers of one length finish together.
     for task in TASKS:
         indices = [index for index, request in enumerate(requests) if request.task == task]
         found = model.decoder([_prompt(requests[i], config, model) for i in indices], config.sampling)
-        for index, answer in zip(indices, found, strict=True):
-            answers[index] = answer
+        by_index |= dict(zip(indices, found, strict=True))
+    answers = [by_index[index] for index in range(len(requests))]
     lines = [
-        _write_answer(index, index % arguments.samples, request, answer, model, output)
+        {"index": index, "prompt": request.text, "task": request.task, "sample": index % arguments.samples}
+        | {"image": None, "text": None, "score": answer.score}
         for index, (request, answer) in enumerate(zip(requests, answers, strict=True))
-        if answer is not None
     ]
+    drawn = [index for index, request in enumerate(requests) if request.task != "caption"]
+    codes = [_picture_codes(requests[index], answers[index], model) for index in drawn]
+    pictures = model.image_tokenizer.decode(np.stack(codes), config.sampling.batch_size) if drawn else ()
+    for index, picture in zip(drawn, pictures, strict=True):
+        lines[index]["image"] = f"{index:05d}.png"
+        with replacing(output / f"{index:05d}.png") as temporary:
+            temporary.write_bytes(encode_png(picture))
+    for line, answer in zip(lines, answers, strict=True):
+        if line["task"] == "caption":
+            line["text"] = model.vocabulary.decode_text(answer.tokens).strip()
     with replacing(output / "generations.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     print(f"{len(lines)} answers of the checkpoint of step {model.step} are in {output}")
@@ -84,7 +99,7 @@ def region_mask(region: tuple[float, float, float, float], grid: int) -> Bool[np
     return mask.ravel()
 
 
-def _read_requests(file: Path, model: TrainedModel) -> list[Request]:
+def read_requests(file: Path, image_tokenizer: ImageTokenizer) -> list[Request]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -96,13 +111,13 @@ def _read_requests(file: Path, model: TrainedModel) -> list[Request]:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{file}, line {number} is not JSON ({error}): write one object a line") from None
-            requests.append(_read_request(value, f"{file}, line {number}", file.parent, model))
+            requests.append(_read_request(value, f"{file}, line {number}", file.parent, image_tokenizer))
     if not requests:
         raise UserError(f"the prompts file {file} is empty: write one JSON object a line")
     return requests
 
 
-def _read_request(value: Any, where: str, folder: Path, model: TrainedModel) -> Request:
+def _read_request(value: Any, where: str, folder: Path, image_tokenizer: ImageTokenizer) -> Request:
     if not isinstance(value, dict):
         raise UserError(f'{where}: write an object such as {{"prompt": "a handwritten seven"}}')
     unknown = value.keys() - {"prompt", "task", "image", "region"}
@@ -119,7 +134,7 @@ def _read_request(value: Any, where: str, folder: Path, model: TrainedModel) -> 
     if not isinstance(value.get("image"), str):
         raise UserError(f"{where}: the task {task} needs an image, the name of a file")
     path = folder / value["image"]
-    config = model.image_tokenizer.config
+    config = image_tokenizer.config
     try:
         pixels = open_picture(path.read_bytes(), config.resolution, config.in_channels)
     except FileNotFoundError:
@@ -129,7 +144,7 @@ def _read_request(value: Any, where: str, folder: Path, model: TrainedModel) -> 
     region = value.get("region", MIDDLE_HALF)
     if len(region) != 4 or not all(isinstance(share, int | float) and 0 <= share <= 1 for share in region):
         raise UserError(f"{where}: region is [left, top, right, bottom] in shares of the picture's sides, 0 to 1")
-    codes = np.asarray(model.image_tokenizer.encode(pixels[None])[0])
+    codes = image_tokenizer.encode(pixels[None])[0]
     return dataclasses.replace(request, codes=codes, region=tuple(region))
 
 
@@ -142,20 +157,8 @@ def _prompt(request: Request, config: Config, model: TrainedModel) -> prompts.Pr
     return prompts.infill(request.text, request.codes, region_mask(request.region, image.grid), vocabulary)
 
 
-def _write_answer(
-    index: int, sample: int, request: Request, answer: Answer, model: TrainedModel, output: Path
-) -> dict[str, Any]:
-    line: dict[str, Any] = {"index": index, "prompt": request.text, "task": request.task, "sample": sample}
-    line |= {"image": None, "text": None}
-    if request.task == "caption":
-        line["text"] = model.vocabulary.decode_text(answer.tokens).strip()
-    else:
-        if request.codes is None:
-            codes = model.vocabulary.decode_image(np.array(answer.tokens))
-        else:
-            mask = region_mask(request.region, model.image_tokenizer.config.grid)
-            codes = prompts.filled(request.codes, mask, answer.tokens, model.vocabulary)
-        line["image"] = f"{index:05d}.png"
-        with replacing(output / line["image"]) as temporary:
-            temporary.write_bytes(encode_png(np.asarray(model.image_tokenizer.decode(codes[None])[0])))
-    return {**line, "score": answer.score}
+def _picture_codes(request: Request, answer: Answer, model: TrainedModel) -> Int[np.ndarray, "codes"]:
+    if request.codes is None:
+        return model.vocabulary.decode_image(np.array(answer.tokens))
+    mask = region_mask(request.region, model.image_tokenizer.config.grid)
+    return prompts.filled(request.codes, mask, answer.tokens, model.vocabulary)

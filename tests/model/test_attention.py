@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cm3leon_jax.model.attention import attention, attention_mask
+from cm3leon_jax.model.attention import attention, attention_mask, rotate
 
 
 def test_against_a_loop():
@@ -21,3 +21,15 @@ def test_against_a_loop():
                 weights = np.exp(scores - scores.max())
                 expected = (weights / weights.sum()) @ value[b, seen, h]
                 np.testing.assert_allclose(found[b, i, h], expected, atol=1e-5)
+
+
+def test_rotary_scores_depend_on_the_distance_alone():
+    query, key = (jax.random.normal(jax.random.key(i), (1, 1, 2, 8)) for i in range(2))
+
+    def score(query_position: int, key_position: int):
+        turned = rotate(query, jnp.array([[query_position]])), rotate(key, jnp.array([[key_position]]))
+        return jnp.einsum("BLHd,BLHd->H", *turned)
+
+    np.testing.assert_allclose(score(9, 4), score(25, 20), atol=1e-4)
+    assert jnp.abs(score(9, 4) - score(9, 5)).max() > 1e-2
+    np.testing.assert_array_equal(rotate(query, jnp.array([[0]])), query)

@@ -88,21 +88,24 @@ def test_scanned_looped_and_rematerialised_layers_agree(tiny_model, remat):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scanned, other)
 
 
-def test_cached_steps_equal_the_whole_forward(tiny_model):
-    model = build(tiny_model)
+@pytest.mark.parametrize("positions", ["learned", "rotary", "learned+rotary"])
+def test_cached_steps_equal_the_whole_forward(tiny_model, positions):
+    model = build(dataclasses.replace(tiny_model, positions=positions))
     tokens = jax.random.randint(jax.random.key(4), (3, L), 0, V)
     # Rows begin at different places, as prompts padded on the left do.
     start = jnp.array([0, 2, 5])[:, None]
     starts = jnp.where(jnp.arange(L) < start, jnp.arange(L), start)
-    positions = jnp.maximum(jnp.arange(L) - start, 0)
-    whole, _ = model(tokens, positions, starts)
+    places = jnp.maximum(jnp.arange(L) - start, 0)
+    whole, _ = model(tokens, places, starts)
     cache = model.empty_cache(3, L)
-    prefix, cache = model(tokens[:, :8], positions[:, :8], starts[:, :8], cache, 0)
+    prefix, cache = model(tokens[:, :8], places[:, :8], starts[:, :8], cache, 0)
     np.testing.assert_allclose(prefix, whole[:, :8], atol=1e-5)
+    graph, parameters = nnx.split(model)
+    step = jax.jit(lambda *inputs: nnx.merge(graph, parameters)(*inputs))
     for i in range(8, L):
         one = slice(i, i + 1)
-        step, cache = model(tokens[:, one], positions[:, one], starts[:, one], cache, i)
-        np.testing.assert_allclose(step, whole[:, one], atol=1e-5)
+        hidden, cache = step(tokens[:, one], places[:, one], starts[:, one], cache, i)
+        np.testing.assert_allclose(hidden, whole[:, one], atol=1e-5)
 
 
 def test_bfloat16_stays_near_float32(tiny_model):
