@@ -201,6 +201,9 @@ class ModelConfig:
     # "learned": a table of absolute positions, the paper's; "rotary": queries and keys are turned by their position
     # (arXiv 2104.09864), which makes "one row up" the same step everywhere in a picture; "learned+rotary": both.
     positions: str = "learned"
+    # A second table: the place in its picture that follows a code or a mark. A code that moved to the end of a masked
+    # document has lost its place otherwise. 0 leaves it out, as the paper does; else the codes of one picture.
+    picture_places: int = 0
     layer_norm_epsilon: float = 1e-5
     init_std: float = 0.006
     position_init_std: float = 0.0002
@@ -326,6 +329,13 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.model.picture_places in (0, self.image_tokenizer.image_length),
+            f"model.picture_places is {self.model.picture_places}: 0, or the {self.image_tokenizer.image_length} codes "
+            "of a picture of config.image_tokenizer",
+        )
 
     @property
     def num_steps(self) -> int:

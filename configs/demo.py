@@ -3,9 +3,9 @@
 On 2 CPU cores: about 7 minutes in all. Expected: 95% of the drawn digits are read as the digit that was asked for, 90%
 of unseen digits are captioned right, 75% are still the right digit after their middle half was drawn anew.
 
-It differs from the paper where a run of minutes on 8x8 pictures must: positions are rotary beside the paper's table, so
-that "one row up" is learned once and not for every place; the image tokenizer has no middle block, so that codes are
-local; and the random weights are larger, as a narrow model needs.
+It differs from the paper where a run of minutes on 8x8 pictures must: positions are rotary beside the paper's table,
+so that "one row up" is learned once and not for every place; codes know their place in the picture; the image
+tokenizer has no middle block, so that codes are local; and the random weights are larger, as a narrow model needs.
 
     make demo
 """
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.corpus = dict(mixture="digits", num_sample_pictures=24)
-    config.vocabulary = dict(num_text_tokens=320, num_masks=16, num_documents=5000)
+    config.vocabulary = dict(num_text_tokens=384, num_masks=16, num_documents=5000)
     config.image_tokenizer = dict(
         resolution=8,
         in_channels=1,
@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
         model_dim=128,
         num_heads=4,
         positions="learned+rotary",
+        picture_places=16,
         init_std=0.02,
         position_init_std=0.02,
         compute_dtype="float32",

@@ -18,7 +18,7 @@ from jaxtyping import Int, Int32, Int64
 from cm3leon_jax.config import BatchConfig, ObjectiveConfig
 from cm3leon_jax.data import counter_random
 from cm3leon_jax.data.corpus import PreparedCorpus
-from cm3leon_jax.data.objective import TOKENS_PER_SPAN, draw_spans, move_spans, segments, span_counts
+from cm3leon_jax.data.objective import TOKENS_PER_SPAN, draw_spans, move_spans, picture_places, segments, span_counts
 from cm3leon_jax.data.order import WINDOW, DocumentOrder, DocumentReferences
 from cm3leon_jax.data.packing import best_fit_rows, stream_rows
 from cm3leon_jax.errors import UserError
@@ -28,6 +28,9 @@ _MASKS, _ROW_ORDER = 21, 22
 
 # `</s>` in front of a document and behind it.
 _NUM_ENDS = 2
+
+
+TokensAndPlaces = tuple[Int32[np.ndarray, "m"], Int32[np.ndarray, "m"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Batch:
     positions: Int32[np.ndarray, "B L"]
     # Index in the row of the first token that a token may attend to.
     document_start: Int32[np.ndarray, "B L"]
+    # 1 + the place in its picture that follows a token; 0 outside of pictures (objective.picture_places).
+    picture_places: Int32[np.ndarray, "B L"]
 
     def asdict(self) -> dict[str, Int32[np.ndarray, "B L"]]:
         """The arrays by name, as the training step takes them."""
@@ -61,11 +66,11 @@ def leading_segments(tokens: Int[np.ndarray, "n"], longest: int, vocabulary: Voc
 
 def document_row(
     tokens: Int[np.ndarray, "n"], count: int, objective: ObjectiveConfig, vocabulary: Vocabulary, *key: int
-) -> Int32[np.ndarray, "m"]:
+) -> TokensAndPlaces:
     """`</s> document </s>` with its spans moved to the end; at most `n + 2 + 3 * count` tokens."""
     framed = np.concatenate([[vocabulary.end], tokens, [vocabulary.end]])
     spans = draw_spans(len(framed), segments(framed, vocabulary), count, objective, *key)
-    return move_spans(framed, spans, vocabulary)
+    return move_spans(framed, picture_places(framed, vocabulary), spans, vocabulary)
 
 
 class BatchSource:
@@ -151,8 +156,7 @@ class BatchSource:
         references, counts, rows = self._plan(window)
         length = self._config.sequence_length
         if self._config.packing == "stream":
-            tokens = self._stream_tokens(references, rows[place], window, place)
-            return _lay_out([tokens], length, self._vocabulary.pad)
+            return _lay_out([self._stream_block(references, rows[place], window, place)], length, self._vocabulary.pad)
         documents = []
         for index in rows[place]:
             tokens = leading_segments(self._document(references, index), self._longest, self._vocabulary)
@@ -161,35 +165,36 @@ class BatchSource:
                 documents.append(document_row(tokens, int(counts[index]), self._objective, self._vocabulary, *key))
         return _lay_out(documents, length, self._vocabulary.pad)
 
-    def _stream_tokens(
+    def _stream_block(
         self, references: DocumentReferences, pieces: list[tuple[int, int, int]], window: int, place: int
-    ) -> Int32[np.ndarray, "m"]:
+    ) -> TokensAndPlaces:
         end = np.array([self._vocabulary.end], np.int32)
-        tokens = np.concatenate(
-            [np.concatenate([end, self._document(references, index), end])[start:stop] for index, start, stop in pieces]
-        )
+        columns = []
+        for index, start, stop in pieces:
+            framed = np.concatenate([end, self._document(references, index), end])
+            columns.append(np.stack([framed, picture_places(framed, self._vocabulary)])[:, start:stop])
+        tokens, places = np.concatenate(columns, axis=1)
         key = self._config.seed, _MASKS, window, place
         count = int(span_counts(self._objective, self._vocabulary.num_masks, *key))
         spans = draw_spans(len(tokens), segments(tokens, self._vocabulary), count, self._objective, *key)
-        return move_spans(tokens, spans, self._vocabulary, limit=self._config.sequence_length + 1)
+        return move_spans(tokens, places, spans, self._vocabulary, limit=self._config.sequence_length + 1)
 
 
-def _lay_out(
-    documents: list[Int32[np.ndarray, "_"]], length: int, pad: int
-) -> tuple[Int32[np.ndarray, "L"], Int32[np.ndarray, "L"], Int32[np.ndarray, "L"], Int32[np.ndarray, "L"]]:
-    """Documents side by side: (tokens, targets, positions, document_start). The last token of each is only a target."""
+def _lay_out(documents: list[TokensAndPlaces], length: int, pad: int) -> tuple[Int32[np.ndarray, "L"], ...]:
+    """Documents side by side, as the fields of a Batch. The last token of each is only a target."""
     tokens, targets = np.full(length, pad, np.int32), np.full(length, pad, np.int32)
-    positions = np.zeros(length, np.int32)
+    positions, picture_places = np.zeros(length, np.int32), np.zeros(length, np.int32)
     # A padding token attends to itself alone.
     document_start = np.arange(length, dtype=np.int32)
     start = 0
-    for document in documents:
+    for document, places in documents:
         stop = start + len(document) - 1
         tokens[start:stop], targets[start:stop] = document[:-1], document[1:]
         positions[start:stop] = np.arange(stop - start)
         document_start[start:stop] = start
+        picture_places[start:stop] = places[:-1]
         start = stop
-    return tokens, targets, positions, document_start
+    return tokens, targets, positions, document_start, picture_places
 
 
 def iterate(source: BatchSource, first_step: int, num_steps: int, prefetch: int = 4) -> Iterator[Batch]:

@@ -76,27 +76,45 @@ def _clip_to_segment(start: int, stop: int, parts: list[Span]) -> Span:
     return max(clipped, key=lambda span: span[1] - span[0])
 
 
+def picture_places(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> Int32[np.ndarray, "n"]:
+    """For each image code, 1 + the place in its picture that follows it (so 2, 3, ..); 0 for every other token."""
+    is_code = vocabulary.is_image(tokens)
+    index = np.arange(len(tokens))
+    before_picture = np.maximum.accumulate(np.where(is_code, -1, index)) if len(tokens) else index
+    return np.where(is_code, index - before_picture + 1, 0).astype(np.int32)
+
+
 def move_spans(
-    tokens: Int[np.ndarray, "n"], spans: list[Span], vocabulary: Vocabulary, limit: int | None = None
-) -> Int32[np.ndarray, "m"]:
+    tokens: Int[np.ndarray, "n"],
+    places: Int[np.ndarray, "n"],
+    spans: list[Span],
+    vocabulary: Vocabulary,
+    limit: int | None = None,
+) -> tuple[Int32[np.ndarray, "m"], Int32[np.ndarray, "m"]]:
     """Replaces each span by its mark and appends mark, span and `<eoss>` at the end.
 
     Args:
+      tokens: the sequence.
+      places: its `picture_places`; a moved code keeps its own, and a mark gets the place that follows it.
+      spans: what moves, in order.
       limit: longest result; what is over is cut from the end of the source, so that every tail survives.
+
+    Returns:
+      Tokens and places.
     """
+    columns = np.stack([tokens, places])
     source: list[np.ndarray] = []
     tail: list[np.ndarray] = []
     last = 0
     for index, (start, stop) in enumerate(spans):
-        mark = np.array([vocabulary.mask(index)])
-        source += [tokens[last:start], mark]
-        tail += [mark, tokens[start:stop], np.array([vocabulary.eoss])]
+        mark = vocabulary.mask(index)
+        source += [columns[:, last:start], np.array([[mark], [places[stop - 1]]])]
+        tail_mark = np.array([[mark], [max(0, places[start] - 1)]])
+        tail += [tail_mark, columns[:, start:stop], np.array([[vocabulary.eoss], [0]])]
         last = stop
-    source.append(tokens[last:])
-    kept = np.concatenate(source)
-    if not tail:
-        return kept[:limit].astype(np.int32)
-    moved = np.concatenate(tail)
+    kept = np.concatenate([*source, columns[:, last:]], axis=1)
+    moved = np.concatenate([np.zeros((2, 0), np.int32), *tail], axis=1)
     if limit is not None:
-        kept = kept[: max(0, limit - len(moved))]
-    return np.concatenate([kept, moved])[:limit].astype(np.int32)
+        kept = kept[:, : max(0, limit - moved.shape[1])]
+    result = np.concatenate([kept, moved], axis=1)[:, :limit].astype(np.int32)
+    return result[0], result[1]

@@ -37,8 +37,10 @@ class _Prompts(NamedTuple):
     """A batch of prompts as arrays; rows are padded on the left so that all answers begin at the same place."""
 
     tokens: Int[Array, "R P"]
+    places: Int[Array, "R P"]
     start: Int[Array, "R"]
     plan: Int[Array, "B M"]
+    plan_places: Int[Array, "B M"]
     stop: Int[Array, "B"]
     guidance: Float[Array, "B"]
     keys: Key[Array, "B"]
@@ -117,22 +119,30 @@ class Decoder:
                     f"a prompt of {len(prompt.tokens)} tokens and an answer of up to {len(prompt.plan)} do not fit the "
                     f"model's {self._sequence_length} positions; shorten the prompt or config.sampling.max_text_tokens"
                 )
-        streams = [prompt.tokens for prompt in rows]
+        streams = [(prompt.tokens, prompt.places) for prompt in rows]
         if guided:
-            streams += [prompt.unconditional or prompt.tokens for prompt in rows]
-        width = _rounded(max(map(len, streams)))
+            # An unconditional prompt holds no codes, and so no places.
+            streams += [
+                (p.unconditional, (0,) * len(p.unconditional)) if p.unconditional else (p.tokens, p.places)
+                for p in rows
+            ]
+        width = _rounded(max(len(ids) for ids, _ in streams))
         length = _rounded(max(len(prompt.plan) for prompt in rows))
         tokens = np.full((len(streams), width), self._vocabulary.pad, np.int32)
-        for row, ids in enumerate(streams):
-            tokens[row, width - len(ids) :] = ids
+        places = np.zeros_like(tokens)
+        for row, (ids, ids_places) in enumerate(streams):
+            tokens[row, width - len(ids) :], places[row, width - len(ids) :] = ids, ids_places
         plan = np.full((len(rows), length), self._vocabulary.pad, np.int32)
+        plan_places = np.zeros_like(plan)
         for row, prompt in enumerate(rows):
-            plan[row, : len(prompt.plan)] = prompt.plan
+            plan[row, : len(prompt.plan)], plan_places[row, : len(prompt.plan)] = prompt.plan, prompt.plan_places
         seed = jax.random.key(sampling.seed)
         return _Prompts(
             tokens=jnp.asarray(tokens),
-            start=jnp.asarray([width - len(ids) for ids in streams], jnp.int32),
+            places=jnp.asarray(places),
+            start=jnp.asarray([width - len(ids) for ids, _ in streams], jnp.int32),
             plan=jnp.asarray(plan),
+            plan_places=jnp.asarray(plan_places),
             stop=jnp.asarray([prompt.stop for prompt in rows], jnp.int32),
             guidance=jnp.asarray([sampling.guidance if p.unconditional else 1.0 for p in rows], jnp.float32),
             keys=jax.vmap(jax.random.fold_in, (None, 0))(seed, first_index + jnp.arange(len(rows))),
@@ -189,13 +199,14 @@ def _decode(
         index = P + state.step - 1
         token = jnp.tile(state.token, num_streams)[:, None]
         positions = (index - prompts.start)[:, None]
-        hidden, cache = model(token, positions, prompts.start[:, None], state.cache, index)
+        places = jnp.tile(prompts.plan_places[:, state.step - 1], num_streams)[:, None]
+        hidden, cache = model(token, positions, prompts.start[:, None], places, state.cache, index)
         return draw(state._replace(cache=cache), hidden[:, 0])
 
     positions = jnp.maximum(jnp.arange(P) - prompts.start[:, None], 0)
     # A padding token in front of a prompt sees itself alone.
     starts = jnp.where(jnp.arange(P) < prompts.start[:, None], jnp.arange(P), prompts.start[:, None])
-    hidden, cache = model(prompts.tokens, positions, starts, model.empty_cache(R, P + M), 0)
+    hidden, cache = model(prompts.tokens, positions, starts, prompts.places, model.empty_cache(R, P + M), 0)
     state = _State(
         step=jnp.zeros((), jnp.int32),
         token=jnp.zeros(B, jnp.int32),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
+from cm3leon_jax.data.objective import move_spans, picture_places
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -34,16 +35,22 @@ class Prompt:
     # One entry a generated token: IMAGE_CODE (any code), TEXT_TOKEN (any text token, or `stop`, which ends the answer),
     # or the id of a mark that must stand there.
     plan: tuple[int, ...]
+    # The picture places (objective.picture_places) of the prompt's tokens and of the answer's.
+    places: tuple[int, ...]
+    plan_places: tuple[int, ...]
     stop: int = -1
 
 
 def text_to_image(text: str, image_length: int, vocabulary: Vocabulary) -> Prompt:
     """A picture for a text; guided away from `</s> <mask:0> <break>`."""
     v = vocabulary
+    text_ids = v.encode_text(text)
     return Prompt(
-        tokens=(v.end, *v.encode_text(text), v.break_),
+        tokens=(v.end, *text_ids, v.break_),
         unconditional=(v.end, v.mask(0), v.break_),
         plan=(IMAGE_CODE,) * image_length,
+        places=(0,) * (len(text_ids) + 2),
+        plan_places=tuple(range(2, image_length + 2)),
     )
 
 
@@ -57,7 +64,14 @@ def caption(
         tokens, stop = (v.end, v.mask(0), v.break_, *picture, v.end, v.mask(0)), v.eoss
     else:
         tokens, stop = (v.end, *picture, v.break_), v.end
-    return Prompt(tokens=tokens, unconditional=(), plan=(TEXT_TOKEN,) * max_text_tokens, stop=stop)
+    return Prompt(
+        tokens=tokens,
+        unconditional=(),
+        plan=(TEXT_TOKEN,) * max_text_tokens,
+        places=tuple(picture_places(np.array(tokens), v).tolist()),
+        plan_places=(0,) * max_text_tokens,
+        stop=stop,
+    )
 
 
 def infill(
@@ -71,24 +85,21 @@ def infill(
     spans = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
     if len(spans) >= v.num_masks:
         raise UserError(f"an infill region makes {len(spans)} spans, but the vocabulary has {v.num_masks} masks")
-    picture = v.encode_image(codes).tolist()
-
-    def source(first_mask: int) -> list[int]:
-        ids, last = [], 0
-        for index, (start, stop) in enumerate(spans):
-            ids += [*picture[last:start], v.mask(first_mask + index)]
-            last = stop
-        return [*ids, *picture[last:], v.end, v.mask(first_mask)]
-
-    plan: list[int] = []
-    for index, (start, stop) in enumerate(spans):
-        plan += [IMAGE_CODE] * (stop - start)
-        if index + 1 < len(spans):
-            plan += [v.eoss, v.mask(index + 1)]
+    text_ids = v.encode_text(text)
+    document = np.array([v.end, *text_ids, v.break_, *v.encode_image(codes), v.end])
+    first = len(text_ids) + 2
+    places = picture_places(document, v)
+    moved = move_spans(document, places, [(first + start, first + stop) for start, stop in spans], v)
+    # The prompt ends behind the first mark of the tail; the last `<eoss>` ends the answer and needs no drawing.
+    prompted = int(np.flatnonzero(moved[0] == v.end)[1]) + 2
+    tokens, places = (part.tolist() for part in moved)
+    is_code = v.is_image(moved[0][prompted:-1]).tolist()
     return Prompt(
-        tokens=(v.end, *v.encode_text(text), v.break_, *source(0)),
+        tokens=tuple(tokens[:prompted]),
         unconditional=(),
-        plan=tuple(plan),
+        plan=tuple(IMAGE_CODE if code else t for code, t in zip(is_code, tokens[prompted:-1], strict=True)),
+        places=tuple(places[:prompted]),
+        plan_places=tuple(places[prompted:-1]),
     )
 
 

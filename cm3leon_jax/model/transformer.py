@@ -121,6 +121,11 @@ class Transformer(nnx.Module):
                 rngs, (sequence_length, D), config.position_init_std, ("position", "embed")
             )
 
+        if config.picture_places:
+            # "Nowhere", then the places 0 to K: one follows the last code.
+            shape = (config.picture_places + 2, D)
+            self.place_embedding = _parameter(rngs, shape, config.position_init_std, ("position", "embed"))
+
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def stacked(rngs: nnx.Rngs) -> Block:
@@ -134,6 +139,7 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "B L"],
         positions: Int[Array, "B L"],
         document_start: Int[Array, "B L"],
+        picture_places: Int[Array, "B L"],
         cache: Cache | None = None,
         cache_index: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
@@ -143,6 +149,7 @@ class Transformer(nnx.Module):
           tokens: ids.
           positions: each token's place in its document.
           document_start: index, in the row or in the cache, of the first token that each may attend to.
+          picture_places: 1 + the place in its picture that follows each token; 0 outside of pictures.
           cache: keys and values of the tokens before these.
           cache_index: where in the cache the first of these tokens goes.
         """
@@ -151,6 +158,8 @@ class Transformer(nnx.Module):
         x = self.token_embedding[...][tokens]
         if "learned" in self.config.positions:
             x = x + self.position_embedding[...][positions]
+        if self.config.picture_places:
+            x = x + self.place_embedding[...][picture_places]
         row_index = jnp.broadcast_to(cache_index + jnp.arange(L), (B, L))
         places = Places(positions, row_index, document_start)
         graph, parameters = nnx.split(self.blocks)

@@ -6,8 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax.config import ObjectiveConfig
-from cm3leon_jax.data.objective import TOKENS_PER_SPAN, draw_spans, move_spans, segments, span_counts
+from cm3leon_jax.data.objective import TOKENS_PER_SPAN, draw_spans, picture_places, segments, span_counts
+from cm3leon_jax.data.objective import move_spans as move_tokens_and_places
 from cm3leon_jax.vocabulary import Vocabulary
+
+
+def move_spans(tokens, spans, vocabulary, limit=None):
+    return move_tokens_and_places(tokens, picture_places(tokens, vocabulary), spans, vocabulary, limit)[0]
 
 
 def document(vocabulary: Vocabulary, lengths: list[int]) -> np.ndarray:
@@ -106,3 +111,21 @@ def test_span_counts_are_poisson_and_clamped():
     np.testing.assert_allclose(shares, [np.exp(-1), np.exp(-1), np.exp(-1) / 2, 1 - 2.5 * np.exp(-1)], atol=0.006)
     assert span_counts(ObjectiveConfig(span_count="none"), 64, 1, np.arange(5)).tolist() == [0] * 5
     assert span_counts(ObjectiveConfig(span_count="fixed", mean_spans=9.0), 4, 1, np.arange(2)).tolist() == [4, 4]
+
+
+def test_a_code_keeps_its_place_wherever_it_moves(vocabulary):
+    v = vocabulary
+    tokens = document(v, [3, 6])
+    places = picture_places(tokens, v)
+    assert places.tolist() == [0] * 5 + [2, 3, 4, 5, 6, 7] + [0]
+    # The codes at places 2 and 3 of the picture, and the caption.
+    moved, moved_places = move_tokens_and_places(tokens, places, [(1, 4), (7, 9)], v)
+    by_code = {int(token): int(place) for token, place in zip(tokens, places, strict=True)}
+    for token, place in zip(moved, moved_places, strict=True):
+        if v.is_image(np.array([token]))[0]:
+            assert place == by_code[int(token)]
+    in_source, in_tail = np.flatnonzero(moved == v.mask(1))
+    # Behind the mark in the picture comes place 4, behind the one in the tail place 2; both are stored one higher.
+    assert (moved_places[in_source], moved_places[in_tail]) == (5, 3)
+    assert not moved_places[moved == v.mask(0)].any()
+    assert not moved_places[moved == v.eoss].any()

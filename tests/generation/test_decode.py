@@ -1,5 +1,7 @@
 """Cached decoding: legal tokens only, the same answers as a loop without a cache, and no neighbour's influence."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,10 @@ LENGTH, IMAGE_LENGTH = 64, 16
 
 @pytest.fixture
 def model(tiny_model, vocabulary) -> Transformer:
-    model = Transformer(tiny_model, vocabulary.size, LENGTH, nnx.Rngs(0))
+    config = dataclasses.replace(
+        tiny_model, positions="learned+rotary", picture_places=IMAGE_LENGTH, position_init_std=0.1
+    )
+    model = Transformer(config, vocabulary.size, LENGTH, nnx.Rngs(0))
     # Big random outputs, so that answers depend on everything that a token may attend to.
     for index, parameter in enumerate((model.blocks.attention.output, model.blocks.feed_forward.down)):
         parameter.set_value(jax.random.normal(jax.random.key(index), parameter.get_value().shape))
@@ -45,16 +50,20 @@ def all_prompts(vocabulary) -> list[Prompt]:
 
 
 @jax.jit
-def next_logits(graph_and_parameters, ids, length):
+def next_logits(graph_and_parameters, ids, places, length):
     """Logits behind the first `length` ids of a row that is padded on the right."""
     model = nnx.merge(*graph_and_parameters)
-    hidden, _ = model(ids, jnp.arange(LENGTH)[None], jnp.zeros_like(ids))
+    hidden, _ = model(ids, jnp.arange(LENGTH)[None], jnp.zeros_like(ids), places)
     return model.logits(hidden[:, length - 1])
 
 
-def without_cache(model, tokens) -> jax.Array:
-    padded = jnp.array([[*tokens, *[0] * (LENGTH - len(tokens))]])
-    return next_logits(nnx.split(model), padded, len(tokens))
+def without_cache(model, prompt: Prompt, stream: tuple[int, ...], answer: list[int]) -> jax.Array:
+    def padded(ids):
+        return jnp.array([[*ids, *[0] * (LENGTH - len(ids))]])
+
+    places = prompt.places if stream == prompt.tokens else (0,) * len(stream)
+    places = padded([*places, *prompt.plan_places[: len(answer)]])
+    return next_logits(nnx.split(model), padded([*stream, *answer]), places, len(stream) + len(answer))
 
 
 def greedy_without_cache(model, vocabulary, prompt: Prompt, guidance: float) -> list[int]:
@@ -62,7 +71,7 @@ def greedy_without_cache(model, vocabulary, prompt: Prompt, guidance: float) -> 
     answer: list[int] = []
     for plan in prompt.plan:
         streams = [stream for stream in (prompt.tokens, prompt.unconditional) if stream]
-        logits = [without_cache(model, [*stream, *answer]) for stream in streams]
+        logits = [without_cache(model, prompt, stream, answer) for stream in streams]
         scores = guided_logits(*logits, guidance) if len(logits) == 2 else logits[0]
         legal = legal_tokens(jnp.array([plan]), jnp.array([prompt.stop]), vocabulary)
         token = int(jnp.where(legal, scores, -jnp.inf).argmax())
@@ -121,7 +130,7 @@ def test_the_score_is_the_mean_log_likelihood(model, decoder, vocabulary):
     total = 0.0
     for i, token in enumerate(answer.tokens):
         legal = legal_tokens(jnp.array([IMAGE_CODE]), jnp.array([-1]), vocabulary)
-        scores = jnp.where(legal, without_cache(model, [*prompt.tokens, *answer.tokens[:i]]), -jnp.inf)
+        scores = jnp.where(legal, without_cache(model, prompt, prompt.tokens, answer.tokens[:i]), -jnp.inf)
         total += float(jax.nn.log_softmax(scores)[0, token])
     assert answer.score == pytest.approx(total / 4, abs=1e-4)
 

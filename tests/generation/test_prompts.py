@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cm3leon_jax.data.objective import move_spans
+from cm3leon_jax.data.objective import move_spans, picture_places
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
 
@@ -23,15 +23,18 @@ def test_text_to_image_is_the_document_up_to_its_picture(parts):
     prompt = prompts.text_to_image(TEXT, LENGTH, v)
     assert list(prompt.tokens) == document[: n + 2].tolist()
     assert len(prompt.plan) == LENGTH
-    masked = move_spans(document, [(1, n + 1)], v)
+    places = picture_places(document, v)
+    assert [*prompt.places, *prompt.plan_places] == places[:-1].tolist()
+    masked, _ = move_spans(document, picture_places(document, v), [(1, n + 1)], v)
     assert list(prompt.unconditional) == masked[:3].tolist()
 
 
 def test_a_caption_by_infill_is_the_document_with_its_text_masked(parts):
     v, codes, document, n = parts
     prompt = prompts.caption(codes, 8, v)
-    masked = move_spans(document, [(1, n + 1)], v).tolist()
+    masked, places = (part.tolist() for part in move_spans(document, picture_places(document, v), [(1, n + 1)], v))
     assert list(prompt.tokens) == masked[: len(prompt.tokens)]
+    assert list(prompt.places) == places[: len(prompt.tokens)]
     assert masked[len(prompt.tokens) :] == [*v.encode_text(TEXT), v.eoss]
     assert prompt.stop == v.eoss
 
@@ -42,8 +45,10 @@ def test_infill_is_the_document_with_spans_of_its_picture_masked(parts):
     mask[[2, 3, 4, 9]] = True
     prompt = prompts.infill(TEXT, codes, mask, v)
     first = n + 2
-    masked = move_spans(document, [(first + 2, first + 5), (first + 9, first + 10)], v).tolist()
+    spans = [(first + 2, first + 5), (first + 9, first + 10)]
+    masked, places = (part.tolist() for part in move_spans(document, picture_places(document, v), spans, v))
     assert list(prompt.tokens) == masked[: len(prompt.tokens)]
+    assert [*prompt.places, *prompt.plan_places] == places[:-1]
     answer = masked[len(prompt.tokens) : -1]
     assert len(prompt.plan) == len(answer)
     for plan, token in zip(prompt.plan, answer, strict=True):

@@ -22,10 +22,14 @@ def build(config: ModelConfig) -> Transformer:
     return model
 
 
+def nowhere(tokens: jax.Array) -> jax.Array:
+    return jnp.zeros_like(tokens)
+
+
 def hidden_states(model: Transformer, tokens: jax.Array, start: jax.Array | None = None) -> jax.Array:
     start = jnp.zeros_like(tokens) if start is None else start
     positions = jnp.arange(tokens.shape[1]) - start
-    return model(tokens, positions, start)[0]
+    return model(tokens, positions, start, nowhere(tokens))[0]
 
 
 @pytest.mark.parametrize(
@@ -90,21 +94,22 @@ def test_scanned_looped_and_rematerialised_layers_agree(tiny_model, remat):
 
 @pytest.mark.parametrize("positions", ["learned", "rotary", "learned+rotary"])
 def test_cached_steps_equal_the_whole_forward(tiny_model, positions):
-    model = build(dataclasses.replace(tiny_model, positions=positions))
+    model = build(dataclasses.replace(tiny_model, positions=positions, picture_places=4, position_init_std=0.1))
     tokens = jax.random.randint(jax.random.key(4), (3, L), 0, V)
     # Rows begin at different places, as prompts padded on the left do.
     start = jnp.array([0, 2, 5])[:, None]
     starts = jnp.where(jnp.arange(L) < start, jnp.arange(L), start)
     places = jnp.maximum(jnp.arange(L) - start, 0)
-    whole, _ = model(tokens, places, starts)
+    pictures = jax.random.randint(jax.random.key(9), (3, L), 0, 6)
+    whole, _ = model(tokens, places, starts, pictures)
     cache = model.empty_cache(3, L)
-    prefix, cache = model(tokens[:, :8], places[:, :8], starts[:, :8], cache, 0)
+    prefix, cache = model(tokens[:, :8], places[:, :8], starts[:, :8], pictures[:, :8], cache, 0)
     np.testing.assert_allclose(prefix, whole[:, :8], atol=1e-5)
     graph, parameters = nnx.split(model)
     step = jax.jit(lambda *inputs: nnx.merge(graph, parameters)(*inputs))
     for i in range(8, L):
         one = slice(i, i + 1)
-        hidden, cache = step(tokens[:, one], places[:, one], starts[:, one], cache, i)
+        hidden, cache = step(tokens[:, one], places[:, one], starts[:, one], pictures[:, one], cache, i)
         np.testing.assert_allclose(hidden, whole[:, one], atol=1e-5)
 
 

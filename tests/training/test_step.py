@@ -74,10 +74,12 @@ def unpacked(batch: Batch, pad: int) -> Batch:
             inside = np.flatnonzero(valid & (batch.document_start[row] == start))
             tokens, targets = np.full(L, pad, np.int32), np.full(L, pad, np.int32)
             positions, starts = np.zeros(L, np.int32), np.arange(L, dtype=np.int32)
+            places = np.zeros(L, np.int32)
             n = len(inside)
             tokens[:n], targets[:n] = batch.tokens[row][inside], batch.targets[row][inside]
             positions[:n], starts[:n] = np.arange(n), 0
-            rows.append((tokens, targets, positions, starts))
+            places[:n] = batch.picture_places[row][inside]
+            rows.append((tokens, targets, positions, starts, places))
     return Batch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
 
 
