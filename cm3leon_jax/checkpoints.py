@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,36 @@ class Checkpoints:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str], what: str) -> None:
+    """Compares what `what` was made with and what is given now, field by field.
+
+    Args:
+      before: the stored record, nested dicts as JSON gives them back.
+      now: the same for what is asked for now.
+      may_change: dotted names of fields, or of whole parts, that may differ.
+      what: begins the message, as in "RUN holds a run".
+    """
+    stored, given = flat(before), flat(now)
+    changed = [
+        f"{name} was {stored[name]!r} and is {value!r}"
+        for name, value in given.items()
+        if name in stored and stored[name] != value and not any(f"{name}.".startswith(f"{p}.") for p in may_change)
+    ]
+    if changed:
+        raise UserError(f"{what} made with other values: {'; '.join(changed)}; use those again, or another folder")
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict of dotted names; tuples as lists, as JSON gives them back."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return result
 
 
 def abstract_on(abstract: Any, shardings: Any) -> Any:

@@ -143,7 +143,7 @@ class Vocabulary:
 
     def name(self, token: int) -> str:
         """One id as a person reads it."""
-        return self._tokenizer.id_to_token(int(token)) or f"<id:{int(token)}>"
+        return self._tokenizer.id_to_token(token) or f"<id:{token}>"
 
     def encode_image(self, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
         """Ids of the image tokenizer's codes."""

@@ -17,14 +17,6 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
-def test_a_folder_is_replaced_whole(tmp_path):
-    for text in ("one", "two"):
-        with replacing(tmp_path / "folder") as temporary:
-            temporary.mkdir()
-            (temporary / text).write_text(text)
-    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
-
-
 def test_json_comes_back_or_is_named(tmp_path):
     write_json(tmp_path / "x.json", {"a": [1, 2.5, "ü"]})
     assert read_json(tmp_path / "x.json", "the thing") == {"a": [1, 2.5, "ü"]}

@@ -7,6 +7,7 @@ number of processes: each builds its own rows of the same global batch.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
@@ -85,7 +86,13 @@ class BatchSource:
         split: str = "train",
         process_index: int = 0,
         process_count: int = 1,
+        first_window: tuple[int, int] = (0, 0),
     ) -> None:
+        """
+        Args:
+          first_window: a window and the number of rows before it, as `window_of` says for a step: rows behind it are
+            then found without planning all windows before. It changes how long a look-up takes, never its result.
+        """
         if batch.batch_size % process_count:
             raise UserError(
                 f"config.batch.batch_size {batch.batch_size} does not divide among {process_count} processes"
@@ -99,7 +106,10 @@ class BatchSource:
         if batch.packing == "whole" and self._longest < 1:
             raise UserError(f"config.batch.sequence_length {batch.sequence_length} holds no document")
         self.num_too_long = sum(int((d.lengths > self._longest).sum()) for d in self._splits.values())
-        self._rows_before = [0]
+        self._first_window, rows_before = first_window
+        self._rows_before = [rows_before]
+        # Grain builds batches on a thread of its own.
+        self._lock = threading.Lock()
         self._local_rows = slice(
             process_index * batch.batch_size // process_count, (process_index + 1) * batch.batch_size // process_count
         )
@@ -142,16 +152,26 @@ class BatchSource:
 
     def _locate(self, row: int) -> tuple[int, int]:
         """The window of a row, and its place there."""
-        while self._rows_before[-1] <= row:
-            self._rows_before.append(self._rows_before[-1] + len(self._plan(len(self._rows_before) - 1)[2]))
-        window = bisect_right(self._rows_before, row) - 1
-        return window, row - self._rows_before[window]
+        with self._lock:
+            if row < self._rows_before[0]:
+                self._first_window, self._rows_before = 0, [0]
+            while self._rows_before[-1] <= row:
+                window = self._first_window + len(self._rows_before) - 1
+                self._rows_before.append(self._rows_before[-1] + len(self._plan(window)[2]))
+            known = bisect_right(self._rows_before, row) - 1
+            return self._first_window + known, row - self._rows_before[known]
+
+    def window_of(self, step: int) -> tuple[int, int]:
+        """The window in which a step begins, and the number of rows before that window."""
+        row = step * self._config.batch_size
+        window, place = self._locate(row)
+        return window, row - place
 
     def _document(self, references: DocumentReferences, index: int) -> Int32[np.ndarray, "n"]:
         task = self._order.tasks[int(references.task[index])]
         return self._splits[task].document(int(references.document[index]))
 
-    def _build_row(self, row: int) -> tuple[Int32[np.ndarray, "L"], ...]:
+    def _build_row(self, row: int) -> tuple[Int32[np.ndarray, "_"], ...]:
         window, place = self._locate(row)
         references, counts, rows = self._plan(window)
         length = self._config.sequence_length
@@ -180,8 +200,10 @@ class BatchSource:
         return move_spans(tokens, places, spans, self._vocabulary, limit=self._config.sequence_length + 1)
 
 
-def _lay_out(documents: list[TokensAndPlaces], length: int, pad: int) -> tuple[Int32[np.ndarray, "L"], ...]:
-    """Documents side by side, as the fields of a Batch. The last token of each is only a target."""
+def _lay_out(
+    documents: list[tuple[Int32[np.ndarray, "_"], Int32[np.ndarray, "_"]]], length: int, pad: int
+) -> tuple[Int32[np.ndarray, "_"], ...]:
+    """Documents and their places side by side, as the fields of a Batch. The last token of each is only a target."""
     tokens, targets = np.full(length, pad, np.int32), np.full(length, pad, np.int32)
     positions, picture_places = np.zeros(length, np.int32), np.zeros(length, np.int32)
     # A padding token attends to itself alone.

@@ -109,6 +109,15 @@ class PreparedCorpus:
         return cls(path, manifest)
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What decides every batch beside the config: rates, numbers of documents, and both tokenizers."""
+        tasks = {
+            name: {"rate": task["rate"]} | {split: found["num_documents"] for split, found in task["splits"].items()}
+            for name, task in self.manifest["tasks"].items()
+        }
+        return {"tasks": tasks, "image_tokenizer": self.manifest["image_tokenizer"].get("fingerprint")}
+
+    @property
     def image_length(self) -> int:
         """Image codes of one picture."""
         return self.manifest["image_tokenizer"]["image_length"]

@@ -17,6 +17,8 @@ from sklearn.datasets import load_digits
 from cm3leon_jax.data.counter_random import generator, hash64
 
 NUM_TRAIN, NUM_VALIDATION = 1437, 360
+# A training digit comes once as it is, and in this many less one augmented copies.
+NUM_COPIES = 16
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Each names the digit once, and no other number ("one" as a pronoun would be read as a label).
 TEMPLATES = (

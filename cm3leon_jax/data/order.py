@@ -41,8 +41,10 @@ class DocumentOrder:
 
     def _taken(self, position: int) -> list[int]:
         """How many documents each task has given before `position`."""
-        counts = [int(np.floor(position * share)) for share in self._shares[:-1]]
-        return [*counts, position - sum(counts)]
+        counts = [int(np.floor(position * share)) for share in self._shares]
+        # What rounding leaves goes to the largest share, which a window always gives far more than that.
+        counts[int(np.argmax(self._shares))] += position - sum(counts)
+        return counts
 
     def window(self, index: int) -> DocumentReferences:
         """The documents of window `index`."""

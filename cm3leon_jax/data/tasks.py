@@ -31,8 +31,6 @@ OUTPUT_FEATURES = {
     "segments": seqio.Feature(_PASS_THROUGH, add_eos=False, dtype=tf.string, rank=1),
     "is_image": seqio.Feature(_PASS_THROUGH, add_eos=False, dtype=tf.bool, rank=1),
 }
-# A digit of the training split appears once as it is and in this many less one augmented copies.
-DIGIT_COPIES = 16
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _CAPTIONED = {"image": tf.TensorSpec((), tf.string), "caption": tf.TensorSpec((), tf.string)}
 
@@ -296,7 +294,7 @@ def register_named(mixture: str) -> str:
 def _digits(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
     def copies() -> Iterator[dict[str, np.ndarray]]:
         pixels, labels = digits.load(split)
-        for copy in range(DIGIT_COPIES if split == "train" else 1):
+        for copy in range(digits.NUM_COPIES if split == "train" else 1):
             moved = [digits.augmented(index, copy) for index in range(len(labels))] if copy else pixels
             captions = [digits.caption(int(label), copy * len(labels) + i) for i, label in enumerate(labels)]
             yield {"image": np.stack(list(moved)), "caption": np.array(captions, np.object_)}
@@ -306,10 +304,9 @@ def _digits(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data
     return tf.data.Dataset.from_generator(copies, output_signature=signature).unbatch()
 
 
-_NUM_DIGITS = {"train": digits.NUM_TRAIN * DIGIT_COPIES, "validation": digits.NUM_VALIDATION}
+_NUM_DIGITS = {"train": digits.NUM_TRAIN * digits.NUM_COPIES, "validation": digits.NUM_VALIDATION}
 _DIGITS = seqio.FunctionDataSource(_digits, list(_NUM_DIGITS), _NUM_DIGITS)
 _add_task("digits_text_first", _DIGITS, picture_first=False)
 _add_task("digits_picture_first", _DIGITS, picture_first=True)
-# Drawing is harder to learn than naming, so it gets more of the batch.
 # As many documents in each order: the first order teaches drawing, the second naming.
 seqio.MixtureRegistry.add("digits", [("digits_text_first", 1.0), ("digits_picture_first", 1.0)])

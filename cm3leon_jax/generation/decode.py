@@ -78,21 +78,34 @@ class Decoder:
             static_argnames=("num_streams", "temperature", "top_p"),
         )
 
-    def __call__(self, prompts: Sequence[Prompt], sampling: SamplingConfig, first_index: int = 0) -> list[Answer]:
+    def __call__(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, indices: Sequence[int] | None = None
+    ) -> list[Answer]:
         """Answers, in the order of the prompts.
 
-        The randomness of an answer depends on the seed and on its index (`first_index` for the first) alone, not on
-        the prompts that happen to be decoded beside it.
+        The randomness of an answer depends on the seed and on its index (its place among the prompts, unless
+        `indices` are given), not on the prompts that happen to be decoded beside it.
         """
+        self.refuse_too_long(prompts)
+        indices = range(len(prompts)) if indices is None else indices
         answers: list[Answer] = []
         for start in range(0, len(prompts), sampling.batch_size):
-            chunk = prompts[start : start + sampling.batch_size]
-            answers += self._batch(chunk, sampling, first_index + start)
+            chunk = slice(start, start + sampling.batch_size)
+            answers += self._batch(prompts[chunk], sampling, indices[chunk])
         return answers
 
-    def _batch(self, prompts: Sequence[Prompt], sampling: SamplingConfig, first_index: int) -> list[Answer]:
+    def refuse_too_long(self, prompts: Sequence[Prompt]) -> None:
+        """Every prompt and its longest answer must fit the positions that the model was trained with."""
+        for prompt in prompts:
+            if len(prompt.tokens) + len(prompt.plan) > self._sequence_length:
+                raise UserError(
+                    f"a prompt of {len(prompt.tokens)} tokens and an answer of up to {len(prompt.plan)} do not fit the "
+                    f"model's {self._sequence_length} positions; shorten the prompt or config.sampling.max_text_tokens"
+                )
+
+    def _batch(self, prompts: Sequence[Prompt], sampling: SamplingConfig, indices: Sequence[int]) -> list[Answer]:
         guided = sampling.guidance != 1 and any(prompt.unconditional for prompt in prompts)
-        arrays = self._arrays(prompts, sampling, first_index, guided)
+        arrays = self._arrays(prompts, sampling, indices, guided)
         state = self._decode(
             self.parameters,
             arrays,
@@ -110,15 +123,11 @@ class Decoder:
         answer = output[: len(prompt.plan)]
         return answer[: answer.index(prompt.stop)] if prompt.stop in answer else answer
 
-    def _arrays(self, prompts: Sequence[Prompt], sampling: SamplingConfig, first_index: int, guided: bool) -> _Prompts:
+    def _arrays(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, indices: Sequence[int], guided: bool
+    ) -> _Prompts:
         # A short last batch is filled up with its first prompt: no new program for it.
         rows = [*prompts, *[prompts[0]] * (sampling.batch_size - len(prompts))]
-        for prompt in prompts:
-            if len(prompt.tokens) + len(prompt.plan) > self._sequence_length:
-                raise UserError(
-                    f"a prompt of {len(prompt.tokens)} tokens and an answer of up to {len(prompt.plan)} do not fit the "
-                    f"model's {self._sequence_length} positions; shorten the prompt or config.sampling.max_text_tokens"
-                )
         streams = [(prompt.tokens, prompt.places) for prompt in rows]
         if guided:
             # An unconditional prompt holds no codes, and so no places.
@@ -145,7 +154,9 @@ class Decoder:
             plan_places=jnp.asarray(plan_places),
             stop=jnp.asarray([prompt.stop for prompt in rows], jnp.int32),
             guidance=jnp.asarray([sampling.guidance if p.unconditional else 1.0 for p in rows], jnp.float32),
-            keys=jax.vmap(jax.random.fold_in, (None, 0))(seed, first_index + jnp.arange(len(rows))),
+            keys=jax.vmap(jax.random.fold_in, (None, 0))(
+                seed, jnp.asarray([*indices, *[0] * (len(rows) - len(indices))])
+            ),
         )
 
 

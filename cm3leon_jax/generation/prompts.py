@@ -83,7 +83,7 @@ def infill(
         raise UserError("an infill prompt masks nothing: its region covers no code of the picture")
     edges = np.flatnonzero(np.diff(np.concatenate([[0], masked.astype(int), [0]])))
     spans = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
-    if len(spans) >= v.num_masks:
+    if len(spans) > v.num_masks:
         raise UserError(f"an infill region makes {len(spans)} spans, but the vocabulary has {v.num_masks} masks")
     text_ids = v.encode_text(text)
     document = np.array([v.end, *text_ids, v.break_, *v.encode_image(codes), v.end])

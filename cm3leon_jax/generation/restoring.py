@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from jax.sharding import Mesh
 
-from cm3leon_jax.checkpoints import Checkpoints, abstract_on
+from cm3leon_jax.checkpoints import Checkpoints, abstract_on, refuse_changes
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.decode import Decoder
@@ -45,7 +46,20 @@ def restore_model(config: Config, workdir: Path) -> TrainedModel:
     step = checkpoints.latest_step
     if step is None:
         raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
-    vocabulary.check_fingerprint(checkpoints.meta(step)["vocabulary"], f"the checkpoint {workdir}/checkpoints/{step}")
+    meta = checkpoints.meta(step)
+    vocabulary.check_fingerprint(meta["vocabulary"], f"the checkpoint {workdir}/checkpoints/{step}")
+    trained = {
+        "image_tokenizer": meta["corpus"]["image_tokenizer"],
+        "model": meta["config"]["model"],
+        "batch": {"sequence_length": meta["config"]["batch"]["sequence_length"]},
+    }
+    given = {
+        "image_tokenizer": image_tokenizer.fingerprint,
+        "model": dataclasses.asdict(config.model),
+        "batch": {"sequence_length": config.batch.sequence_length},
+    }
+    unimportant = ("model.remat", "model.scan_layers", "model.compute_dtype")
+    refuse_changes(trained, given, unimportant, f"the checkpoint {workdir}/checkpoints/{step} was")
     parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
     checkpoints.close()
     decoder = Decoder(graph, parameters, vocabulary, config.batch.sequence_length)

@@ -23,6 +23,8 @@ from cm3leon_jax.image_tokenizer.pixels import from_unit_range, to_unit_range
 from cm3leon_jax.image_tokenizer.vqgan import abstract_vqgan, bind, parameters
 
 CONFIG_FILE = "config.json"
+# Pictures in one call where the caller names no number.
+_DEFAULT_BATCH = 64
 WEIGHTS_FILE = "model.safetensors"
 
 
@@ -79,7 +81,7 @@ class ImageTokenizer:
         write_json(path / CONFIG_FILE, record)
 
     def encode(self, pictures: UInt8[np.ndarray, "B R R C"], batch_size: int | None = None) -> Int[np.ndarray, "B L"]:
-        """Codes of pictures, `batch_size` at a time (default: all at once), the last batch padded to the same shape."""
+        """Codes of pictures, `batch_size` at a time (default: 64), the last batch padded to the same shape."""
         side, channels = self.config.resolution, self.config.in_channels
         if pictures.shape[1:] != (side, side, channels):
             raise ValueError(f"pictures have shape {pictures.shape[1:]}, the tokenizer takes {(side, side, channels)}")
@@ -87,7 +89,7 @@ class ImageTokenizer:
         return codes.reshape(len(pictures), self.config.image_length)
 
     def decode(self, codes: Int[np.ndarray, "B L"], batch_size: int | None = None) -> UInt8[np.ndarray, "B R R C"]:
-        """Pictures of codes, `batch_size` at a time (default: all at once).
+        """Pictures of codes, `batch_size` at a time (default: 64).
 
         Raises:
           ValueError: if a code lies outside the codebook, or there are too few or too many for a picture.
@@ -109,7 +111,7 @@ class ImageTokenizer:
         return self.decode(self.encode(pictures, batch_size), batch_size)
 
     def _in_batches(self, function: Callable[..., Array], rows: np.ndarray, batch_size: int | None) -> np.ndarray:
-        batch_size = batch_size or max(len(rows), 1)
+        batch_size = batch_size or min(max(len(rows), 1), _DEFAULT_BATCH)
         # One shape, so one compilation; and the same program for every batch, so that codes cannot depend on the
         # number of pictures that happen to be left at the end.
         split = batch_size % self._mesh.size == 0

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt8
 
-from cm3leon_jax.checkpoints import Checkpoints, abstract_on
+from cm3leon_jax.checkpoints import Checkpoints, abstract_on, refuse_changes
 from cm3leon_jax.config import Config, ImageTokenizerTrainingConfig
 from cm3leon_jax.data.image_sample import load_image_sample
 from cm3leon_jax.errors import UserError
@@ -49,6 +49,7 @@ def run(config: Config, workdir: Path, arguments: Namespace) -> int:
     if _is_finished(path, record, training.num_steps):
         print(f"the image tokenizer at {path} is already trained: {training.num_steps:,} steps of this config")
         return 0
+    _refuse_to_orphan_corpus(config)
     devices = jax.local_devices()
     if training.batch_size % len(devices):
         raise UserError(
@@ -198,19 +199,22 @@ def _is_finished(path: Path, record: dict[str, Any], num_steps: int) -> bool:
 
 
 def _require_same(stored: dict[str, Any], record: dict[str, Any], path: Path) -> None:
-    found, wanted = _flat(stored), _flat(record)
-    for name, value in wanted.items():
-        if name.rpartition(".")[2] not in FREE_VALUES and found.get(name) != value:
+    free = [f"values.{name}" for name in FREE_VALUES]
+    refuse_changes(stored, record, free, f"config.image_tokenizer.path: {path} was")
+
+
+def _refuse_to_orphan_corpus(config: Config) -> None:
+    """A tokenizer that goes on training is another one, and no longer that of a corpus prepared with it."""
+    manifest = Path(config.corpus.path) / "manifest.json"
+    stored = Path(config.image_tokenizer.path) / CONFIG_FILE
+    if manifest.exists() and stored.exists():
+        prepared = read_json(manifest, "the corpus manifest")["image_tokenizer"]["fingerprint"]
+        if prepared == read_json(stored, "the image tokenizer's config")["fingerprint"]:
             raise UserError(
-                f"{path} was trained with {name} = {found.get(name)}, this config says {value}: "
-                "delete the folder, or set another config.image_tokenizer.path"
+                f"the corpus {config.corpus.path} was prepared with the image tokenizer {stored.parent}: training it "
+                "further would make that corpus unreadable; delete the corpus, or set another "
+                "config.image_tokenizer.path"
             )
-
-
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    parts = {"image_tokenizer": record.get("architecture", {}), "image_tokenizer_training": record.get("values", {})}
-    flat = {f"config.{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    return flat | {"config.corpus.mixture": record.get("mixture"), "config.corpus.train_split": record.get("split")}
 
 
 class _Log:

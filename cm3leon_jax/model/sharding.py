@@ -45,6 +45,16 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def refuse_uneven_batch(batch_size: int, mesh: Mesh) -> None:
+    """A batch must give every device that holds other data the same number of sequences."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % ways:
+        raise UserError(
+            f"config.batch.batch_size {batch_size} does not divide by the {ways} ways of the mesh axes data and fsdp: "
+            f"take a multiple of {ways}, or change config.mesh"
+        )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How a batch lies on the mesh."""
     return NamedSharding(mesh, BATCH_SPEC)

@@ -169,7 +169,9 @@ class Transformer(nnx.Module):
             return nnx.merge(graph, layer_parameters)(x, places, layer_cache)
 
         if self.config.remat != "all" and cache is None:
-            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.config.remat], prevent_cse=False)
+            # In a loop XLA would undo the rematerialisation; a scan keeps it by itself.
+            guard = not self.config.scan_layers
+            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.config.remat], prevent_cse=guard)
         if self.config.scan_layers:
             x, cache = jax.lax.scan(layer, x.astype(dtype), (parameters, cache))
         else:

@@ -15,6 +15,7 @@ from cm3leon_jax.documents import encode_png
 from cm3leon_jax.files import replacing
 from cm3leon_jax.generation.decode import Decoder
 from cm3leon_jax.generation.drawing import draw_pictures, picture_grid
+from cm3leon_jax.generation.prompts import text_to_image
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -25,10 +26,14 @@ class SamplePictures:
     """Draws the first prompts of `config.evaluate` into WORKDIR/samples/, one row a prompt."""
 
     def __init__(self, config: Config, workdir: Path, vocabulary: Vocabulary, graph: nnx.GraphDef) -> None:
-        self._config, self._folder, self._vocabulary, self._graph = config, workdir / "samples", vocabulary, graph
+        self._config, self._folder, self._vocabulary = config, workdir / "samples", vocabulary
         self._texts = [text for text in config.evaluate.prompts[:_MOST_PROMPTS] for _ in range(_PER_PROMPT)]
-        self._image_tokenizer: ImageTokenizer | None = None
-        self._decoder: Decoder | None = None
+        self._decoder = Decoder(graph, None, vocabulary, config.batch.sequence_length)
+        if self._texts:
+            # What is missing or too long shows before the first step, not hours later.
+            self._image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
+            length = self._image_tokenizer.config.image_length
+            self._decoder.refuse_too_long([text_to_image(text, length, vocabulary) for text in self._texts])
 
     def __call__(self, step: int, parameters: Any) -> UInt8[np.ndarray, "height width C"] | None:
         """The grid, as written to samples/step_0000STEP.png; None where the config has no prompts.
@@ -37,9 +42,6 @@ class SamplePictures:
         """
         if not self._texts or jax.process_count() > 1:
             return None
-        if self._decoder is None or self._image_tokenizer is None:
-            self._image_tokenizer = ImageTokenizer.load(self._config.image_tokenizer.path)
-            self._decoder = Decoder(self._graph, parameters, self._vocabulary, self._config.batch.sequence_length)
         self._decoder.parameters = parameters
         pictures = draw_pictures(
             self._texts, self._decoder, self._image_tokenizer, self._vocabulary, self._config.sampling

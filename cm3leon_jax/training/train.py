@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,51 +18,68 @@ import jax
 from jax.sharding import Mesh
 
 from cm3leon_jax import config_file
-from cm3leon_jax.checkpoints import Checkpoints
+from cm3leon_jax.checkpoints import Checkpoints, refuse_changes
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches import BatchSource, iterate
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.model.sharding import make_mesh, refuse_uneven_batch
+from cm3leon_jax.model.transformer import parameter_count
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.training.held_out import held_out_loss
 from cm3leon_jax.training.metrics import MetricsLog, StepClock
 from cm3leon_jax.training.samples import SamplePictures
-from cm3leon_jax.training.step import Metrics, TrainState, TrainStep, on_mesh
+from cm3leon_jax.training.step import Metrics, TrainStep, on_mesh
 from cm3leon_jax.vocabulary import Vocabulary
 
 # What may differ between a run and its continuation; everything else would make it another run.
-_MAY_CHANGE = ("train", "mesh", "sampling", "evaluate", "corpus.path", "vocabulary.path", "image_tokenizer")
-_MAY_CHANGE_BUT = ("train.num_tokens", "train.seed")
+_MAY_CHANGE = (
+    *("config.mesh", "config.sampling", "config.evaluate", "config.corpus", "config.image_tokenizer_training"),
+    *("config.vocabulary.path", "config.vocabulary.num_documents", "config.image_tokenizer.path"),
+    *(f"config.train.{name}" for name in ("log_every", "save_every", "keep_checkpoints", "eval_every")),
+    *("config.train.eval_batches", "config.train.sample_every", "first_window"),
+)
 
 
-def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
+# Exit code: stopped, and worth starting again.
+STOPPED = 75
+
+
+def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """Trains from the latest checkpoint, or from scratch, to `config.num_steps`."""
     train = config.train
     is_first = jax.process_index() == 0
     vocabulary = Vocabulary.load(config.vocabulary.path)
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
     mesh = make_mesh(config.mesh)
-    source = _source(config, corpus, vocabulary, config.corpus.train_split)
-    held_out_source = _source(config, corpus, vocabulary, config.corpus.held_out_split) if train.eval_every else None
+    refuse_uneven_batch(config.batch.batch_size, mesh)
     compiled = TrainStep(config, vocabulary, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", train.keep_checkpoints)
-
-    _refuse_another_run(config, workdir, checkpoints, vocabulary)
+    first_step = checkpoints.latest_step or 0
+    meta = {
+        "vocabulary": vocabulary.fingerprint,
+        "corpus": corpus.identity,
+        "config": dataclasses.asdict(config),
+    }
+    stored = checkpoints.meta(first_step) if first_step else {}
+    refuse_changes(stored, meta, _MAY_CHANGE, f"{workdir} holds a run")
+    source = _source(config, corpus, vocabulary, config.corpus.train_split, stored.get("first_window", (0, 0)))
+    held_out_source = _source(config, corpus, vocabulary, config.corpus.held_out_split) if train.eval_every else None
+    pictures = SamplePictures(config, workdir, vocabulary, compiled.graph) if train.sample_every else None
     if is_first:
         config_file.save(config, workdir / "config.json")
-    state, first_step = _restore_or_init(compiled, checkpoints)
-    _announce(config, vocabulary, corpus, source, state, first_step, mesh)
+    _announce(config, vocabulary, corpus, source, first_step, mesh)
     if first_step >= config.num_steps:
         print(f"finished: step {first_step} of {config.num_steps} is the last one")
-        return
+        return 0
+    # Restored without ever being initialised: two states do not fit where one does.
+    state = checkpoints.restore(first_step, compiled.abstract_state) if first_step else compiled.init()
 
     log = MetricsLog(workdir, first_step) if is_first else None
-    pictures = SamplePictures(config, workdir, vocabulary, compiled.graph)
     progress = Progress("train", config.num_steps, first_step, shown=is_first)
     clock = StepClock(first_step, config.batch.batch_size * config.batch.sequence_length)
-    meta = {"vocabulary": vocabulary.fingerprint, "config": dataclasses.asdict(config)}
     batches = iterate(source, first_step, config.num_steps)
+    stop = StopSignal()
     try:
         pending: Metrics | None = None
         for step in range(first_step + 1, config.num_steps + 1):
@@ -78,26 +97,52 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
             if held_out_source and _is_due(step, train.eval_every, is_last):
                 with clock.paused():
                     held_out = held_out_loss(compiled, state["parameters"], held_out_source, train.eval_batches, mesh)
-            save = is_last or _is_due(step, train.save_every, is_last)
+            save = is_last or stop.was_sent or _is_due(step, train.save_every, is_last)
             if held_out or save:
                 # A state that diverged is not saved: the check comes first.
                 _log_step(step, pending, config, log, progress, clock, held_out)
                 pending = None
             if save:
                 with clock.paused():
-                    checkpoints.save(step, state, meta)
-            if _is_due(step, train.sample_every, is_last):
+                    checkpoints.save(step, state, meta | {"first_window": source.window_of(step)})
+            if pictures and _is_due(step, train.sample_every, is_last):
                 with clock.paused():
                     grid = pictures(step, state["parameters"])
                     if log and grid is not None:
                         log.write_picture(step, "samples", grid)
+            if stop.was_sent and not is_last:
+                print(f"stopped and saved at step {step}; run the same command again to continue")
+                return STOPPED
     finally:
+        stop.close()
         progress.close()
         checkpoints.close()
         if log:
             log.close()
     if is_first:
         print(f"finished: {config.num_steps} steps; the last checkpoint is in {workdir / 'checkpoints'}")
+    return 0
+
+
+class StopSignal:
+    """Notes SIGTERM and Ctrl-C, so that the loop can save first; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.was_sent = False
+        # Only the main thread may set handlers.
+        is_main = threading.current_thread() is threading.main_thread()
+        signals = (signal.SIGTERM, signal.SIGINT) if is_main else ()
+        self._before = {number: signal.signal(number, self._note) for number in signals}
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.was_sent = True
+        self.close()
+
+    def close(self) -> None:
+        """Puts the handlers of before back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
 
 def _log_step(
@@ -128,7 +173,9 @@ def _is_due(step: int, every: int, is_last: bool) -> bool:
     return every > 0 and (is_last or step % every == 0)
 
 
-def _source(config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary, split: str) -> BatchSource:
+def _source(
+    config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary, split: str, first_window: Sequence[int] = (0, 0)
+) -> BatchSource:
     return BatchSource(
         corpus,
         vocabulary,
@@ -137,45 +184,8 @@ def _source(config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary, spli
         split,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        first_window=(first_window[0], first_window[1]),
     )
-
-
-def _refuse_another_run(config: Config, workdir: Path, checkpoints: Checkpoints, vocabulary: Vocabulary) -> None:
-    """A checkpoint goes on only under the config and the vocabulary that it was made with."""
-    step = checkpoints.latest_step
-    if step is None:
-        return
-    meta = checkpoints.meta(step)
-    vocabulary.check_fingerprint(meta["vocabulary"], f"the checkpoint {workdir}/checkpoints/{step}")
-    before, now = _flat(meta["config"]), _flat(dataclasses.asdict(config))
-    changed = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-        and (name in _MAY_CHANGE_BUT or not any(name == p or name.startswith(f"{p}.") for p in _MAY_CHANGE))
-    ]
-    if changed:
-        raise UserError(
-            f"{workdir} holds a run with another config: {'; '.join(changed)}. "
-            "Continue with the same values, or choose another --workdir"
-        )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def _restore_or_init(compiled: TrainStep, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-    step = checkpoints.latest_step
-    if step is None:
-        return compiled.init(), 0
-    return checkpoints.restore(step, compiled.abstract_state), step
 
 
 def _announce(
@@ -183,13 +193,12 @@ def _announce(
     vocabulary: Vocabulary,
     corpus: PreparedCorpus,
     source: BatchSource,
-    state: TrainState,
     first_step: int,
     mesh: Mesh,
 ) -> None:
     if jax.process_index() != 0:
         return
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state["parameters"]))
+    parameters = parameter_count(config.model, vocabulary.size, config.batch.sequence_length)
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     documents = sum(s.num_documents for s in corpus.splits(config.corpus.train_split).values())
     print(f"model: {parameters:,} parameters, vocabulary {vocabulary.size:,} (ln V = {math.log(vocabulary.size):.3f})")
@@ -199,4 +208,4 @@ def _announce(
     size = f"{config.batch.batch_size} x {config.batch.sequence_length} tokens"
     print(f"run: {config.num_steps:,} steps of {size}, {origin}")
     if source.num_too_long:
-        print(f"note: {source.num_too_long:,} documents are longer than a sequence")
+        print(f"note: {source.num_too_long:,} documents are longer than a sequence and lose their last segments")

@@ -93,7 +93,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(decoder, vocabulary):
     asked = all_prompts(vocabulary)
     together = decoder(asked, SamplingConfig(batch_size=8, seed=5))
     for index, prompt in enumerate(asked):
-        (alone,) = decoder([prompt], SamplingConfig(batch_size=8, seed=5), first_index=index)
+        (alone,) = decoder([prompt], SamplingConfig(batch_size=8, seed=5), indices=[index])
         assert alone.tokens == together[index].tokens
     again = decoder(asked, SamplingConfig(batch_size=2, seed=5))
     assert [a.tokens for a in again] == [a.tokens for a in together]
