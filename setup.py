@@ -8,8 +8,9 @@ DATA = [
     "seqio>=0.0.20",
     "tensorflow-datasets>=4.9.9",
     "tensorflow>=2.21",
-    "sentencepiece<0.2.2",
-]  # 0.2.2 needs a newer protobuf than TensorFlow allows
+    "importlib_resources",  # tensorflow-datasets needs it without saying so
+    "sentencepiece<0.2.2",  # 0.2.2 needs a newer protobuf than TensorFlow allows
+]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6",

@@ -17,6 +17,11 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(f"config.{message}")
 
 
+def _at_least(least: int, part: str, values: object, *names: str) -> None:
+    for name in names:
+        _require(getattr(values, name) >= least, f"{part}.{name} is {getattr(values, name)}: at least {least}")
+
+
 @dataclass(frozen=True)
 class CorpusConfig:
     """What is prepared, from where, to where."""
@@ -34,6 +39,9 @@ class CorpusConfig:
     encode_batch_size: int = 128
     # Original pictures kept beside each split, to be looked at.
     num_sample_pictures: int = 32
+
+    def __post_init__(self) -> None:
+        _at_least(1, "corpus", self, "tokens_per_shard", "encode_batch_size")
 
 
 @dataclass(frozen=True)
@@ -168,6 +176,10 @@ class ObjectiveConfig:
             self.span_count in ("poisson", "fixed", "none") and self.mean_spans > 0,
             "objective.span_count must be 'poisson', 'fixed' or 'none', and mean_spans above 0",
         )
+        _require(
+            self.span_count != "fixed" or self.mean_spans.is_integer(),
+            f"objective.mean_spans is {self.mean_spans}: a whole number where span_count is 'fixed'",
+        )
         _require(0 <= self.whole_segment_share <= 1, "objective.whole_segment_share must lie between 0 and 1")
         _require(self.max_spans >= 1, "objective.max_spans must be at least 1; span_count = 'none' masks nothing")
 
@@ -185,6 +197,7 @@ class BatchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _at_least(1, "batch", self, "batch_size", "sequence_length")
         _require(self.packing in ("whole", "stream"), f"batch.packing is {self.packing!r}: 'whole' or 'stream'")
 
 
@@ -215,6 +228,11 @@ class ModelConfig:
     scan_layers: bool = True
 
     def __post_init__(self) -> None:
+        _at_least(1, "model", self, "num_layers", "model_dim", "num_heads")
+        _require(
+            "rotary" not in self.positions or self.head_dim % 2 == 0,
+            f"model.positions is {self.positions!r}, which turns pairs, but a head is {self.head_dim} wide",
+        )
         _require(
             self.model_dim % self.num_heads == 0,
             f"model.model_dim {self.model_dim} does not divide into model.num_heads {self.num_heads}",
@@ -280,6 +298,9 @@ class TrainConfig:
     sample_every: int = 1000
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _at_least(1, "train", self, "num_tokens", "log_every", "save_every", "keep_checkpoints", "eval_batches")
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -295,13 +316,20 @@ class SamplingConfig:
     batch_size: int = 64
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _at_least(0, "sampling", self, "temperature", "guidance")
+        _at_least(1, "sampling", self, "max_text_tokens", "batch_size")
+        _require(0 <= self.top_p <= 1, f"sampling.top_p is {self.top_p}: a share between 0 and 1")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """What `cm3leon evaluate` looks at, over the held-out split."""
 
-    # Sequences of the held-out loss, and documents that are captioned, infilled and shown; 0 means all.
+    # Sequences of the held-out loss, and how many of them at a time.
     num_loss_sequences: int = 512
+    loss_batch_size: int = 32
+    # Documents that are captioned, infilled and shown; 0 means all.
     num_documents: int = 256
     # Prompts from which pictures are drawn (none: the first held-out texts), and pictures a prompt.
     prompts: tuple[str, ...] = ()
@@ -310,6 +338,7 @@ class EvaluateConfig:
     recognizer: str = ""
 
     def __post_init__(self) -> None:
+        _at_least(1, "evaluate", self, "num_loss_sequences", "loss_batch_size", "samples_per_prompt")
         _require(self.recognizer in ("", "digits"), f"evaluate.recognizer is {self.recognizer!r}: '' or 'digits'")
 
 
@@ -335,6 +364,17 @@ class Config:
             self.model.picture_places in (0, self.image_tokenizer.image_length),
             f"model.picture_places is {self.model.picture_places}: 0, or the {self.image_tokenizer.image_length} codes "
             "of a picture of config.image_tokenizer",
+        )
+        _require(
+            self.batch.packing == "stream" or self.batch.sequence_length > self.image_tokenizer.image_length,
+            f"batch.sequence_length {self.batch.sequence_length} holds no picture of "
+            f"{self.image_tokenizer.image_length} codes, and whole packing cuts none; make it longer",
+        )
+        is_digit = (self.image_tokenizer.resolution, self.image_tokenizer.in_channels) == (8, 1)
+        _require(
+            self.evaluate.recognizer != "digits" or is_digit,
+            "evaluate.recognizer is 'digits', which reads grey pictures of 8 pixels: set image_tokenizer.resolution "
+            "to 8 and in_channels to 1, or recognizer to ''",
         )
 
     @property

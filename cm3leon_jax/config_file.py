@@ -38,6 +38,8 @@ def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) ->
             if not isinstance(section, dict):
                 raise UserError(f"--config.{name}: config.{parent} is a value, it has no fields")
         section[last] = _parse(text, _field_type(Config, name, f"--config.{name}"))
+    if "://" in workdir:
+        raise UserError(f"--workdir={workdir}: only folders of a mounted file system can be written; mount the bucket")
     config = _build(Config, values, "config", file)
     return _fill_paths(config, workdir)
 

@@ -114,7 +114,7 @@ class Vocabulary:
             return cls(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"no vocabulary at {file}: run `cm3leon train-text-tokenizer` first") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # The library raises a bare Exception for a file that it cannot parse.
             raise UserError(f"the vocabulary {file} is damaged ({error}): make it again") from None
 
     def save(self, path: str | Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3leon_jax.config import ModelConfig
+from cm3leon_jax.config import ImageTokenizerConfig, ModelConfig
 from cm3leon_jax.data.corpus import PreparedCorpus, offsets_file, token_dtype, tokens_file
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -32,6 +32,12 @@ def vocabulary() -> Vocabulary:
 @pytest.fixture
 def tiny_model() -> ModelConfig:
     return ModelConfig(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="all", init_std=0.05)
+
+
+@pytest.fixture
+def tiny_pictures() -> ImageTokenizerConfig:
+    """Pictures of IMAGE_LENGTH codes."""
+    return ImageTokenizerConfig(resolution=8, in_channels=1, channel_multipliers=(1, 2), codebook_size=32)
 
 
 def write_corpus(path: Path, vocabulary: Vocabulary, documents: dict[str, dict[str, list[np.ndarray]]]) -> Path:

@@ -18,8 +18,10 @@ def compiled_on(config, vocabulary, mesh_config):
 
 
 @pytest.fixture
-def config(tiny_model) -> Config:
-    return Config(model=tiny_model, batch=BatchConfig(8, 32), train=TrainConfig(num_tokens=2560.0))
+def config(tiny_model, tiny_pictures) -> Config:
+    return Config(
+        image_tokenizer=tiny_pictures, model=tiny_model, batch=BatchConfig(8, 32), train=TrainConfig(num_tokens=2560.0)
+    )
 
 
 def test_a_state_comes_back_bit_for_bit_on_another_mesh(config, vocabulary, tmp_path):

@@ -54,11 +54,11 @@ def test_values_defaults_paths_and_overrides(config_of):
 def test_numbers_that_mean_the_same_are_taken(config_of):
     config = config_of(
         "config.optimizer = dict(peak_learning_rate=1)",
-        {"train.num_tokens": "1e9", "train.log_every": "1e2", "image_tokenizer.channel_multipliers": "[1, 2]"},
+        {"train.num_tokens": "1e9", "train.log_every": "1e2", "image_tokenizer.channel_multipliers": "[1, 1, 2, 2]"},
     )
     assert config.optimizer.peak_learning_rate == 1.0
     assert config.train.log_every == 100
-    assert config.image_tokenizer.channel_multipliers == (1, 2)
+    assert config.image_tokenizer.channel_multipliers == (1, 1, 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_the_short_side_is_scaled_and_the_middle_kept():
     image.paste("red", (30, 0, 60, 30))
     pixels = open_picture(encoded(image), 15, 3)
     assert pixels.shape == (15, 15, 3)
-    assert (pixels[:, 2:-2] == [255, 0, 0]).all()
+    assert np.abs(pixels[:, 3:-3].astype(int) - [255, 0, 0]).max() <= 2
 
 
 def test_transparent_pixels_become_white():

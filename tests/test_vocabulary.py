@@ -31,7 +31,7 @@ def test_the_blocks_of_the_id_space_do_not_meet(vocabulary):
     assert [v.name(i) for i in range(4)] == ["<s>", "<pad>", "</s>", "<unk>"]
     assert v.first_image_code == 4 + v.num_text_tokens
     codes = np.arange(v.num_image_codes)
-    assert [v.name(i) for i in v.encode_image(codes)] == [f"<image:{k}>" for k in codes]
+    assert [v.name(i) for i in v.encode_image(codes).tolist()] == [f"<image:{k}>" for k in codes]
     np.testing.assert_array_equal(v.decode_image(v.encode_image(codes)), codes)
     marks = [v.break_, v.eoss, *(v.mask(i) for i in range(v.num_masks))]
     assert marks == list(range(v.first_image_code + v.num_image_codes, marks[-1] + 1))

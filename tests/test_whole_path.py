@@ -31,7 +31,8 @@ def get_config():
         num_tokens=12 * 512, log_every=1, save_every=4, eval_every=6, eval_batches=1, sample_every=6)
     config.sampling = dict(max_text_tokens=6, batch_size=8)
     config.evaluate = dict(
-        num_loss_sequences=8, loss_batch_size=4, num_documents=6, prompts=("the digit one", "the digit two"), samples_per_prompt=2,
+        num_loss_sequences=8, loss_batch_size=4,
+        num_documents=6, prompts=("the digit one", "the digit two"), samples_per_prompt=2,
         recognizer="digits")
     return config
 """

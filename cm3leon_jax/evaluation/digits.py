@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
 from cm3leon_jax.data import digits
@@ -18,8 +19,8 @@ class DigitReader:
 
     def __init__(self) -> None:
         pixels, labels = digits.load("train")
-        self._train = _features(pixels)
-        self._classifier = SVC(gamma=0.001).fit(self._train, labels)
+        self._classifier = SVC(gamma=0.001).fit(_features(pixels), labels)
+        self._training_pictures = NearestNeighbors(n_neighbors=1).fit(_features(_all_training_pictures()))
 
     def read(self, pixels: UInt8[np.ndarray, "n 8 8 1"]) -> Int[np.ndarray, "n"]:
         """The digit in each picture."""
@@ -71,10 +72,16 @@ class DigitReader:
         }
 
     def _nearest_training_distance(self, pixels: UInt8[np.ndarray, "n 8 8 1"]) -> Float[np.ndarray, "n"]:
-        """Root mean square difference to the nearest training picture, in grey levels of 16."""
-        features = _features(pixels)
-        squared = np.square(features[:, None] - self._train[None]).mean(axis=-1)
-        return np.sqrt(squared.min(axis=1))
+        """Root mean square difference, in grey levels of 16, to the nearest picture of the training split."""
+        distances, _ = self._training_pictures.kneighbors(_features(pixels))
+        return distances[:, 0] / np.sqrt(pixels[0].size)
+
+
+def _all_training_pictures() -> UInt8[np.ndarray, "n 8 8 1"]:
+    """Every picture that training saw, the augmented copies too."""
+    originals = digits.load("train")[0]
+    copies = (digits.augmented(index, copy) for copy in range(1, digits.NUM_COPIES) for index in range(len(originals)))
+    return np.concatenate([originals, np.stack(list(copies))])
 
 
 def _features(pixels: UInt8[np.ndarray, "n 8 8 1"]) -> Float[np.ndarray, "n 64"]:

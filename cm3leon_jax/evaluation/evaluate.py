@@ -26,6 +26,7 @@ from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.drawing import draw_pictures
 from cm3leon_jax.generation.generate import MIDDLE_HALF, region_mask
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
+from cm3leon_jax.model.sharding import refuse_uneven_batch
 from cm3leon_jax.progress import read_step_log
 from cm3leon_jax.training.held_out import held_out_loss
 from cm3leon_jax.training.step import TrainStep
@@ -33,6 +34,9 @@ from cm3leon_jax.vocabulary import Vocabulary
 
 # Where the config names no prompts, the first held-out texts are drawn.
 _DEFAULT_PROMPTS = 8
+
+# Marks of an infill prompt beside the document: two ends, and two for each of a few spans.
+_MOST_MARKS = 8
 
 _Result = TypeVar("_Result")
 
@@ -50,9 +54,11 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     model = restore_model(config, workdir)
     corpus = PreparedCorpus.open(config.corpus.path, model.vocabulary)
     evaluate, sampling = config.evaluate, config.sampling
-    numbers: dict[str, float] = {"step": model.step}
+    numbers: dict[str, float] = {"step": float(model.step)}
     numbers |= _losses(config, corpus, model)
-    held_out = captioned_pictures(corpus, config.corpus.held_out_split, evaluate.num_documents, model.vocabulary)
+    held_out = captioned_pictures(
+        corpus, config.corpus.held_out_split, evaluate.num_documents, config.batch.sequence_length, model.vocabulary
+    )
     originals = _originals(corpus, config)
     reconstructions = originals
     if len(originals):
@@ -101,8 +107,15 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     print(f"{workdir / 'evaluation.json'} and {workdir / 'report.html'} are written")
 
 
-def captioned_pictures(corpus: PreparedCorpus, split: str, most: int, vocabulary: Vocabulary) -> CaptionedPictures:
-    """The first documents of a split that are one text and one picture, each picture once; `most` = 0 means all."""
+def captioned_pictures(
+    corpus: PreparedCorpus, split: str, most: int, longest: int, vocabulary: Vocabulary
+) -> CaptionedPictures:
+    """The first documents of a split that are one text and one picture, each picture once.
+
+    Args:
+      most: how many; 0 means all.
+      longest: positions of the model; documents that leave no room for an answer are left out.
+    """
     texts: list[str] = []
     codes: list[Int[np.ndarray, "codes"]] = []
     seen: set[bytes] = set()
@@ -112,7 +125,9 @@ def captioned_pictures(corpus: PreparedCorpus, split: str, most: int, vocabulary
             parts = [tokens[start:stop] for start, stop in segments(tokens, vocabulary)]
             pictures = [part for part in parts if vocabulary.is_image(part).all()]
             words = [part for part in parts if not vocabulary.is_image(part).any()]
-            if len(pictures) != 1 or len(words) != 1 or len(parts) != 2:
+            # Room for the marks, and for as many codes as an infill can ask for.
+            fits = len(tokens) + len(pictures[0] if pictures else ()) + _MOST_MARKS <= longest
+            if len(pictures) != 1 or len(words) != 1 or len(parts) != 2 or not fits:
                 continue
             if pictures[0].tobytes() not in seen:
                 seen.add(pictures[0].tobytes())
@@ -155,9 +170,11 @@ def psnr(originals: UInt8[np.ndarray, "n R R C"], others: UInt8[np.ndarray, "n R
 
 def _losses(config: Config, corpus: PreparedCorpus, model: TrainedModel) -> dict[str, float]:
     """Held-out loss under the training objective, and the perplexities it means."""
-    source = BatchSource(corpus, model.vocabulary, config.objective, config.batch, config.corpus.held_out_split)
+    batch = dataclasses.replace(config.batch, batch_size=config.evaluate.loss_batch_size)
+    refuse_uneven_batch(batch.batch_size, model.mesh)
+    source = BatchSource(corpus, model.vocabulary, config.objective, batch, config.corpus.held_out_split)
     compiled = TrainStep(config, model.vocabulary, model.mesh)
-    num_batches = max(1, config.evaluate.num_loss_sequences // config.batch.batch_size)
+    num_batches = -(-config.evaluate.num_loss_sequences // config.evaluate.loss_batch_size)
     losses = held_out_loss(compiled, model.decoder.parameters, source, num_batches, model.mesh)
     perplexities = {name.replace("loss", "perplexity"): float(np.exp(value)) for name, value in losses.items()}
     return losses | perplexities

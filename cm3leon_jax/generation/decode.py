@@ -146,6 +146,7 @@ class Decoder:
         for row, prompt in enumerate(rows):
             plan[row, : len(prompt.plan)], plan_places[row, : len(prompt.plan)] = prompt.plan, prompt.plan_places
         seed = jax.random.key(sampling.seed)
+        all_indices = [*indices, *[0] * (len(rows) - len(indices))]
         return _Prompts(
             tokens=jnp.asarray(tokens),
             places=jnp.asarray(places),
@@ -154,9 +155,7 @@ class Decoder:
             plan_places=jnp.asarray(plan_places),
             stop=jnp.asarray([prompt.stop for prompt in rows], jnp.int32),
             guidance=jnp.asarray([sampling.guidance if p.unconditional else 1.0 for p in rows], jnp.float32),
-            keys=jax.vmap(jax.random.fold_in, (None, 0))(
-                seed, jnp.asarray([*indices, *[0] * (len(rows) - len(indices))])
-            ),
+            keys=jax.vmap(jax.random.fold_in, (None, 0))(seed, jnp.asarray(all_indices)),
         )
 
 

@@ -68,7 +68,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     # One task at a time: answers of one length finish together.
     for task in TASKS:
         indices = [index for index, request in enumerate(requests) if request.task == task]
-        found = model.decoder([_prompt(requests[i], config, model) for i in indices], config.sampling)
+        found = model.decoder([_prompt(requests[i], config, model) for i in indices], config.sampling, indices)
         by_index |= dict(zip(indices, found, strict=True))
     answers = [by_index[index] for index in range(len(requests))]
     lines = [
@@ -104,6 +104,8 @@ def read_requests(file: Path, image_tokenizer: ImageTokenizer) -> list[Request]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise UserError(f"no prompts file {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompts file {file} cannot be read ({error}): give a text file of JSON lines") from None
     requests = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -126,7 +128,7 @@ def _read_request(value: Any, where: str, folder: Path, image_tokenizer: ImageTo
     task = value.get("task", "text_to_image")
     if task not in TASKS:
         raise UserError(f"{where}: task {task!r} is none of {', '.join(TASKS)}")
-    if task != "caption" and not isinstance(value.get("prompt"), str):
+    if not isinstance(value.get("prompt", "" if task == "caption" else None), str):
         raise UserError(f"{where}: the task {task} needs a prompt, a text")
     request = Request(text=value.get("prompt", ""), task=task)
     if task == "text_to_image":
@@ -139,13 +141,18 @@ def _read_request(value: Any, where: str, folder: Path, image_tokenizer: ImageTo
         pixels = open_picture(path.read_bytes(), config.resolution, config.in_channels)
     except FileNotFoundError:
         raise UserError(f"{where}: no picture {path}") from None
-    except UnreadablePicture as error:
+    except (OSError, UnreadablePicture) as error:
         raise UserError(f"{where}: the picture {path} cannot be read ({error})") from None
     region = value.get("region", MIDDLE_HALF)
-    if len(region) != 4 or not all(isinstance(share, int | float) and 0 <= share <= 1 for share in region):
+    is_region = isinstance(region, list | tuple) and len(region) == 4
+    if not is_region or not all(isinstance(share, int | float) and 0 <= share <= 1 for share in region):
         raise UserError(f"{where}: region is [left, top, right, bottom] in shares of the picture's sides, 0 to 1")
+    left, top, right, bottom = map(float, region)
+    region = (left, top, right, bottom)
+    if not region_mask(region, config.grid).any():
+        raise UserError(f"{where}: the region {list(region)} covers no code of the {config.grid} x {config.grid} codes")
     codes = image_tokenizer.encode(pixels[None])[0]
-    return dataclasses.replace(request, codes=codes, region=tuple(region))
+    return dataclasses.replace(request, codes=codes, region=region)
 
 
 def _prompt(request: Request, config: Config, model: TrainedModel) -> prompts.Prompt:

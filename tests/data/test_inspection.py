@@ -65,7 +65,7 @@ def test_a_sequence_may_be_cut_inside_a_picture_at_both_ends(vocabulary, parts):
 
 
 @pytest.fixture
-def config(tmp_path, corpus, vocabulary):
+def config(tmp_path, corpus, vocabulary, tiny_pictures):
     corpus.manifest.update(created_by="a test", mixture="two tasks")
     corpus.manifest["vocabulary"].update(num_image_codes=32, num_text_tokens=288)
     corpus.manifest["image_tokenizer"].update(resolution=8, fingerprint="none")
@@ -75,6 +75,7 @@ def config(tmp_path, corpus, vocabulary):
     vocabulary.save(tmp_path / "vocabulary")
     return Config(
         corpus=CorpusConfig(path=str(corpus.path)),
+        image_tokenizer=replace(tiny_pictures, path=str(tmp_path / "image_tokenizer")),
         vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
         batch=BatchConfig(batch_size=2, sequence_length=64),
     )

@@ -21,7 +21,7 @@ def test_drawings_are_scored_against_their_texts(reader):
     pixels, labels = digits.load("train")
     texts = [f"a handwritten {digits.WORDS[label]}" for label in labels[:50]]
     scores = reader.score_drawings("x", texts, pixels[:50])
-    assert scores["x_accuracy"] > 0.98
+    assert scores["x_accuracy"] > 0.95
     assert scores["x_copy_share"] == 1.0
     assert scores["x_nearest_training_distance"] == 0.0
     wrong = reader.score_drawings("x", texts[1:] + texts[:1], pixels[:50])

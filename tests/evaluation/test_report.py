@@ -1,5 +1,7 @@
 """The page holds what it was given, escapes it, and draws its curves."""
 
+import re
+
 import numpy as np
 
 from cm3leon_jax.evaluation.report import Report, loss_curves, masked_pictures, write_report
@@ -13,7 +15,7 @@ def test_the_page_shows_everything(tmp_path):
 
     report = Report(
         title="a run",
-        numbers={"step": 1200, "caption_accuracy": 0.905, "held_out_loss": 1.5},
+        numbers={"step": 1200.0, "caption_accuracy": 0.905, "held_out_loss": 1.5},
         metrics=[{"step": 1, "loss": 5.0, "loss_text": 4.0}, {"step": 2, "loss": 4.0, "held_out_loss": 4.5}],
         prompts=["a handwritten <seven>"],
         drawn=pictures(1, 3),
@@ -31,7 +33,7 @@ def test_the_page_shows_everything(tmp_path):
     for shown in ("90.5%", "a handwritten &lt;seven&gt;", "true &amp; one", "written one", "read one", "<svg", "1,200"):
         assert shown in page
     assert page.count("data:image/png;base64,") == 3 + 2
-    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "")
+    assert not re.search(r'(src|href)="http', page)
 
 
 def test_no_metrics_no_curves():

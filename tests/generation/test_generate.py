@@ -47,6 +47,10 @@ def test_a_region_in_shares_of_the_sides():
         ('{"task": "caption", "image": "gone.png"}', r"line 2: no picture .*gone.png"),
         ('{"task": "caption", "image": "broken.png"}', r"line 2: the picture .*broken.png cannot be read"),
         ('{"task": "infill", "prompt": "x", "image": "fine.png", "region": [0, 2, 1, 1]}', r"line 2: region is"),
+        ('{"task": "infill", "prompt": "x", "image": "fine.png", "region": 5}', r"line 2: region is"),
+        ('{"task": "infill", "prompt": "x", "image": "fine.png", "region": [1, 0, 0, 1]}', r"line 2: the region"),
+        ('{"task": "caption", "prompt": 3, "image": "fine.png"}', r"line 2: the task caption needs a prompt, a text"),
+        ('{"task": "caption", "image": "."}', r"line 2: the picture .* cannot be read"),
     ],
 )
 def test_a_mistake_in_a_prompts_file_is_named(line, message, tmp_path, image_tokenizer):

@@ -145,7 +145,7 @@ def test_the_command_trains_with_a_discriminator_on_all_devices(
     assert "already trained" in capsys.readouterr().out
     assert ImageTokenizer.load(tmp_path / "tokenizer").fingerprint == loaded.fingerprint
     other = dataclasses.replace(config, image_tokenizer_training=dataclasses.replace(values, learning_rate=1.0))
-    with pytest.raises(UserError, match=r"image_tokenizer_training.learning_rate = 0.005, this config says 1.0"):
+    with pytest.raises(UserError, match=r"values.learning_rate was 0.005 and is 1.0"):
         training.run(other, tmp_path, Namespace())
     with pytest.raises(UserError, match="multiple of the 8 devices"):
         uneven = dataclasses.replace(values, batch_size=12)

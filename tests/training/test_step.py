@@ -16,8 +16,9 @@ B, L = 8, 96
 
 
 @pytest.fixture
-def config(tiny_model) -> Config:
+def config(tiny_model, tiny_pictures) -> Config:
     return Config(
+        image_tokenizer=tiny_pictures,
         model=tiny_model,
         batch=BatchConfig(batch_size=B, sequence_length=L),
         optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2),
