@@ -95,7 +95,7 @@ def test_from_raw_documents_to_a_report(run, capsys):
         {k: v for k, v in line.items() if k not in timing} for line in lines
     ]
     assert [line["step"] for line in lines if "learning_rate" in line] == list(range(1, 13))
-    assert lines[0]["loss"] == pytest.approx(np.log(512), rel=0.01)
+    assert lines[0]["loss"] == pytest.approx(np.log(384), rel=0.01)
     assert {path.name for path in (workdir / "samples").iterdir()} == {"step_00000006.png", "step_00000012.png"}
 
     run("evaluate")

@@ -20,7 +20,9 @@ class DigitReader:
     def __init__(self) -> None:
         pixels, labels = digits.load("train")
         self._classifier = SVC(gamma=0.001).fit(_features(pixels), labels)
-        self._training_pictures = NearestNeighbors(n_neighbors=1).fit(_features(_all_training_pictures()))
+        self._training_pictures = NearestNeighbors(n_neighbors=1, algorithm="kd_tree").fit(
+            _features(_all_training_pictures())
+        )
 
     def read(self, pixels: UInt8[np.ndarray, "n 8 8 1"]) -> Int[np.ndarray, "n"]:
         """The digit in each picture."""
