@@ -68,7 +68,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     asked = evaluate.prompts or tuple(held_out.texts[:_DEFAULT_PROMPTS])
     texts = [text for text in asked for _ in range(evaluate.samples_per_prompt)]
     drawn = _timed(f"drawing {len(texts)} pictures", lambda: _draw(texts, model, sampling))
-    plain = _timed("the same without guidance", lambda: _draw(texts, model, dataclasses.replace(sampling, guidance=1)))
+    plain = _timed("the same without guidance", lambda: _draw(texts, model, dataclasses.replace(sampling, guidance=1.0)))
     by_infill = _timed(
         f"captioning {len(held_out.texts)} pictures by infill", lambda: captions(held_out, model, sampling, True)
     )
@@ -143,7 +143,7 @@ def captioned_pictures(
 def captions(held_out: CaptionedPictures, model: TrainedModel, sampling: SamplingConfig, by_infill: bool) -> list[str]:
     """The likeliest text for each picture, token by token."""
     asked = [prompts.caption(c, sampling.max_text_tokens, model.vocabulary, by_infill) for c in held_out.codes]
-    answers = model.decoder(asked, dataclasses.replace(sampling, temperature=0))
+    answers = model.decoder(asked, dataclasses.replace(sampling, temperature=0.0))
     return [model.vocabulary.decode_text(answer.tokens).strip() for answer in answers]
 
 
