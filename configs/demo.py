@@ -57,8 +57,8 @@ def get_config() -> ConfigDict:
         remat="all",
     )
     config.optimizer = dict(peak_learning_rate=3e-3, warmup_steps=50)
-    config.train = dict(num_tokens=1500 * 32 * 64, log_every=20, save_every=500, eval_every=200, sample_every=300)
-    config.sampling = dict(temperature=0.8, max_text_tokens=16, batch_size=120)
+    config.train = dict(num_tokens=1700 * 32 * 64, log_every=20, save_every=500, eval_every=200, sample_every=300)
+    config.sampling = dict(temperature=0.7, max_text_tokens=16, batch_size=120)
     config.evaluate = dict(
         num_documents=0,
         prompts=tuple(

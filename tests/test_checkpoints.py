@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cm3leon_jax.checkpoints import Checkpoints
+from cm3leon_jax.checkpoints import Checkpoints, refuse_changes
 from cm3leon_jax.config import BatchConfig, Config, MeshConfig, TrainConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.model.sharding import make_mesh
@@ -58,3 +58,14 @@ def test_another_model_is_refused(config, vocabulary, tmp_path):
     abstract = compiled_on(wider, vocabulary, MeshConfig(fsdp=8)).abstract_state
     with pytest.raises(UserError, match="does not fit the model of this config"):
         Checkpoints(tmp_path, keep=1).restore(1, abstract)
+
+
+def test_changes_are_named_unless_they_may_be():
+    before = {"model": {"num_layers": 2, "remat": "all"}, "shape": [1, 2]}
+    now = {"model": {"num_layers": 2, "remat": "none", "new_field": 3}, "shape": (1, 2)}
+    refuse_changes(before, now, ["model.remat"], "the run was")
+    refuse_changes(before, now, ["model"], "the run was")
+    with pytest.raises(
+        UserError, match=r"the run was made with other values: model.remat was 'all' and is 'none'; use"
+    ):
+        refuse_changes(before, now, ["shape"], "the run was")

@@ -68,7 +68,9 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     asked = evaluate.prompts or tuple(held_out.texts[:_DEFAULT_PROMPTS])
     texts = [text for text in asked for _ in range(evaluate.samples_per_prompt)]
     drawn = _timed(f"drawing {len(texts)} pictures", lambda: _draw(texts, model, sampling))
-    plain = _timed("the same without guidance", lambda: _draw(texts, model, dataclasses.replace(sampling, guidance=1.0)))
+    plain = _timed(
+        "the same without guidance", lambda: _draw(texts, model, dataclasses.replace(sampling, guidance=1.0))
+    )
     by_infill = _timed(
         f"captioning {len(held_out.texts)} pictures by infill", lambda: captions(held_out, model, sampling, True)
     )

@@ -119,3 +119,15 @@ def test_a_long_document_is_cut_between_segments_never_in_a_picture(vocabulary):
 def test_a_batch_that_does_not_divide_is_refused(corpus, vocabulary):
     with pytest.raises(UserError, match="batch_size 8 does not divide among 3"):
         source(corpus, vocabulary, process_count=3)
+
+
+@pytest.mark.parametrize("packing", ["whole", "stream"])
+def test_a_hint_of_the_window_changes_no_batch(corpus, vocabulary, packing):
+    plain = source(corpus, vocabulary, packing, batch_size=512)
+    # A window makes some 5,500 rows: this step lies in the second.
+    hint = plain.window_of(12)
+    assert hint[0] > 0
+    hinted = source(corpus, vocabulary, packing, batch_size=512, first_window=hint)
+    assert hinted.window_of(12) == hint
+    for step in (12, 13, 0):
+        assert_equal(hinted[step], plain[step])
