@@ -14,7 +14,10 @@ from cm3leon_jax.errors import UserError
 
 
 class Checkpoints:
-    """The checkpoints of one run: the training state, and `meta`, a JSON object that says what it belongs to."""
+    """The checkpoints of one run: the training state, and `meta`, a JSON object that says what it belongs to.
+
+    A context manager: leaving it waits for what is still being written.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         policies = ocp.checkpoint_managers
@@ -61,9 +64,15 @@ class Checkpoints:
                 f"({str(error).splitlines()[0]}); give the config it was trained with"
             ) from None
 
-    def close(self) -> None:
-        """Waits until everything is written."""
+    def wait(self) -> None:
+        """Returns when everything is written."""
         self._manager.wait_until_finished()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.wait()
         self._manager.close()
 
 

@@ -42,25 +42,24 @@ def restore_model(config: Config, workdir: Path) -> TrainedModel:
         )
     mesh = make_mesh(config.mesh)
     graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints)
-    step = checkpoints.latest_step
-    if step is None:
-        raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
-    meta = checkpoints.meta(step)
-    vocabulary.check_fingerprint(meta["vocabulary"], f"the checkpoint {workdir}/checkpoints/{step}")
-    trained = {
-        "image_tokenizer": meta["corpus"]["image_tokenizer"],
-        "model": meta["config"]["model"],
-        "batch": {"sequence_length": meta["config"]["batch"]["sequence_length"]},
-    }
-    given = {
-        "image_tokenizer": image_tokenizer.fingerprint,
-        "model": dataclasses.asdict(config.model),
-        "batch": {"sequence_length": config.batch.sequence_length},
-    }
-    unimportant = ("model.remat", "model.scan_layers", "model.compute_dtype")
-    refuse_changes(trained, given, unimportant, f"the checkpoint {workdir}/checkpoints/{step} was")
-    parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
-    checkpoints.close()
+    with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints:
+        step = checkpoints.latest_step
+        if step is None:
+            raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
+        meta = checkpoints.meta(step)
+        vocabulary.check_fingerprint(meta["vocabulary"], f"the checkpoint {workdir}/checkpoints/{step}")
+        trained = {
+            "image_tokenizer": meta["corpus"]["image_tokenizer"],
+            "model": meta["config"]["model"],
+            "batch": {"sequence_length": meta["config"]["batch"]["sequence_length"]},
+        }
+        given = {
+            "image_tokenizer": image_tokenizer.fingerprint,
+            "model": dataclasses.asdict(config.model),
+            "batch": {"sequence_length": config.batch.sequence_length},
+        }
+        unimportant = ("model.remat", "model.scan_layers", "model.compute_dtype")
+        refuse_changes(trained, given, unimportant, f"the checkpoint {workdir}/checkpoints/{step} was")
+        parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
     decoder = Decoder(graph, parameters, vocabulary, config.batch.sequence_length)
     return TrainedModel(step, decoder, mesh, vocabulary, image_tokenizer)

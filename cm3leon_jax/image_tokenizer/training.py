@@ -98,32 +98,31 @@ def train(
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     weights = None if lpips_weights is None else jax.device_put(lpips_weights, replicated)
     step_function = make_train_step(recipe, mesh)
-    kept = Checkpoints(checkpoints, keep=KEPT_CHECKPOINTS)
-    state = jax.device_put(initial_state(recipe, jnp.asarray(batch_at(pictures, training, 0))), replicated)
-    if kept.latest_step is not None:
-        _require_same(kept.meta(kept.latest_step), record, checkpoints)
-        everywhere = jax.tree.map(lambda _: replicated, state)
-        state = kept.restore(kept.latest_step, abstract_on(state, everywhere))
-    first = int(state.step)
-    if first > training.num_steps:
-        raise UserError(
-            f"{checkpoints} is at step {first:,}, beyond config.image_tokenizer_training.num_steps "
-            f"{training.num_steps:,}: raise it, or delete the folder"
-        )
-    log = _Log(metrics_file, first, training)
-    try:
-        for step in range(first, training.num_steps):
-            batch = jax.device_put(batch_at(pictures, training, step), split)
-            adversarial = recipe.has_discriminator and step >= training.discriminator_start
-            state, metrics = step_function(state, batch, weights, adversarial)
-            done = step + 1
-            due = done % training.save_every == 0 or done == training.num_steps
-            log.step(done, metrics, force=due)
-            if due:
-                kept.save(done, state, record)
-    finally:
-        log.close()
-        kept.close()
+    with Checkpoints(checkpoints, keep=KEPT_CHECKPOINTS) as kept:
+        state = jax.device_put(initial_state(recipe, jnp.asarray(batch_at(pictures, training, 0))), replicated)
+        if kept.latest_step is not None:
+            _require_same(kept.meta(kept.latest_step), record, checkpoints)
+            everywhere = jax.tree.map(lambda _: replicated, state)
+            state = kept.restore(kept.latest_step, abstract_on(state, everywhere))
+        first = int(state.step)
+        if first > training.num_steps:
+            raise UserError(
+                f"{checkpoints} is at step {first:,}, beyond config.image_tokenizer_training.num_steps "
+                f"{training.num_steps:,}: raise it, or delete the folder"
+            )
+        log = _Log(metrics_file, first, training)
+        try:
+            for step in range(first, training.num_steps):
+                batch = jax.device_put(batch_at(pictures, training, step), split)
+                adversarial = recipe.has_discriminator and step >= training.discriminator_start
+                state, metrics = step_function(state, batch, weights, adversarial)
+                done = step + 1
+                due = done % training.save_every == 0 or done == training.num_steps
+                log.step(done, metrics, force=due)
+                if due:
+                    kept.save(done, state, record)
+        finally:
+            log.close()
     return state
 
 

@@ -46,7 +46,13 @@ STOPPED = 75
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
-    """Trains from the latest checkpoint, or from scratch, to `config.num_steps`."""
+    """The command `cm3leon train`."""
+    with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
+        return train_to_the_end(config, workdir, checkpoints)
+
+
+def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) -> int:
+    """Trains from the latest checkpoint, or from scratch, to `config.num_steps`; returns the exit code."""
     train = config.train
     is_first = jax.process_index() == 0
     vocabulary = Vocabulary.load(config.vocabulary.path)
@@ -54,7 +60,6 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     mesh = make_mesh(config.mesh)
     refuse_uneven_batch(config.batch.batch_size, mesh)
     compiled = TrainStep(config, vocabulary, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints", train.keep_checkpoints)
     first_step = checkpoints.latest_step or 0
     meta = {
         "vocabulary": vocabulary.fingerprint,
@@ -116,7 +121,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     finally:
         stop.close()
         progress.close()
-        checkpoints.close()
+        checkpoints.wait()
         if log:
             log.close()
     if is_first:

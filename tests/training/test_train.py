@@ -28,6 +28,11 @@ def config(tmp_path, tiny_model, tiny_pictures, corpus, vocabulary) -> Config:
     )
 
 
+def latest_step(folder) -> int | None:
+    with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
+        return checkpoints.latest_step
+
+
 def steps(folder) -> list[int]:
     return [line["step"] for line in read_step_log(folder / "metrics.jsonl")]
 
@@ -46,7 +51,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(config, tmp_path, monkeypatch, 
         assert train.run(config, workdir, Namespace()) == 75
     assert signal.getsignal(signal.SIGTERM) is before
     assert "stopped and saved at step 4" in capsys.readouterr().out
-    assert Checkpoints(workdir / "checkpoints", keep=1).latest_step == 4
+    assert latest_step(workdir) == 4
     assert train.run(config, workdir, Namespace()) == 0
     assert steps(workdir) == [1, 2, 3, 4, 6]
     logged = read_step_log(workdir / "metrics.jsonl")
@@ -60,7 +65,7 @@ def test_a_run_that_diverges_stops_with_the_step(config, tmp_path, monkeypatch):
     wild = dataclasses.replace(config, optimizer=OptimizerConfig(peak_learning_rate=1e30, warmup_steps=1))
     with pytest.raises(UserError, match=r"the run diverged: .* at step \d; lower config.optimizer.peak_learning_rate"):
         train.run(wild, tmp_path / "run", Namespace())
-    assert Checkpoints(tmp_path / "run" / "checkpoints", keep=1).latest_step is None
+    assert latest_step(tmp_path / "run") is None
 
 
 def test_another_corpus_does_not_continue_the_run(config, tmp_path, corpus, monkeypatch):
