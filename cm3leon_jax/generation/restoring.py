@@ -35,11 +35,6 @@ def restore_model(config: Config, workdir: Path) -> TrainedModel:
         raise UserError(f"no checkpoints in {workdir}: run `cm3leon train` first, or give its --workdir")
     vocabulary = Vocabulary.load(config.vocabulary.path)
     image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
-    if image_tokenizer.config.codebook_size != vocabulary.num_image_codes:
-        raise UserError(
-            f"the image tokenizer {config.image_tokenizer.path} has {image_tokenizer.config.codebook_size} codes, "
-            f"the vocabulary {config.vocabulary.path} has {vocabulary.num_image_codes}: they belong to different runs"
-        )
     mesh = make_mesh(config.mesh)
     graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
     with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints:

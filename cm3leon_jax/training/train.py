@@ -102,7 +102,9 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
             if held_out_source and _is_due(step, train.eval_every, is_last):
                 with clock.paused():
                     held_out = held_out_loss(compiled, state["parameters"], held_out_source, train.eval_batches, mesh)
-            save = is_last or stop.was_sent or _is_due(step, train.save_every, is_last)
+            # Read once: a signal that comes after the save is for the next step.
+            stopping = stop.was_sent and not is_last
+            save = is_last or stopping or _is_due(step, train.save_every, is_last)
             if held_out or save:
                 # A state that diverged is not saved: the check comes first.
                 _log_step(step, pending, config, log, progress, clock, held_out)
@@ -115,7 +117,7 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
                     grid = pictures(step, state["parameters"])
                     if log and grid is not None:
                         log.write_picture(step, "samples", grid)
-            if stop.was_sent and not is_last:
+            if stopping:
                 print(f"stopped and saved at step {step}; run the same command again to continue")
                 return STOPPED
     finally:
