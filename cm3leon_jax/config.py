@@ -210,7 +210,16 @@ class ModelConfig:
     num_heads: int = 16
     # 0: four times model_dim.
     ffn_dim: int = 0
+    # "gelu" is the exact one, "gelu_tanh" its usual approximation.
     activation: str = "relu"
+    # The paper has neither biases nor learned scales and shifts after its layer norms; OPT has both.
+    biases: bool = False
+    affine_norms: bool = False
+    # "before": each layer norms what it reads, and a last norm follows the last layer; "after": each layer norms the
+    # sum it leaves, as OPT-350M does.
+    norm_position: str = "before"
+    # Width of the token embeddings; 0: model_dim. Others are projected to and from it (OPT-350M).
+    embedding_dim: int = 0
     # "learned": a table of absolute positions, the paper's; "rotary": queries and keys are turned by their position
     # (arXiv 2104.09864), which makes "one row up" the same step everywhere in a picture; "learned+rotary": both.
     positions: str = "learned"
@@ -237,7 +246,14 @@ class ModelConfig:
             self.model_dim % self.num_heads == 0,
             f"model.model_dim {self.model_dim} does not divide into model.num_heads {self.num_heads}",
         )
-        _require(self.activation in ("relu", "gelu"), f"model.activation is {self.activation!r}: 'relu' or 'gelu'")
+        _require(
+            self.activation in ("relu", "gelu", "gelu_tanh"),
+            f"model.activation is {self.activation!r}: 'relu', 'gelu' or 'gelu_tanh'",
+        )
+        _require(
+            self.norm_position in ("before", "after"),
+            f"model.norm_position is {self.norm_position!r}: 'before' or 'after'",
+        )
         _require(
             self.positions in ("learned", "rotary", "learned+rotary"),
             f"model.positions is {self.positions!r}: 'learned', 'rotary' or 'learned+rotary'",
@@ -257,6 +273,11 @@ class ModelConfig:
     def hidden_dim(self) -> int:
         """Width of the feed-forward layer."""
         return self.ffn_dim or 4 * self.model_dim
+
+    @property
+    def token_dim(self) -> int:
+        """Width of the token embeddings."""
+        return self.embedding_dim or self.model_dim
 
 
 @dataclass(frozen=True)

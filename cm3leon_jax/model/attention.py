@@ -15,6 +15,17 @@ def attention_mask(
     return (key_index <= query_index[..., None]) & (key_index >= document_start[..., None])
 
 
+def attention_scores(query: Float[Array, "B H L Dh"], key: Float[Array, "B H S Dh"]) -> Float[Array, "B H L S"]:
+    """Scaled dot products, float32."""
+    scale = query.shape[-1] ** -0.5
+    return jnp.einsum("BHLd,BHSd->BHLS", query * scale, key, preferred_element_type=jnp.float32)
+
+
+def attention_weights(scores: Float[Array, "B H L S"], mask: Bool[Array, "B L S"]) -> Float[Array, "B H L S"]:
+    """Softmax over the keys that the mask lets through, float32."""
+    return jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+
+
 def attention(
     query: Float[Array, "B L H Dh"],
     key: Float[Array, "B S H Dh"],
@@ -22,11 +33,8 @@ def attention(
     mask: Bool[Array, "B L S"],
 ) -> Float[Array, "B L H Dh"]:
     """Scaled dot-product attention; the softmax is float32 whatever the inputs are."""
-    scale = query.shape[-1] ** -0.5
-    scores = jnp.einsum("BLHd,BSHd->BHLS", query * scale, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("BHLS,BSHd->BLHd", weights, value)
+    scores = attention_scores(jnp.swapaxes(query, 1, 2), jnp.swapaxes(key, 1, 2))
+    return jnp.einsum("BHLS,BSHd->BLHd", attention_weights(scores, mask).astype(value.dtype), value)
 
 
 def rotate(x: Float[Array, "B L H Dh"], positions: Int[Array, "B L"]) -> Float[Array, "B L H Dh"]:

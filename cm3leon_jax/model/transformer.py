@@ -1,11 +1,16 @@
 """The CM3Leon transformer (arXiv 2309.02591, section 2.3): OPT's decoder without biases, dropout or learned norms.
 
-Shapes: B batch, L length, S cached length, D model, N layers, H heads, Dh head size, F feed-forward, V vocabulary.
-Every parameter carries the logical names of its axes; which mesh axis each falls on is decided in `sharding.py`.
+What OPT has beside it (biases, learned norms, norms after the sum, projected embeddings) are values of the config.
+
+Shapes: B batch, L length, S cached slots, D model, N layers, H heads, Dh head size, F feed-forward, V vocabulary,
+E embedding. Every parameter carries the logical names of its axes; which mesh axis each falls on is decided in
+`sharding.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +20,10 @@ from jaxtyping import Array, Float, Int
 
 from cm3leon_jax.config import ModelConfig
 from cm3leon_jax.model.attention import attention, attention_mask, rotate
+from cm3leon_jax.model.cache import LayerCache
 
-# Keys and values of all layers: {"key", "value"}, each [N B S H Dh].
-Cache = dict[str, Float[Array, "N B S H Dh"]]
-LayerCache = dict[str, Float[Array, "B S H Dh"]]
+# One entry a layer.
+Cache = tuple[LayerCache, ...]
 
 
 def _parameter(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, logical_axes: tuple[str, ...]) -> nnx.Param:
@@ -27,20 +32,35 @@ def _parameter(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, logical_axes:
     return nnx.Param(value, logical_axes=logical_axes)
 
 
-def layer_norm(x: Float[Array, "... D"], epsilon: float) -> Float[Array, "... D"]:
-    """Layer norm without learned scale and shift, computed in float32."""
-    wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(axis=-1, keepdims=True)
-    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
+def _plus(x: Float[Array, "... d"], bias: nnx.Param | None) -> Float[Array, "... d"]:
+    return x if bias is None else x + bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm, computed in float32; a learned scale and bias only where the config has `affine_norms`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.epsilon, self.affine = config.layer_norm_epsilon, config.affine_norms
+        if self.affine:
+            self.scale = nnx.Param(jnp.ones(config.model_dim), logical_axes=("embed",))
+            self.bias = nnx.Param(jnp.zeros(config.model_dim), logical_axes=("embed",))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Mean 0 and variance 1 over the last axis."""
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + self.epsilon)
+        return (normed * self.scale[...] + self.bias[...] if self.affine else normed).astype(x.dtype)
 
 
 class Places(NamedTuple):
-    """Where tokens stand: in their document, in the row or the cache, and where there their document starts."""
+    """Where tokens stand: in their document (-1: padding), in the row or the cache, and where their document starts."""
 
     position: Int[Array, "B L"]
     row_index: Int[Array, "B L"]
     document_start: Int[Array, "B L"]
+    # Slot of the cache for the first of them: one for all rows, or one a row.
+    cache_index: Int[Array, ""] | Int[Array, "B"]
 
 
 class Attention(nnx.Module):
@@ -52,26 +72,29 @@ class Attention(nnx.Module):
         self.key = _parameter(rngs, (D, H, Dh), config.init_std, ("embed", "heads", "head"))
         self.value = _parameter(rngs, (D, H, Dh), config.init_std, ("embed", "heads", "head"))
         self.output = _parameter(rngs, (H, Dh, D), 0.0, ("heads", "head", "embed"))
+        bias = partial(_parameter, rngs, std=0.0) if config.biases else lambda **_: None
+        self.query_bias = bias(shape=(H, Dh), logical_axes=("heads", "head"))
+        self.key_bias = bias(shape=(H, Dh), logical_axes=("heads", "head"))
+        self.value_bias = bias(shape=(H, Dh), logical_axes=("heads", "head"))
+        self.output_bias = bias(shape=(D,), logical_axes=("embed",))
         self.rotary = "rotary" in config.positions
 
     def __call__(
-        self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None
+        self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None, window: int
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
-        """Attends within x, or, given one layer's cache, writes x into it and attends to all it holds."""
-        query = jnp.einsum("BLD,DHd->BLHd", x, self.query[...].astype(x.dtype))
-        key = jnp.einsum("BLD,DHd->BLHd", x, self.key[...].astype(x.dtype))
-        value = jnp.einsum("BLD,DHd->BLHd", x, self.value[...].astype(x.dtype))
+        """Attends within x, or, given its layer's cache, writes x into it and attends to its first `window` slots."""
+        query = _plus(jnp.einsum("BLD,DHd->BLHd", x, self.query[...].astype(x.dtype)), self.query_bias)
+        key = _plus(jnp.einsum("BLD,DHd->BLHd", x, self.key[...].astype(x.dtype)), self.key_bias)
+        value = _plus(jnp.einsum("BLD,DHd->BLHd", x, self.value[...].astype(x.dtype)), self.value_bias)
         if self.rotary:
             query, key = rotate(query, places.position), rotate(key, places.position)
-        if cache is not None:
-            # All rows of a batch write at the same place: prompts are padded on the left.
-            at = (0, places.row_index[0, 0], 0, 0)
-            key = jax.lax.dynamic_update_slice(cache["key"], key.astype(cache["key"].dtype), at)
-            value = jax.lax.dynamic_update_slice(cache["value"], value.astype(cache["value"].dtype), at)
-            cache = {"key": key, "value": value}
-        mask = attention_mask(places.row_index, places.document_start, key.shape[1])
-        mixed = attention(query, key.astype(x.dtype), value.astype(x.dtype), mask)
-        return jnp.einsum("BLHd,HdD->BLD", mixed, self.output[...].astype(x.dtype)), cache
+        mask = attention_mask(places.row_index, places.document_start, window)
+        if cache is None:
+            mixed = attention(query, key, value, mask)
+        else:
+            cache = cache.write(key, value, places.cache_index, places.position >= 0)
+            mixed = cache.attend(query, mask)
+        return _plus(jnp.einsum("BLHd,HdD->BLD", mixed, self.output[...].astype(x.dtype)), self.output_bias), cache
 
 
 class FeedForward(nnx.Module):
@@ -79,31 +102,44 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         D, F = config.model_dim, config.hidden_dim
-        self.activation = {"relu": jax.nn.relu, "gelu": jax.nn.gelu}[config.activation]
+        activations: dict[str, Callable[[Array], Array]] = {
+            "relu": jax.nn.relu,
+            "gelu": partial(jax.nn.gelu, approximate=False),
+            "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+        }
+        self.activation = activations[config.activation]
         self.up = _parameter(rngs, (D, F), config.init_std, ("embed", "ffn"))
         self.down = _parameter(rngs, (F, D), 0.0, ("ffn", "embed"))
+        self.up_bias = _parameter(rngs, (F,), 0.0, ("ffn",)) if config.biases else None
+        self.down_bias = _parameter(rngs, (D,), 0.0, ("embed",)) if config.biases else None
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Applies to each position alone."""
-        hidden = self.activation(jnp.einsum("BLD,DF->BLF", x, self.up[...].astype(x.dtype)))
-        return jnp.einsum("BLF,FD->BLD", hidden, self.down[...].astype(x.dtype))
+        hidden = self.activation(_plus(jnp.einsum("BLD,DF->BLF", x, self.up[...].astype(x.dtype)), self.up_bias))
+        return _plus(jnp.einsum("BLF,FD->BLD", hidden, self.down[...].astype(x.dtype)), self.down_bias)
 
 
 class Block(nnx.Module):
-    """One pre-norm layer."""
+    """One layer."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         self.attention = Attention(config, rngs)
         self.feed_forward = FeedForward(config, rngs)
-        self.epsilon = config.layer_norm_epsilon
+        self.attention_norm = LayerNorm(config)
+        self.feed_forward_norm = LayerNorm(config)
+        self.norms_first = config.norm_position == "before"
 
     def __call__(
-        self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None
+        self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None, window: int
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
-        """x + attention, then x + feed-forward."""
-        mixed, cache = self.attention(layer_norm(x, self.epsilon), places, cache)
-        x = x + mixed
-        return x + self.feed_forward(layer_norm(x, self.epsilon)), cache
+        """x + attention, then x + feed-forward; the norms are on what each reads, or on the sums."""
+        if self.norms_first:
+            mixed, cache = self.attention(self.attention_norm(x), places, cache, window)
+            x = x + mixed
+            return x + self.feed_forward(self.feed_forward_norm(x)), cache
+        mixed, cache = self.attention(x, places, cache, window)
+        x = self.attention_norm(x + mixed)
+        return self.feed_forward_norm(x + self.feed_forward(x)), cache
 
 
 _REMAT_POLICIES = {"none": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -113,26 +149,29 @@ class Transformer(nnx.Module):
     """Tokens to hidden states to logits; the embedding table is also the output layer."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, sequence_length: int, rngs: nnx.Rngs) -> None:
-        D, V = config.model_dim, vocabulary_size
+        D, E, V = config.model_dim, config.token_dim, vocabulary_size
         self.config = config
-        self.token_embedding = _parameter(rngs, (V, D), config.init_std, ("vocab", "embed"))
+        self.token_embedding = _parameter(rngs, (V, E), config.init_std, ("vocab", "embed"))
         if "learned" in config.positions:
             self.position_embedding = _parameter(
                 rngs, (sequence_length, D), config.position_init_std, ("position", "embed")
             )
-
         if config.picture_places:
             # "Nowhere", then the places 0 to K: one follows the last code.
             shape = (config.picture_places + 2, D)
             self.place_embedding = _parameter(rngs, shape, config.position_init_std, ("position", "embed"))
+        if E != D:
+            self.project_in = _parameter(rngs, (E, D), config.init_std, ("position", "embed"))
+            self.project_out = _parameter(rngs, (D, E), config.init_std, ("embed", "position"))
 
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def stacked(rngs: nnx.Rngs) -> Block:
             return Block(config, rngs)
 
-        # One module whose parameters have a leading axis of layers.
-        self.blocks = stacked(rngs)
+        # One module whose parameters have a leading axis of layers; a list of modules after `unstacked`.
+        self.blocks: Block | nnx.List = stacked(rngs)
+        self.last_norm = LayerNorm(config) if config.norm_position == "before" else None
 
     def __call__(
         self,
@@ -141,60 +180,90 @@ class Transformer(nnx.Module):
         document_start: Int[Array, "B L"],
         picture_places: Int[Array, "B L"],
         cache: Cache | None = None,
-        cache_index: Int[Array, ""] | int = 0,
+        cache_index: Int[Array, ""] | Int[Array, "B"] | int = 0,
+        window: int | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
         """The normed hidden states, and the cache with these tokens in it if one was given.
 
         Args:
           tokens: ids.
-          positions: each token's place in its document.
+          positions: each token's place in its document; -1 for a token that is to leave no trace in the cache.
           document_start: index, in the row or in the cache, of the first token that each may attend to.
           picture_places: 1 + the place in its picture that follows each token; 0 outside of pictures.
           cache: keys and values of the tokens before these.
-          cache_index: where in the cache the first of these tokens goes.
+          cache_index: where in the cache the first of these tokens goes, for all rows or for each.
+          window: how many slots of the cache hold all that these tokens may attend to (default: all slots).
         """
-        dtype = jnp.dtype(self.config.compute_dtype)
         B, L = tokens.shape
         x = self.token_embedding[...][tokens]
+        if self.config.token_dim != self.config.model_dim:
+            x = jnp.einsum("BLE,ED->BLD", x, self.project_in[...])
         if "learned" in self.config.positions:
-            x = x + self.position_embedding[...][positions]
+            x = x + self.position_embedding[...][jnp.maximum(positions, 0)]
         if self.config.picture_places:
             x = x + self.place_embedding[...][picture_places]
-        row_index = jnp.broadcast_to(cache_index + jnp.arange(L), (B, L))
-        places = Places(positions, row_index, document_start)
+        x = x.astype(self.config.compute_dtype)
+        cache_index = jnp.asarray(cache_index)
+        row_index = jnp.broadcast_to(cache_index[..., None] + jnp.arange(L), (B, L))
+        places = Places(positions, row_index, document_start, cache_index)
+        if cache is None:
+            x = self._uncached(x, places)
+        else:
+            window = window or cache[0].key.shape[2]
+            written: list[Any] = []
+            for layer, layer_cache in zip(self.layers(), cache, strict=True):
+                x, layer_written = layer(x, places, layer_cache, window)
+                written.append(layer_written)
+            cache = tuple(written)
+        return x if self.last_norm is None else self.last_norm(x), cache
+
+    def _uncached(self, x: Float[Array, "B L D"], places: Places) -> Float[Array, "B L D"]:
         graph, parameters = nnx.split(self.blocks)
 
-        def layer(x: Array, layer_inputs: tuple[Any, LayerCache | None]) -> tuple[Array, LayerCache | None]:
-            layer_parameters, layer_cache = layer_inputs
-            return nnx.merge(graph, layer_parameters)(x, places, layer_cache)
+        def layer(x: Array, layer_parameters: Any) -> tuple[Array, Any]:
+            return nnx.merge(graph, layer_parameters)(x, places, None, x.shape[1])
 
-        if self.config.remat != "all" and cache is None:
+        if self.config.remat != "all":
             # In a loop XLA would undo the rematerialisation; a scan keeps it by itself.
             guard = not self.config.scan_layers
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.config.remat], prevent_cse=guard)
         if self.config.scan_layers:
-            x, cache = jax.lax.scan(layer, x.astype(dtype), (parameters, cache))
-        else:
-            x, cache = self._loop(layer, x.astype(dtype), (parameters, cache))
-        return layer_norm(x, self.config.layer_norm_epsilon), cache
-
-    def _loop(self, layer: Any, x: Array, stacked: tuple[Any, Cache | None]) -> tuple[Array, Cache | None]:
-        caches = []
+            return jax.lax.scan(layer, x, parameters)[0]
         for n in range(self.config.num_layers):
-            x, layer_cache = layer(x, jax.tree.map(lambda leaf, n=n: leaf[n], stacked))
-            caches.append(layer_cache)
-        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+            x, _ = layer(x, jax.tree.map(lambda leaf, n=n: leaf[n], parameters))
+        return x
 
-    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Scores of the next token, float32."""
-        table = self.token_embedding[...].astype(hidden.dtype)
-        return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
+    def layers(self) -> Iterator[Block]:
+        """The layers as modules of their own."""
+        if isinstance(self.blocks, nnx.List):
+            yield from self.blocks
+            return
+        graph, parameters = nnx.split(self.blocks)
+        for n in range(self.config.num_layers):
+            yield nnx.merge(graph, jax.tree.map(lambda leaf, n=n: leaf[n], parameters))
 
-    def empty_cache(self, batch_size: int, length: int) -> Cache:
-        """Room for the keys and values of `length` tokens."""
+    def unstacked(self) -> Transformer:
+        """The same model for decoding: every layer its own arrays, in the type of the activations.
+
+        A loop over tokens that slices or casts its weights in each step would move them twice.
+        """
+        graph, parameters = nnx.split(self)
+        model = nnx.merge(graph, jax.tree.map(lambda leaf: leaf.astype(self.config.compute_dtype), parameters))
+        model.blocks = nnx.List(list(model.layers()))
+        return model
+
+    def logits(self, hidden: Float[Array, "... D"], table: Float[Array, "W E"] | None = None) -> Float[Array, "... W"]:
+        """Scores of the next token, float32: of every id, or of those whose rows of the embedding table are given."""
+        if self.config.token_dim != self.config.model_dim:
+            hidden = jnp.einsum("...D,DE->...E", hidden, self.project_out[...].astype(hidden.dtype))
+        table = self.token_embedding[...] if table is None else table
+        return jnp.einsum("...E,VE->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def empty_cache(self, batch_size: int, length: int, dtype: str = "") -> Cache:
+        """Room for the keys and values of `length` tokens a row, in the type of the activations or another."""
         config = self.config
-        shape = (config.num_layers, batch_size, length, config.num_heads, config.head_dim)
-        return {name: jnp.zeros(shape, config.compute_dtype) for name in ("key", "value")}
+        shape = (batch_size, config.num_heads, length, config.head_dim)
+        return tuple(LayerCache.empty(*shape, dtype or config.compute_dtype) for _ in range(config.num_layers))
 
 
 def abstract_model(config: ModelConfig, vocabulary_size: int, sequence_length: int) -> tuple[nnx.GraphDef, nnx.State]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import optax
 
 from cm3leon_jax.config import OptimizerConfig
@@ -16,7 +19,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """The update rule; the model has no biases and no learned norms, so weight decay falls on every parameter."""
+    """The update rule; weight decay falls on every parameter but biases and the learned scales of norms."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -25,5 +28,16 @@ def optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransfor
             b2=config.beta2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
+            mask=_decays,
         ),
     )
+
+
+def _decays(parameters: Any) -> Any:
+    """Which parameters weight decay falls on, by their names."""
+
+    def decays(path: tuple[Any, ...], leaf: Any) -> bool:
+        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+        return not any(name.endswith(("bias", "scale")) for name in names)
+
+    return jax.tree_util.tree_map_with_path(decays, parameters)

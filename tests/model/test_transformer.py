@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from cm3leon_jax.config import ModelConfig
-from cm3leon_jax.model.transformer import Transformer, layer_norm, parameter_count
+from cm3leon_jax.model.transformer import LayerNorm, Transformer, parameter_count
 
 V, L = 128, 24
 
@@ -92,25 +92,36 @@ def test_scanned_looped_and_rematerialised_layers_agree(tiny_model, remat):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scanned, other)
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary", "learned+rotary"])
-def test_cached_steps_equal_the_whole_forward(tiny_model, positions):
-    model = build(dataclasses.replace(tiny_model, positions=positions, picture_places=4, position_init_std=0.1))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(positions="learned"),
+        dict(positions="rotary"),
+        dict(positions="learned+rotary", picture_places=4),
+        dict(biases=True, affine_norms=True, activation="gelu"),
+        dict(biases=True, norm_position="after", embedding_dim=16),
+    ],
+)
+def test_cached_steps_equal_the_whole_forward(tiny_model, changes):
+    model = build(dataclasses.replace(tiny_model, position_init_std=0.1, **changes))
     tokens = jax.random.randint(jax.random.key(4), (3, L), 0, V)
     # Rows begin at different places, as prompts padded on the left do.
     start = jnp.array([0, 2, 5])[:, None]
-    starts = jnp.where(jnp.arange(L) < start, jnp.arange(L), start)
-    places = jnp.maximum(jnp.arange(L) - start, 0)
+    starts = jnp.broadcast_to(start, (3, L))
+    places = jnp.maximum(jnp.arange(L) - start, -1)
     pictures = jax.random.randint(jax.random.key(9), (3, L), 0, 6)
-    whole, _ = model(tokens, places, starts, pictures)
-    cache = model.empty_cache(3, L)
-    prefix, cache = model(tokens[:, :8], places[:, :8], starts[:, :8], pictures[:, :8], cache, 0)
-    np.testing.assert_allclose(prefix, whole[:, :8], atol=1e-5)
-    graph, parameters = nnx.split(model)
+    whole = [
+        model(*(x[row : row + 1, int(start[row, 0]) :] for x in (tokens, places, starts - start, pictures)))[0][0]
+        for row in range(3)
+    ]
+    graph, parameters = nnx.split(model.unstacked())
     step = jax.jit(lambda *inputs: nnx.merge(graph, parameters)(*inputs))
-    for i in range(8, L):
-        one = slice(i, i + 1)
-        hidden, cache = step(tokens[:, one], places[:, one], starts[:, one], pictures[:, one], cache, i)
-        np.testing.assert_allclose(hidden, whole[:, one], atol=1e-5)
+    cache, hidden = model.empty_cache(3, L), []
+    for i, j in [(0, 8), *((i, i + 1) for i in range(8, L))]:
+        found, cache = step(*(x[:, i:j] for x in (tokens, places, starts, pictures)), cache, i)
+        hidden.append(found)
+    for row, expected in enumerate(whole):
+        np.testing.assert_allclose(jnp.concatenate(hidden, axis=1)[row, int(start[row, 0]) :], expected, atol=1e-5)
 
 
 def test_bfloat16_stays_near_float32(tiny_model):
@@ -123,6 +134,6 @@ def test_bfloat16_stays_near_float32(tiny_model):
 
 
 def test_layer_norm_has_mean_zero_and_variance_one():
-    normed = layer_norm(3.0 + 7.0 * jax.random.normal(jax.random.key(6), (5, 64)), 1e-5)
+    normed = LayerNorm(ModelConfig(model_dim=64))(3.0 + 7.0 * jax.random.normal(jax.random.key(6), (5, 64)))
     np.testing.assert_allclose(normed.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(normed.std(-1), 1, atol=1e-3)

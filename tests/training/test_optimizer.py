@@ -26,3 +26,14 @@ def test_the_first_update_by_hand():
     expected = -0.1 * (np.sign([0.6, -0.8]) + 0.5 * np.array([3.0, -4.0]))
     np.testing.assert_allclose(updates["w"], expected, rtol=1e-5)
     assert optax.global_norm(gradient) == 50.0
+
+
+def test_weight_decay_spares_biases_and_norms():
+    rule = optimizer(OptimizerConfig(peak_learning_rate=0.1, warmup_steps=1), num_steps=100)
+    parameters = {"blocks": {"up": jnp.ones(3), "up_bias": jnp.ones(3)}, "last_norm": {"scale": jnp.ones(3)}}
+    state = rule.init(parameters)
+    nothing = {"blocks": {"up": jnp.zeros(3), "up_bias": jnp.zeros(3)}, "last_norm": {"scale": jnp.zeros(3)}}
+    _, state = rule.update(nothing, state, parameters)
+    updates, _ = rule.update(nothing, state, parameters)
+    assert (updates["blocks"]["up"] < 0).all()
+    assert not updates["blocks"]["up_bias"].any() and not updates["last_norm"]["scale"].any()
