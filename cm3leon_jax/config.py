@@ -325,22 +325,62 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a token is drawn, and how many."""
+    """How a token is drawn, how many, and how fast."""
 
+    # 0 always takes the likeliest token.
     temperature: float = 1.0
     top_p: float = 1.0
+    # Draw from this many likeliest tokens; 0 means from all.
+    top_k: int = 0
     # Weight of classifier-free guidance; 1 means none (arXiv 2309.02591, equation 1).
     guidance: float = 3.0
+    # Weights of an edit's guidance, towards the instruction and towards the source picture (the same, section 4.1).
+    edit_guidance: float = 7.5
+    edit_image_guidance: float = 1.5
+    # "top_p": guidance, temperature, top_k and top_p; "contrastive": CD-K (the same, equation 3) wherever a prompt has
+    # a text to leave out; "mixed": of a prompt's candidates, every other one by either.
+    method: str = "top_p"
+    # CD-K draws from tokens of at least alpha times the k-th largest probability.
+    contrastive_k: int = 10
+    contrastive_alpha: float = 0.5
+    amateur_temperature: float = 1.0
+    # Answers drawn for a prompt, of which the ones that score best are kept.
+    candidates: int = 1
+    # "likelihood": the mean log-likelihood of an answer's tokens, given its prompt.
+    scorer: str = "likelihood"
     # Most text tokens of an answer.
     max_text_tokens: int = 128
     # Prompts decoded side by side.
     batch_size: int = 64
+    # Type of the keys and values kept: "" (that of the activations), "float32", "bfloat16" or "int8".
+    cache_dtype: str = ""
+    # Codes of a picture that are guessed and checked in one pass (speculative Jacobi decoding, arXiv 2410.01699); 0
+    # draws them one by one.
+    speculative_window: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(0, "sampling", self, "temperature", "guidance")
-        _at_least(1, "sampling", self, "max_text_tokens", "batch_size")
+        _at_least(0, "sampling", self, "temperature", "guidance", "top_k", "edit_guidance", "edit_image_guidance")
+        _at_least(1, "sampling", self, "max_text_tokens", "batch_size", "candidates", "contrastive_k")
         _require(0 <= self.top_p <= 1, f"sampling.top_p is {self.top_p}: a share between 0 and 1")
+        _require(
+            self.method in ("top_p", "contrastive", "mixed"),
+            f"sampling.method is {self.method!r}: 'top_p', 'contrastive' or 'mixed'",
+        )
+        _require(
+            0 < self.contrastive_alpha <= 1,
+            f"sampling.contrastive_alpha is {self.contrastive_alpha}: above 0 and at most 1",
+        )
+        _require(self.amateur_temperature > 0, f"sampling.amateur_temperature is {self.amateur_temperature}: above 0")
+        _require(self.scorer in ("likelihood",), f"sampling.scorer is {self.scorer!r}: 'likelihood'")
+        _require(
+            self.cache_dtype in ("", "float32", "bfloat16", "int8"),
+            f"sampling.cache_dtype is {self.cache_dtype!r}: '', 'float32', 'bfloat16' or 'int8'",
+        )
+        _require(
+            self.speculative_window == 0 or self.speculative_window >= 2,
+            f"sampling.speculative_window is {self.speculative_window}: 0, or at least 2",
+        )
 
 
 @dataclass(frozen=True)

@@ -144,9 +144,15 @@ def captioned_pictures(
 
 def captions(held_out: CaptionedPictures, model: TrainedModel, sampling: SamplingConfig, by_infill: bool) -> list[str]:
     """The likeliest text for each picture, token by token."""
-    asked = [prompts.caption(c, sampling.max_text_tokens, model.vocabulary, by_infill) for c in held_out.codes]
+    asked = [_caption(c, sampling.max_text_tokens, model.vocabulary, by_infill) for c in held_out.codes]
     answers = model.decoder(asked, dataclasses.replace(sampling, temperature=0.0))
     return [model.vocabulary.decode_text(answer.tokens).strip() for answer in answers]
+
+
+def _caption(codes: Int[np.ndarray, "codes"], most: int, vocabulary: Vocabulary, by_infill: bool) -> prompts.Prompt:
+    if by_infill:
+        return prompts.text_infill(prompts.BLANK, codes, most, vocabulary)
+    return prompts.text_after_picture(codes, most, vocabulary)
 
 
 def infills(held_out: CaptionedPictures, model: TrainedModel, sampling: SamplingConfig) -> Int[np.ndarray, "n codes"]:
@@ -177,7 +183,7 @@ def _losses(config: Config, corpus: PreparedCorpus, model: TrainedModel) -> dict
     source = BatchSource(corpus, model.vocabulary, config.objective, batch, config.corpus.held_out_split)
     compiled = TrainStep(config, model.vocabulary, model.mesh)
     num_batches = -(-config.evaluate.num_loss_sequences // config.evaluate.loss_batch_size)
-    losses = held_out_loss(compiled, model.decoder.parameters, source, num_batches, model.mesh)
+    losses = held_out_loss(compiled, model.parameters, source, num_batches, model.mesh)
     perplexities = {name.replace("loss", "perplexity"): float(np.exp(value)) for name, value in losses.items()}
     return losses | perplexities
 

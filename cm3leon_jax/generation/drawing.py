@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cm3leon_jax.config import SamplingConfig
-from cm3leon_jax.generation.decode import Decoder
+from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.generation.prompts import text_to_image
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.vocabulary import Vocabulary

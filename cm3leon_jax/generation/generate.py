@@ -22,7 +22,7 @@ from cm3leon_jax.documents import UnreadablePicture, encode_png, open_picture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import replacing
 from cm3leon_jax.generation import prompts
-from cm3leon_jax.generation.decode import Answer
+from cm3leon_jax.generation.decoder import Answer
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 
@@ -160,7 +160,7 @@ def _prompt(request: Request, config: Config, model: TrainedModel) -> prompts.Pr
     if request.codes is None:
         return prompts.text_to_image(request.text, image.image_length, vocabulary)
     if request.task == "caption":
-        return prompts.caption(request.codes, config.sampling.max_text_tokens, vocabulary)
+        return prompts.text_infill(prompts.BLANK, request.codes, config.sampling.max_text_tokens, vocabulary)
     return prompts.infill(request.text, request.codes, region_mask(request.region, image.grid), vocabulary)
 
 

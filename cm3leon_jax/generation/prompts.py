@@ -1,12 +1,16 @@
 """What each task gives the model to continue, and what it may answer.
 
 The layouts are those of training, so a prompt is a training document cut where the answer begins (arXiv 2309.02591,
-sections 2.2 and 3; arXiv 2201.07520, section 2):
+sections 2.2, 3 and 4; arXiv 2201.07520, section 2):
 
-    text to image           </s> TEXT <break>                                   -> picture
-    caption, left to right  </s> PICTURE <break>                                -> text </s>
-    caption, by infill      </s> <mask:0> <break> PICTURE </s> <mask:0>         -> text <eoss>
-    infill of a picture     </s> TEXT <break> .. <mask:0> .. </s> <mask:0>      -> codes <eoss> <mask:1> codes ..
+    text to image           </s> TEXT <break>                                        -> picture
+    text by infill          </s> TEXT <mask:0> TEXT <break> PICTURE </s> <mask:0>    -> text <eoss> <mask:1> text ..
+    text, left to right     </s> PICTURE <break> TEXT                                -> text </s>
+    infill of a picture     </s> TEXT <break> .. <mask:0> .. </s> <mask:0>           -> codes <eoss> <mask:1> codes ..
+    edit                    </s> TASK <break> PICTURE <break> INSTRUCTION <break>    -> picture
+    continuation            </s> TEXT or PICTURE <break> TEXT or PICTURE ..          -> text and pictures </s>
+
+Retrieved documents, each TEXT <break> PICTURE <break>, stand behind the first </s>.
 """
 
 from __future__ import annotations
@@ -21,61 +25,119 @@ from cm3leon_jax.data.objective import move_spans, picture_places
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.vocabulary import Vocabulary
 
-# Entries of an answer's plan that are not ids.
-IMAGE_CODE, TEXT_TOKEN = -1, -2
+# Entries of an answer's plan that are not ids: any image code; any text token, or the mark that ends the text; whatever
+# may come next in a document.
+IMAGE_CODE, TEXT_TOKEN, ANYTHING = -1, -2, -3
+
+# Where a text is to be filled in.
+BLANK = "<mask>"
+
+EDIT_TASK = "Edit first image following the instruction"
+
+# The ids of a retrieved document: TEXT <break> PICTURE.
+Retrieved = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Ids to continue, and the picture places (objective.picture_places) that belong to them."""
+
+    tokens: tuple[int, ...]
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokens: Sequence[int], vocabulary: Vocabulary) -> Stream:
+        """A stream of unmasked pictures."""
+        ids = tuple(int(token) for token in tokens)
+        return cls(ids, tuple(picture_places(np.array(ids), vocabulary).tolist()))
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Ids to continue, and the plan of the answer."""
+    """What is continued, what guidance compares it with, and the plan of the answer."""
 
-    tokens: tuple[int, ...]
-    # The same without the text, for guidance; empty where there is nothing to guide away from.
-    unconditional: tuple[int, ...]
-    # One entry a generated token: IMAGE_CODE (any code), TEXT_TOKEN (any text token, or `stop`, which ends the answer),
-    # or the id of a mark that must stand there.
+    # The prompt; then, where there is something to guide away from, the same without its text; then, for an edit,
+    # without text and picture.
+    streams: tuple[Stream, ...]
+    # One entry a generated token: IMAGE_CODE, TEXT_TOKEN, ANYTHING, or the id of a mark that must stand there.
     plan: tuple[int, ...]
-    # The picture places (objective.picture_places) of the prompt's tokens and of the answer's.
-    places: tuple[int, ...]
+    # The picture places of the answer, except where the plan says ANYTHING: those follow from what was drawn.
     plan_places: tuple[int, ...]
+    # Ends a text of the answer, and the answer itself after `num_spans` texts.
     stop: int = -1
+    num_spans: int = 1
+    # Codes of a picture, where the answer may hold whole ones.
+    image_length: int = 0
 
 
-def text_to_image(text: str, image_length: int, vocabulary: Vocabulary) -> Prompt:
-    """A picture for a text; guided away from `</s> <mask:0> <break>`."""
+def text_to_image(text: str, image_length: int, vocabulary: Vocabulary, retrieved: Retrieved = ()) -> Prompt:
+    """A picture for a text.
+
+    Guided away from `</s> <mask:0> <break>`, or, with retrieved documents, from those documents alone.
+    """
     v = vocabulary
-    text_ids = v.encode_text(text)
+    front = _front(retrieved, v)
+    without = front if retrieved else (v.end, v.mask(0), v.break_)
     return Prompt(
-        tokens=(v.end, *text_ids, v.break_),
-        unconditional=(v.end, v.mask(0), v.break_),
+        streams=(Stream.of((*front, *v.encode_text(text), v.break_), v), Stream.of(without, v)),
         plan=(IMAGE_CODE,) * image_length,
-        places=(0,) * (len(text_ids) + 2),
-        plan_places=tuple(range(2, image_length + 2)),
+        plan_places=_places_of_a_picture(image_length),
     )
 
 
-def caption(
-    codes: Int[np.ndarray, "codes"], max_text_tokens: int, vocabulary: Vocabulary, by_infill: bool = True
+def text_infill(
+    text: str,
+    codes: Int[np.ndarray, "codes"],
+    max_text_tokens: int,
+    vocabulary: Vocabulary,
+    retrieved: Retrieved = (),
 ) -> Prompt:
-    """A text for a picture: what stood behind the mask in front of it, or what follows it."""
+    """The texts that belong where `text` says `<mask>`, in front of a picture."""
+    v = vocabulary
+    parts = text.split(BLANK)
+    num_spans = len(parts) - 1
+    if not 1 <= num_spans <= v.num_masks:
+        raise UserError(f"the text {text!r} has {num_spans} {BLANK}: write 1 to {v.num_masks} where text is missing")
+    body = v.encode_text(parts[0])
+    for index, part in enumerate(parts[1:]):
+        body += [v.mask(index), *v.encode_text(part)]
+    picture = v.encode_image(codes).tolist()
+    # Each text ends with <eoss>; all but the first begin with their mark.
+    most = num_spans * (max_text_tokens + 2)
+    return Prompt(
+        streams=(Stream.of((*_front(retrieved, v), *body, v.break_, *picture, v.end, v.mask(0)), v),),
+        plan=(TEXT_TOKEN,) * (max_text_tokens if num_spans == 1 else most),
+        plan_places=(0,) * (max_text_tokens if num_spans == 1 else most),
+        stop=v.eoss,
+        num_spans=num_spans,
+    )
+
+
+def text_after_picture(
+    codes: Int[np.ndarray, "codes"],
+    max_text_tokens: int,
+    vocabulary: Vocabulary,
+    beginning: str = "",
+    retrieved: Retrieved = (),
+) -> Prompt:
+    """The text that follows a picture, left to right; `beginning` is given."""
     v = vocabulary
     picture = v.encode_image(codes).tolist()
-    if by_infill:
-        tokens, stop = (v.end, v.mask(0), v.break_, *picture, v.end, v.mask(0)), v.eoss
-    else:
-        tokens, stop = (v.end, *picture, v.break_), v.end
+    tokens = (*_front(retrieved, v), *picture, v.break_, *v.encode_text(beginning))
     return Prompt(
-        tokens=tokens,
-        unconditional=(),
+        streams=(Stream.of(tokens, v),),
         plan=(TEXT_TOKEN,) * max_text_tokens,
-        places=tuple(picture_places(np.array(tokens), v).tolist()),
         plan_places=(0,) * max_text_tokens,
-        stop=stop,
+        stop=v.end,
     )
 
 
 def infill(
-    text: str, codes: Int[np.ndarray, "codes"], masked: Bool[np.ndarray, "codes"], vocabulary: Vocabulary
+    text: str,
+    codes: Int[np.ndarray, "codes"],
+    masked: Bool[np.ndarray, "codes"],
+    vocabulary: Vocabulary,
+    retrieved: Retrieved = (),
 ) -> Prompt:
     """The masked codes of a picture, given the rest and a text; each run of masked codes is a span."""
     v = vocabulary
@@ -85,21 +147,59 @@ def infill(
     spans = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
     if len(spans) > v.num_masks:
         raise UserError(f"an infill region makes {len(spans)} spans, but the vocabulary has {v.num_masks} masks")
-    text_ids = v.encode_text(text)
-    document = np.array([v.end, *text_ids, v.break_, *v.encode_image(codes), v.end])
-    first = len(text_ids) + 2
-    places = picture_places(document, v)
-    moved = move_spans(document, places, [(first + start, first + stop) for start, stop in spans], v)
+    before = (*_front(retrieved, v), *v.encode_text(text), v.break_)
+    document = np.array([*before, *v.encode_image(codes), v.end])
+    moved = move_spans(
+        document,
+        picture_places(document, v),
+        [(len(before) + start, len(before) + stop) for start, stop in spans],
+        v,
+    )
     # The prompt ends behind the first mark of the tail; the last `<eoss>` ends the answer and needs no drawing.
     prompted = int(np.flatnonzero(moved[0] == v.end)[1]) + 2
     tokens, places = (part.tolist() for part in moved)
     is_code = v.is_image(moved[0][prompted:-1]).tolist()
     return Prompt(
-        tokens=tuple(tokens[:prompted]),
-        unconditional=(),
+        streams=(Stream(tuple(tokens[:prompted]), tuple(places[:prompted])),),
         plan=tuple(IMAGE_CODE if code else t for code, t in zip(is_code, tokens[prompted:-1], strict=True)),
-        places=tuple(places[:prompted]),
         plan_places=tuple(places[prompted:-1]),
+    )
+
+
+def edit(
+    instruction: str, codes: Int[np.ndarray, "codes"], vocabulary: Vocabulary, retrieved: Retrieved = ()
+) -> Prompt:
+    """The picture changed as the instruction says; guided by both, each with its own weight."""
+    v = vocabulary
+    image_only = (*_front(retrieved, v), *v.encode_text(EDIT_TASK), v.break_, *v.encode_image(codes).tolist(), v.break_)
+    full = (*image_only, *v.encode_text(instruction), v.break_)
+    nothing = (v.end, v.mask(0), v.break_)
+    return Prompt(
+        streams=(Stream.of(full, v), Stream.of(image_only, v), Stream.of(nothing, v)),
+        plan=(IMAGE_CODE,) * len(codes),
+        plan_places=_places_of_a_picture(len(codes)),
+    )
+
+
+def continuation(
+    segments: Sequence[str | Int[np.ndarray, "codes"]],
+    most_tokens: int,
+    image_length: int,
+    vocabulary: Vocabulary,
+    retrieved: Retrieved = (),
+) -> Prompt:
+    """What follows a document's first segments: the rest of the last text, and further texts and pictures."""
+    v = vocabulary
+    tokens = list(_front(retrieved, v))
+    for index, segment in enumerate(segments):
+        tokens += [v.break_] * (index > 0)
+        tokens += v.encode_text(segment) if isinstance(segment, str) else v.encode_image(segment).tolist()
+    return Prompt(
+        streams=(Stream.of(tokens, v),),
+        plan=(ANYTHING,) * most_tokens,
+        plan_places=(0,) * most_tokens,
+        stop=v.end,
+        image_length=image_length,
     )
 
 
@@ -111,3 +211,35 @@ def filled(
     result = codes.copy()
     result[masked] = vocabulary.decode_image(ids[vocabulary.is_image(ids)])
     return result
+
+
+def filled_texts(answer: Sequence[int], vocabulary: Vocabulary) -> list[str]:
+    """The texts of a text infill's answer, in the order of their blanks."""
+    texts: list[list[int]] = [[]]
+    for token in answer:
+        if token == vocabulary.eoss:
+            texts.append([])
+        else:
+            texts[-1].append(token)
+    return [vocabulary.decode_text(ids).strip() for ids in texts]
+
+
+def split_segments(answer: Sequence[int], vocabulary: Vocabulary) -> list[str | Int[np.ndarray, "codes"]]:
+    """The texts and pictures (as codes) of a continuation's answer, in order."""
+    ids = np.asarray(answer, np.int32)
+    parts = np.split(ids, np.flatnonzero(ids == vocabulary.break_))
+    parts = [part[part != vocabulary.break_] for part in parts]
+    return [
+        vocabulary.decode_image(part) if vocabulary.is_image(part).all() else vocabulary.decode_text(part.tolist())
+        for part in parts
+        if len(part)
+    ]
+
+
+def _front(retrieved: Retrieved, vocabulary: Vocabulary) -> tuple[int, ...]:
+    documents = [token for document in retrieved for token in (*document, vocabulary.break_)]
+    return (vocabulary.end, *documents)
+
+
+def _places_of_a_picture(image_length: int) -> tuple[int, ...]:
+    return tuple(range(2, image_length + 2))

@@ -6,12 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from flax import nnx
 from jax.sharding import Mesh
 
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, refuse_changes
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation.decode import Decoder
+from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.model.sharding import make_mesh, shardings
 from cm3leon_jax.model.transformer import abstract_model
@@ -23,6 +24,7 @@ class TrainedModel:
     """All that generation and evaluation need."""
 
     step: int
+    parameters: nnx.State
     decoder: Decoder
     mesh: Mesh
     vocabulary: Vocabulary
@@ -36,7 +38,7 @@ def restore_model(config: Config, workdir: Path) -> TrainedModel:
     vocabulary = Vocabulary.load(config.vocabulary.path)
     image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
     mesh = make_mesh(config.mesh)
-    graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
+    _, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
     with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints:
         step = checkpoints.latest_step
         if step is None:
@@ -56,5 +58,6 @@ def restore_model(config: Config, workdir: Path) -> TrainedModel:
         unimportant = ("model.remat", "model.scan_layers", "model.compute_dtype")
         refuse_changes(trained, given, unimportant, f"the checkpoint {workdir}/checkpoints/{step} was")
         parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
-    decoder = Decoder(graph, parameters, vocabulary, config.batch.sequence_length)
-    return TrainedModel(step, decoder, mesh, vocabulary, image_tokenizer)
+    decoder = Decoder(config.model, vocabulary, config.batch.sequence_length, mesh)
+    decoder.load(parameters)
+    return TrainedModel(step, parameters, decoder, mesh, vocabulary, image_tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,6 +25,9 @@ RULES: dict[str, str | None] = {
     "head": None,
     "position": None,
 }
+
+# A step of decoding reads every weight once, for a few tokens: split only where the work is split, never gathered.
+DECODING_RULES = RULES | {"embed": None}
 
 # The batch is split over every axis that holds different data.
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
@@ -60,10 +64,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH_SPEC)
 
 
-def shardings(abstract: Any, mesh: Mesh) -> Any:
+def cache_sharding(num_rows: int, mesh: Mesh) -> NamedSharding:
+    """How keys and values, [B H S Dh], lie on the mesh; too few rows to share out stay on every device."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = BATCH_SPEC[0] if num_rows % ways == 0 else None
+    return NamedSharding(mesh, PartitionSpec(rows, RULES["heads"]))
+
+
+def shardings(abstract: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> Any:
     """The sharding of every array of a training state, in the same tree.
 
-    Parameters, and the optimizer's moments, which have the same shapes, follow `RULES`; everything else is replicated.
+    Parameters, and the optimizer's moments, which have the same shapes, follow `rules`; everything else is replicated.
 
     Raises:
       UserError: names the parameter, its dimension and the mesh axis where a dimension does not divide.
@@ -73,18 +84,18 @@ def shardings(abstract: Any, mesh: Mesh) -> Any:
         if not isinstance(leaf, nnx.Variable):
             return NamedSharding(mesh, PartitionSpec())
         name = ".".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
-        return leaf.replace(NamedSharding(mesh, _parameter_spec(name, leaf, mesh)))
+        return leaf.replace(NamedSharding(mesh, _parameter_spec(name, leaf, mesh, rules)))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
-def _parameter_spec(name: str, parameter: nnx.Variable, mesh: Mesh) -> PartitionSpec:
+def _parameter_spec(name: str, parameter: nnx.Variable, mesh: Mesh, rules: Mapping[str, str | None]) -> PartitionSpec:
     axes = parameter.get_metadata("logical_axes")
     shape = parameter.get_value().shape
     if len(shape) == len(axes) + 1:
         # The parameters of a stack of layers have one axis more than their layer gave them.
         axes = ("layers", *axes)
-    spec = [RULES[axis] for axis in axes]
+    spec = [rules[axis] for axis in axes]
     for dimension, (axis, mesh_axis, size) in enumerate(zip(axes, spec, shape, strict=True)):
         if mesh_axis and size % mesh.shape[mesh_axis]:
             raise UserError(

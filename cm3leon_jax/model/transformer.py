@@ -182,7 +182,7 @@ class Transformer(nnx.Module):
         cache: Cache | None = None,
         cache_index: Int[Array, ""] | Int[Array, "B"] | int = 0,
         window: int | None = None,
-    ) -> tuple[Float[Array, "B L D"], Cache | None]:
+    ) -> tuple[Float[Array, "B L D"], Any]:
         """The normed hidden states, and the cache with these tokens in it if one was given.
 
         Args:

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.documents import encode_png
 from cm3leon_jax.files import replacing
-from cm3leon_jax.generation.decode import Decoder
+from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.generation.drawing import draw_pictures, picture_grid
 from cm3leon_jax.generation.prompts import text_to_image
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
@@ -25,10 +25,10 @@ _MOST_PROMPTS, _PER_PROMPT = 10, 6
 class SamplePictures:
     """Draws the first prompts of `config.evaluate` into WORKDIR/samples/, one row a prompt."""
 
-    def __init__(self, config: Config, workdir: Path, vocabulary: Vocabulary, graph: nnx.GraphDef) -> None:
+    def __init__(self, config: Config, workdir: Path, vocabulary: Vocabulary, mesh: Mesh) -> None:
         self._config, self._folder, self._vocabulary = config, workdir / "samples", vocabulary
         self._texts = [text for text in config.evaluate.prompts[:_MOST_PROMPTS] for _ in range(_PER_PROMPT)]
-        self._decoder = Decoder(graph, None, vocabulary, config.batch.sequence_length)
+        self._decoder = Decoder(config.model, vocabulary, config.batch.sequence_length, mesh)
         if self._texts:
             # What is missing or too long shows before the first step, not hours later.
             self._image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
@@ -42,12 +42,11 @@ class SamplePictures:
         """
         if not self._texts or jax.process_count() > 1:
             return None
-        self._decoder.parameters = parameters
+        self._decoder.load(parameters)
         pictures = draw_pictures(
             self._texts, self._decoder, self._image_tokenizer, self._vocabulary, self._config.sampling
         )
-        # The next step donates these buffers.
-        self._decoder.parameters = None
+        self._decoder.load(None)
         grid = picture_grid(pictures, columns=_PER_PROMPT)
         with replacing(self._folder / f"step_{step:08d}.png") as temporary:
             temporary.write_bytes(encode_png(grid))

@@ -39,6 +39,12 @@ _MAY_CHANGE = (
     *(f"config.train.{name}" for name in ("log_every", "save_every", "keep_checkpoints", "eval_every")),
     *("config.train.eval_batches", "config.train.sample_every", "first_window"),
 )
+# What else may differ between an import and the run that starts from it: all that shapes no parameter.
+_FREE_AFTER_IMPORT = (
+    *("config.batch.batch_size", "config.batch.packing", "config.batch.seed", "config.objective", "config.optimizer"),
+    *("config.train", "config.model.compute_dtype", "config.model.remat", "config.model.scan_layers"),
+    *("config.model.init_std", "config.model.position_init_std"),
+)
 
 
 # Exit code: stopped, and worth starting again.

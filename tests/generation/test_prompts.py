@@ -18,25 +18,60 @@ def parts(vocabulary):
     return v, codes, document, len(v.encode_text(TEXT))
 
 
+def masked(document, spans, v) -> tuple[list[int], list[int]]:
+    tokens, places = move_spans(document, picture_places(document, v), spans, v)
+    return tokens.tolist(), places.tolist()
+
+
+def names(stream: prompts.Stream, v) -> list[str]:
+    """A stream as marks, with pictures and texts drawn together."""
+    ids = np.array(stream.tokens)
+    kinds = np.where(v.is_image(ids), "picture", np.where(v.is_text(ids), "text", [v.name(t) for t in stream.tokens]))
+    return [kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
+
+
 def test_text_to_image_is_the_document_up_to_its_picture(parts):
     v, _, document, n = parts
     prompt = prompts.text_to_image(TEXT, LENGTH, v)
-    assert list(prompt.tokens) == document[: n + 2].tolist()
+    conditional, unconditional = prompt.streams
+    assert list(conditional.tokens) == document[: n + 2].tolist()
     assert len(prompt.plan) == LENGTH
     places = picture_places(document, v)
-    assert [*prompt.places, *prompt.plan_places] == places[:-1].tolist()
-    masked, _ = move_spans(document, picture_places(document, v), [(1, n + 1)], v)
-    assert list(prompt.unconditional) == masked[:3].tolist()
+    assert [*conditional.places, *prompt.plan_places] == places[:-1].tolist()
+    assert list(unconditional.tokens) == masked(document, [(1, n + 1)], v)[0][:3]
 
 
 def test_a_caption_by_infill_is_the_document_with_its_text_masked(parts):
     v, codes, document, n = parts
-    prompt = prompts.caption(codes, 8, v)
-    masked, places = (part.tolist() for part in move_spans(document, picture_places(document, v), [(1, n + 1)], v))
-    assert list(prompt.tokens) == masked[: len(prompt.tokens)]
-    assert list(prompt.places) == places[: len(prompt.tokens)]
-    assert masked[len(prompt.tokens) :] == [*v.encode_text(TEXT), v.eoss]
+    prompt = prompts.text_infill("<mask>", codes, 8, v)
+    (stream,) = prompt.streams
+    tokens, places = masked(document, [(1, n + 1)], v)
+    assert list(stream.tokens) == tokens[: len(stream.tokens)]
+    assert list(stream.places) == places[: len(stream.tokens)]
+    assert tokens[len(stream.tokens) :] == [*v.encode_text(TEXT), v.eoss]
     assert prompt.stop == v.eoss
+
+
+def test_texts_are_filled_in_where_they_are_missing(parts):
+    v, codes, *_ = parts
+    first, middle, last = (v.encode_text(part) for part in ("a", " of", " five"))
+    document = np.array([v.end, *first, 30, 31, *middle, 32, *last, v.break_, *v.encode_image(codes), v.end])
+    start = 1 + len(first)
+    spans = [(start, start + 2), (start + 2 + len(middle), start + 3 + len(middle))]
+    tokens, _ = masked(document, spans, v)
+    prompt = prompts.text_infill("a<mask> of<mask> five", codes, 8, v)
+    (stream,) = prompt.streams
+    assert list(stream.tokens) == tokens[: len(stream.tokens)]
+    answer = tokens[len(stream.tokens) :]
+    assert answer == [30, 31, v.eoss, v.mask(1), 32, v.eoss]
+    assert prompts.filled_texts(answer[:-1], v) == [v.decode_text([30, 31]).strip(), v.decode_text([32]).strip()]
+
+
+@pytest.mark.parametrize("text", ["nothing is missing", "<mask>" * 9])
+def test_a_text_needs_blanks(parts, text):
+    v, codes, *_ = parts
+    with pytest.raises(UserError, match="write 1 to 8 where text is missing"):
+        prompts.text_infill(text, codes, 8, v)
 
 
 def test_infill_is_the_document_with_spans_of_its_picture_masked(parts):
@@ -44,12 +79,12 @@ def test_infill_is_the_document_with_spans_of_its_picture_masked(parts):
     mask = np.zeros(LENGTH, bool)
     mask[[2, 3, 4, 9]] = True
     prompt = prompts.infill(TEXT, codes, mask, v)
+    (stream,) = prompt.streams
     first = n + 2
-    spans = [(first + 2, first + 5), (first + 9, first + 10)]
-    masked, places = (part.tolist() for part in move_spans(document, picture_places(document, v), spans, v))
-    assert list(prompt.tokens) == masked[: len(prompt.tokens)]
-    assert [*prompt.places, *prompt.plan_places] == places[:-1]
-    answer = masked[len(prompt.tokens) : -1]
+    tokens, places = masked(document, [(first + 2, first + 5), (first + 9, first + 10)], v)
+    assert list(stream.tokens) == tokens[: len(stream.tokens)]
+    assert [*stream.places, *prompt.plan_places] == places[:-1]
+    answer = tokens[len(stream.tokens) : -1]
     assert len(prompt.plan) == len(answer)
     for plan, token in zip(prompt.plan, answer, strict=True):
         assert plan == token if plan >= 0 else v.is_image(np.array(token))
@@ -60,3 +95,48 @@ def test_infill_needs_a_region(parts):
     v, codes, *_ = parts
     with pytest.raises(UserError, match="covers no code"):
         prompts.infill(TEXT, codes, np.zeros(LENGTH, bool), v)
+
+
+def test_an_edit_has_three_streams(parts):
+    v, codes, *_ = parts
+    prompt = prompts.edit("make it bright", codes, v)
+    assert [names(stream, v) for stream in prompt.streams] == [
+        ["</s>", "text", "<break>", "picture", "<break>", "text", "<break>"],
+        ["</s>", "text", "<break>", "picture", "<break>"],
+        ["</s>", "<mask:0>", "<break>"],
+    ]
+    assert len(prompt.plan) == LENGTH
+
+
+def test_retrieved_documents_stand_in_front(parts):
+    v, codes, document, _ = parts
+    retrieved = [document[1:-1].tolist()] * 2
+    front = ["</s>", *["text", "<break>", "picture", "<break>"] * 2]
+    drawn = prompts.text_to_image(TEXT, LENGTH, v, retrieved)
+    assert [names(stream, v) for stream in drawn.streams] == [[*front, "text", "<break>"], front]
+    mask = np.arange(LENGTH) < 2
+    for prompt, tail in (
+        (prompts.text_infill("<mask>", codes, 4, v, retrieved), ["<mask:0>", "<break>", "picture", "</s>", "<mask:0>"]),
+        (prompts.text_after_picture(codes, 4, v, "", retrieved), ["picture", "<break>"]),
+        (
+            prompts.infill(TEXT, codes, mask, v, retrieved),
+            ["text", "<break>", "<mask:0>", "picture", "</s>", "<mask:0>"],
+        ),
+        (prompts.continuation([TEXT], 4, LENGTH, v, retrieved), ["text"]),
+    ):
+        (stream,) = prompt.streams
+        assert names(stream, v) == [*front, *tail]
+        # A retrieved picture keeps its own places.
+        at = stream.tokens.index(v.first_image_code)
+        assert stream.places[at : at + LENGTH] == tuple(range(2, LENGTH + 2))
+
+
+def test_a_continuation_is_split_into_segments(parts):
+    v, codes, *_ = parts
+    prompt = prompts.continuation([TEXT, codes], 40, LENGTH, v)
+    assert names(prompt.streams[0], v) == ["</s>", "text", "<break>", "picture"]
+    words = v.encode_text("zero")
+    answer = [v.break_, *words, v.break_, *v.encode_image(codes).tolist()]
+    text, picture = prompts.split_segments(answer, v)
+    assert text == "zero"
+    np.testing.assert_array_equal(picture, codes)

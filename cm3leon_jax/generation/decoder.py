@@ -1,0 +1,265 @@
+"""Answers to prompts: packs them into batches, reads them into the cache, and runs the compiled loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from cm3leon_jax.config import ModelConfig, SamplingConfig
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.generation.decode import Drawn, Task, decode
+from cm3leon_jax.generation.prefill import CHUNK, Plan, Reading, copy_moved_rows, copy_rows, plan_reading, rounded_up
+from cm3leon_jax.generation.prompts import IMAGE_CODE, Prompt, Stream
+from cm3leon_jax.generation.sampling import Filters
+from cm3leon_jax.generation.speculative import decode_speculatively
+from cm3leon_jax.model.sharding import DECODING_RULES, cache_sharding, shardings
+from cm3leon_jax.model.transformer import Cache, Transformer, abstract_model
+from cm3leon_jax.vocabulary import Vocabulary
+
+# Slots of a cache and entries of a plan come in few sizes from these on.
+_LEAST_SLOTS, _LEAST_PLAN = 64, 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated for a prompt."""
+
+    tokens: list[int]
+    # Mean log-likelihood of the drawn tokens, in nats, given the prompt and without guidance.
+    score: float
+    # Passes through the model that its batch took, beside reading the prompts.
+    num_passes: int
+
+
+class Decoder:
+    """Generates on the devices of one mesh, with one set of parameters at a time."""
+
+    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, sequence_length: int, mesh: Mesh) -> None:
+        self._vocabulary, self._sequence_length, self._mesh = vocabulary, sequence_length, mesh
+        self._parameters: Any = None
+        graph, abstract = abstract_model(config, vocabulary.size, sequence_length)
+
+        def unstacked(parameters: nnx.State) -> Transformer:
+            return nnx.merge(graph, parameters).unstacked()
+
+        decoding_graph, abstract_decoding = nnx.split(nnx.eval_shape(unstacked, abstract))
+        self._model: Transformer = nnx.merge(decoding_graph, abstract_decoding)
+        self._unstacked = jax.jit(
+            lambda parameters: nnx.state(unstacked(parameters)),
+            out_shardings=shardings(abstract_decoding, mesh, DECODING_RULES),
+        )
+
+        def extend(
+            parameters: nnx.State, cache: Cache, part: tuple[Array, Array, Array], start: Array, index: Array
+        ) -> tuple[Float[Array, "R D"], Cache]:
+            tokens, positions, places = part
+            starts = jnp.broadcast_to(start[:, None], tokens.shape)
+            hidden, cache = nnx.merge(decoding_graph, parameters)(tokens, positions, starts, places, cache, index)
+            return hidden[:, -1], cache
+
+        # Caches are written in place.
+        self._extend = jax.jit(extend, donate_argnums=1)
+        self._decode = jax.jit(
+            partial(decode, graph=decoding_graph, vocabulary=vocabulary),
+            static_argnames=("entries", "filters"),
+            donate_argnames="cache",
+        )
+        self._decode_speculatively = jax.jit(
+            partial(decode_speculatively, graph=decoding_graph, vocabulary=vocabulary),
+            static_argnames=("filters", "window"),
+            donate_argnames="cache",
+        )
+
+        @partial(jax.jit, static_argnums=2)
+        def copy(cache: Cache, rows: Array, num_slots: int) -> Cache:
+            copied = copy_rows(cache, rows, num_slots)
+            return jax.lax.with_sharding_constraint(copied, cache_sharding(len(rows), mesh))
+
+        @partial(jax.jit, static_argnums=3)
+        def copy_moved(cache: Cache, rows: Array, shift: Array, num_slots: int) -> Cache:
+            copied = copy_moved_rows(cache, rows, shift, num_slots)
+            return jax.lax.with_sharding_constraint(copied, cache_sharding(len(rows), mesh))
+
+        @partial(jax.jit, static_argnums=(0, 1, 2))
+        def empty(num_rows: int, num_slots: int, dtype: str) -> Cache:
+            cache = self._model.empty_cache(num_rows, num_slots, dtype)
+            return jax.lax.with_sharding_constraint(cache, cache_sharding(num_rows, mesh))
+
+        self._copy_rows, self._copy_moved_rows, self._empty_cache = copy, copy_moved, empty
+
+    def load(self, parameters: nnx.State | None) -> None:
+        """Takes a copy of a model's parameters, laid out for decoding; None lets go of the copy there is."""
+        self._parameters = None if parameters is None else self._unstacked(parameters)
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        indices: Sequence[int] | None = None,
+        contrastive: Sequence[bool] | None = None,
+    ) -> list[Answer]:
+        """Answers, in the order of the prompts.
+
+        The randomness of an answer depends on the seed and on its index (its place among the prompts, unless
+        `indices` are given), not on the prompts that happen to be decoded beside it.
+
+        Args:
+          prompts: what to answer; equal ones are read once.
+          sampling: how.
+          indices: numbers that tell equal prompts apart.
+          contrastive: which prompts to answer by CD-K; as `sampling.method` says where this is not given.
+        """
+        self.refuse_too_long(prompts)
+        indices = range(len(prompts)) if indices is None else indices
+        if contrastive is None:
+            contrastive = [
+                sampling.method == "contrastive" or (sampling.method == "mixed" and bool(index % 2))
+                for index in indices
+            ]
+        answers: list[Answer] = []
+        for start in range(0, len(prompts), sampling.batch_size):
+            chunk = slice(start, start + sampling.batch_size)
+            answers += self._batch(prompts[chunk], sampling, indices[chunk], contrastive[chunk])
+        return answers
+
+    def refuse_too_long(self, prompts: Sequence[Prompt]) -> None:
+        """Every prompt and its longest answer must fit the positions that the model was trained with."""
+        for prompt in prompts:
+            length = max(len(stream.tokens) for stream in prompt.streams)
+            if length + len(prompt.plan) > self._sequence_length:
+                raise UserError(
+                    f"a prompt of {length} tokens and an answer of up to {len(prompt.plan)} do not fit the "
+                    f"model's {self._sequence_length} positions; shorten the prompt or config.sampling.max_text_tokens"
+                )
+
+    def _batch(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, indices: Sequence[int], contrastive: Sequence[bool]
+    ) -> list[Answer]:
+        # A short last batch is filled up with its first prompt: no new program for it.
+        spare = sampling.batch_size - len(prompts)
+        rows = [*prompts, *[prompts[0]] * spare]
+        is_contrastive = [*contrastive, *[False] * spare]
+        scales = [_guidance_scales(prompt, sampling) for prompt in rows]
+        num_streams = max(
+            len(prompt.streams) if by_contrast or scale != (1.0, 1.0) else 1
+            for prompt, by_contrast, scale in zip(rows, is_contrastive, scales, strict=True)
+        )
+        groups = [_streams(prompt, num_streams) for prompt in rows]
+        reading = plan_reading(groups)
+        hidden, cache = self._read(reading, sampling.cache_dtype)
+
+        entries = frozenset(entry for prompt in rows for entry in prompt.plan if entry < 0)
+        lengths = {len(prompt.plan) for prompt in rows}
+        window = sampling.speculative_window
+        only_pictures = all(entry == IMAGE_CODE for prompt in rows for entry in prompt.plan) and len(lengths) == 1
+        speculates = window > 0 and only_pictures
+        num_entries = max(lengths) if speculates else rounded_up(max(lengths), _LEAST_PLAN)
+        task = self._task(rows, reading, num_entries, scales, sampling.seed, [*indices, *[0] * spare])
+        if num_streams > 1 and any(is_contrastive):
+            task = task._replace(is_contrastive=jnp.asarray(is_contrastive))
+        room = reading.num_slots + num_entries + (window if speculates else 0)
+        cache = self._copy_rows(cache, reading.rest_row, rounded_up(room, _LEAST_SLOTS))
+        hidden, filters = hidden[reading.rest_row], Filters.of(sampling)
+        if speculates:
+            drawn = self._decode_speculatively(self._parameters, task, hidden, cache, filters=filters, window=window)
+        else:
+            drawn = self._decode(self._parameters, task, hidden, cache, entries=entries, filters=filters)
+        return self._answers(prompts, drawn)
+
+    def _task(
+        self,
+        prompts: Sequence[Prompt],
+        reading: Plan,
+        num_entries: int,
+        scales: Sequence[tuple[float, float]],
+        seed: int,
+        indices: Sequence[int],
+    ) -> Task:
+        plan = np.full((len(prompts), num_entries), self._vocabulary.pad, np.int32)
+        plan_places = np.zeros_like(plan)
+        for row, prompt in enumerate(prompts):
+            plan[row, : len(prompt.plan)], plan_places[row, : len(prompt.plan)] = prompt.plan, prompt.plan_places
+
+        def integers(values: Any) -> Int[Array, "..."]:
+            return jnp.asarray(values, jnp.int32)
+
+        return Task(
+            start=integers(reading.num_slots - reading.length[reading.rest_row]),
+            num_slots=integers(reading.num_slots),
+            last=integers([prompt.streams[0].tokens[-1] for prompt in prompts]),
+            plan=integers(plan),
+            plan_places=integers(plan_places),
+            plan_length=integers([len(prompt.plan) for prompt in prompts]),
+            stop=integers([prompt.stop for prompt in prompts]),
+            num_spans=integers([prompt.num_spans for prompt in prompts]),
+            image_length=integers([prompt.image_length for prompt in prompts]),
+            text_scale=jnp.asarray([text for text, _ in scales], jnp.float32),
+            image_scale=jnp.asarray([image for _, image in scales], jnp.float32),
+            is_contrastive=None,
+            keys=jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), integers(indices)),
+        )
+
+    def _read(self, plan: Plan, dtype: str) -> tuple[Float[Array, "U D"], Cache]:
+        """Each different prompt's last hidden state, and a cache that holds them all."""
+        if plan.prefixes is None:
+            cache = self._empty_cache(len(plan.rests.tokens), plan.num_slots, dtype)
+        else:
+            width = plan.prefixes.tokens.shape[1]
+            lengths = (plan.prefixes.positions >= 0).sum(axis=1)
+            prefixes = self._empty_cache(len(plan.prefixes.tokens), width, dtype)
+            _, prefixes = self._read_chunks(plan.prefixes, width - lengths, prefixes, width)
+            # Behind its prefix, a row has what is its own, up to the last slot.
+            shift = (plan.num_slots - (plan.length - plan.prefix_length)) - width
+            cache = self._copy_moved_rows(prefixes, plan.prefix_row, shift, plan.num_slots)
+        return self._read_chunks(plan.rests, plan.num_slots - plan.length, cache, plan.num_slots)
+
+    def _read_chunks(
+        self, reading: Reading, start: Int[np.ndarray, "R"], cache: Cache, num_slots: int
+    ) -> tuple[Float[Array, "R D"], Cache]:
+        width = reading.tokens.shape[1]
+        for first in range(0, width, CHUNK):
+            columns = slice(first, first + CHUNK)
+            part = (reading.tokens[:, columns], reading.positions[:, columns], reading.places[:, columns])
+            index = np.int32(num_slots - width + first)
+            hidden, cache = self._extend(self._parameters, cache, part, np.asarray(start, np.int32), index)
+        return hidden, cache
+
+    def _answers(self, prompts: Sequence[Prompt], drawn: Drawn) -> list[Answer]:
+        output, counts, likelihood, num_passes = jax.device_get(
+            (drawn.output, drawn.num_drawn, drawn.log_likelihood, drawn.step)
+        )
+        return [
+            Answer(
+                _trimmed(prompt, output[row].tolist()), float(likelihood[row] / max(1, counts[row])), int(num_passes)
+            )
+            for row, prompt in enumerate(prompts)
+        ]
+
+
+def _guidance_scales(prompt: Prompt, sampling: SamplingConfig) -> tuple[float, float]:
+    """Weights towards the text and towards the picture; 1 changes nothing."""
+    if len(prompt.streams) == 3:
+        return sampling.edit_guidance, sampling.edit_image_guidance
+    return (sampling.guidance if len(prompt.streams) == 2 else 1.0), 1.0
+
+
+def _streams(prompt: Prompt, number: int) -> list[Stream]:
+    """As many streams for every prompt; a repeated last one adds nothing, whatever the weights."""
+    streams = prompt.streams[:number]
+    return [*streams, *[streams[-1]] * (number - len(streams))]
+
+
+def _trimmed(prompt: Prompt, output: list[int]) -> list[int]:
+    """The answer without the mark that ended it."""
+    answer = output[: len(prompt.plan)]
+    ends = [index for index, token in enumerate(answer) if token == prompt.stop]
+    return answer[: ends[prompt.num_spans - 1]] if len(ends) >= prompt.num_spans else answer

@@ -1,0 +1,74 @@
+"""Speculative Jacobi decoding changes the number of passes and nothing else."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from cm3leon_jax.config import MeshConfig, ModelConfig, SamplingConfig
+from cm3leon_jax.generation import prompts
+from cm3leon_jax.generation.decoder import Decoder
+from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.model.transformer import Transformer
+
+LENGTH, IMAGE_LENGTH = 128, 48
+
+
+def decoder_of(vocabulary, mesh: MeshConfig, std: float = 1.0) -> Decoder:
+    config = ModelConfig(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", position_init_std=0.1)
+    model = Transformer(config, vocabulary.size, LENGTH, nnx.Rngs(0))
+    for index, parameter in enumerate((model.blocks.attention.output, model.blocks.feed_forward.down)):
+        parameter.set_value(std * jax.random.normal(jax.random.key(index), parameter.get_value().shape))
+    size = mesh.data * mesh.fsdp * mesh.tensor
+    decoder = Decoder(config, vocabulary, LENGTH, make_mesh(mesh, jax.devices()[:size]))
+    decoder.load(nnx.state(model))
+    return decoder
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
+@pytest.mark.parametrize("window", [2, 5, 16])
+def test_greedy_answers_are_identical(vocabulary, mesh, window):
+    decoder = decoder_of(vocabulary, mesh)
+    codes = np.arange(16)
+    asked = [prompts.text_to_image(text, IMAGE_LENGTH, vocabulary) for text in ("zero", "a photo of a seven", "nine")]
+    edit = prompts.edit("bright", codes, vocabulary)
+    asked.append(dataclasses.replace(edit, plan=asked[0].plan, plan_places=asked[0].plan_places))
+    one_by_one = SamplingConfig(temperature=0.0, batch_size=4)
+    expected = decoder(asked, one_by_one)
+    found = decoder(asked, dataclasses.replace(one_by_one, speculative_window=window))
+    for a, b in zip(expected, found, strict=True):
+        assert a.tokens == b.tokens
+        assert a.score == pytest.approx(b.score, abs=1e-4)
+    assert expected[0].num_passes == IMAGE_LENGTH
+    assert found[0].num_passes < IMAGE_LENGTH
+
+
+def test_answers_have_the_same_distribution(vocabulary):
+    """Pairs of neighbouring codes over many short pictures, drawn either way."""
+    decoder = decoder_of(vocabulary, MeshConfig(fsdp=1), std=0.3)
+    prompt = prompts.text_to_image("zero", 3, vocabulary)
+    sampling = SamplingConfig(temperature=0.15, top_p=0.9, guidance=2.0, batch_size=4000)
+
+    def counts(changed: SamplingConfig) -> np.ndarray:
+        codes = np.array([answer.tokens for answer in decoder([prompt] * 4000, changed)]) - vocabulary.first_image_code
+        pairs = codes[:, 1] * vocabulary.num_image_codes + codes[:, 2]
+        return np.bincount(pairs, minlength=vocabulary.num_image_codes**2) / 4000
+
+    expected, again = counts(sampling), counts(dataclasses.replace(sampling, seed=1))
+    found = counts(dataclasses.replace(sampling, speculative_window=3))
+    # As near to the plain draws as these are to each other with another seed.
+    noise = np.abs(expected - again).sum()
+    assert 0.02 < noise < 0.5
+    assert np.abs(expected - found).sum() < 1.5 * noise
+
+
+def test_other_answers_are_drawn_one_by_one(vocabulary):
+    decoder = decoder_of(vocabulary, MeshConfig(fsdp=1))
+    prompt = prompts.text_after_picture(np.arange(16), 20, vocabulary)
+    sampling = SamplingConfig(temperature=0.0, batch_size=1)
+    assert (
+        decoder([prompt], dataclasses.replace(sampling, speculative_window=4))[0].tokens
+        == decoder([prompt], sampling)[0].tokens
+    )
