@@ -8,9 +8,13 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
 from flax import nnx
 
 from cm3leon_jax.errors import UserError
+
+# Most bytes of the pieces in which an array is written: what must be decompressed to read any part of a piece.
+_CHUNK_BYTES = 64 << 20
 
 
 class Checkpoints:
@@ -37,8 +41,9 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts to write a step; returns as soon as the state is copied."""
         if self.latest_step != step:
-            args = ocp.args.Composite(state=ocp.args.PyTreeSave(_plain(state)), meta=ocp.args.JsonSave(meta))
-            self._manager.save(step, args=args)
+            plain = _plain(state)
+            saved = ocp.args.PyTreeSave(plain, save_args=jax.tree_util.tree_map_with_path(_pieces, plain))
+            self._manager.save(step, args=ocp.args.Composite(state=saved, meta=ocp.args.JsonSave(meta)))
 
     def meta(self, step: int) -> dict[str, Any]:
         """What the step belongs to."""
@@ -52,6 +57,21 @@ class Checkpoints:
         """Reads only the parameters of a step."""
         found = self._read(step, {"parameters": _plain(abstract_parameters)}, partial=True)
         return _like(abstract_parameters, found["parameters"])
+
+    def lazy_parameters(self, step: int) -> dict[str, tensorstore.TensorStore]:
+        """The parameters of a step by dotted name, all opened and none read: `array[i].read().result()` reads a part.
+
+        A part costs the pieces it lies in; `save` gives every layer of a stack pieces of its own.
+        """
+        folder = Path(self._manager.directory) / str(step) / "state"
+        found = ocp.PyTreeCheckpointHandler().metadata(folder)
+        database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+        opened: dict[str, tensorstore.TensorStore] = {}
+        for name, array in flat(found.tree["parameters"]).items():
+            store = {**database, "path": f"{array.name}/"}
+            spec = {"driver": "zarr3" if found.use_zarr3 else "zarr", "kvstore": store}
+            opened[name] = tensorstore.open(spec, read=True, open=True).result()
+        return opened
 
     def _read(self, step: int, abstract: Any, partial: bool = False) -> Any:
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
@@ -111,6 +131,12 @@ def abstract_on(abstract: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
+
+
+def _pieces(path: tuple[Any, ...], array: Any) -> ocp.SaveArgs:
+    """Bounds what a later read of a part must decompress; every layer of a stack stands alone."""
+    is_stack = any(getattr(key, "key", None) == "blocks" for key in path)
+    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if is_stack and array.ndim else ())
 
 
 def _plain(state: Any) -> Any:

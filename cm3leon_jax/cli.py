@@ -20,6 +20,8 @@ COMMANDS = {
     "train": ("cm3leon_jax.training.train", "train the transformer; run it again to continue"),
     "generate": ("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
     "evaluate": ("cm3leon_jax.evaluation.evaluate", "measure a checkpoint; write evaluation.json and report.html"),
+    "export": ("cm3leon_jax.interchange.huggingface_export", "write a checkpoint as a Hugging Face folder"),
+    "import": ("cm3leon_jax.interchange.huggingface_import", "start a run from a Hugging Face folder"),
 }
 
 

@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -80,18 +81,36 @@ class Vocabulary:
                 show_progress=progress,
             ),
         )
-        state = json.loads(tokenizer.to_str())
-        vocab = state["model"]["vocab"]
+        return cls.around(json.loads(tokenizer.to_str()), num_text_tokens, num_image_codes, num_masks)
+
+    @classmethod
+    def around(
+        cls, text_tokenizer: dict[str, Any], num_text_tokens: int, num_image_codes: int, num_masks: int
+    ) -> Vocabulary:
+        """Lays the other ids behind those of a byte-level BPE, given as the JSON object of its `tokenizer.json`.
+
+        Its first ids must be `SPECIAL_TOKENS`. What it marks as special beyond them stays a name of its id, but is read
+        out of no text.
+        """
+        state = {
+            **text_tokenizer,
+            "model": {**text_tokenizer["model"], "vocab": dict(text_tokenizer["model"]["vocab"])},
+        }
+        vocab, added = state["model"]["vocab"], state["added_tokens"]
+        vocab |= {token["content"]: token["id"] for token in added}
         # A small corpus yields fewer merges than asked for; the id space keeps its size all the same, so that the
         # shape of the model follows from the config alone.
-        for index in range(len(vocab), NUM_SPECIAL + num_text_tokens):
-            vocab[f"<unused:{index}>"] = index
+        taken = set(vocab.values())
+        for index in range(NUM_SPECIAL + num_text_tokens):
+            if index not in taken:
+                vocab[f"<unused:{index}>"] = index
         marks = (
             [f"<image:{code}>" for code in range(num_image_codes)]
             + ["<break>", "<eoss>"]
             + [f"<mask:{i}>" for i in range(num_masks)]
         )
-        names = [*enumerate(SPECIAL_TOKENS), *enumerate(marks, start=len(vocab))]
+        names = [*enumerate(SPECIAL_TOKENS), *enumerate(marks, start=NUM_SPECIAL + num_text_tokens)]
+        plain = [token for token in added if not token["special"] and token["id"] >= NUM_SPECIAL]
         state["added_tokens"] = [
             {
                 "id": index,
@@ -104,6 +123,9 @@ class Vocabulary:
             }
             for index, name in names
         ]
+        state["added_tokens"] = sorted(plain + state["added_tokens"], key=lambda token: token["id"])
+        # A text is never cut, and no marks are put around it: the layouts of documents say where marks stand.
+        state |= {"truncation": None, "padding": None, "post_processor": None}
         return cls(json.dumps(state, ensure_ascii=False, sort_keys=True))
 
     @classmethod

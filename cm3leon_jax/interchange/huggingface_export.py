@@ -1,0 +1,192 @@
+"""Write the latest checkpoint as a Hugging Face folder that `transformers` loads as OPT.
+
+The folder holds config.json, model.safetensors (in shards where it is large), the tokenizer's files,
+generation_config.json, README.md (a model card), image_tokenizer/, and cm3leon.json, by which `cm3leon import` checks
+it. Weights go from disk to disk a piece at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore
+
+from cm3leon_jax.checkpoints import Checkpoints, refuse_changes
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import read_json, replacing_folder, write_json
+from cm3leon_jax.image_tokenizer.codec import CONFIG_FILE, ImageTokenizer
+from cm3leon_jax.interchange.model_card import Training, model_card
+from cm3leon_jax.interchange.opt_config import opt_config, refuse_what_opt_lacks
+from cm3leon_jax.interchange.opt_names import IN_LAYERS, OUTSIDE_LAYERS, PREFIX, OptTensor
+from cm3leon_jax.interchange.tokenizer_files import write_tokenizer
+from cm3leon_jax.interchange.writing_weights import DTYPES, LazyTensor, parse_size, write_weights
+from cm3leon_jax.progress import Progress
+from cm3leon_jax.vocabulary import Vocabulary
+
+# What `cm3leon import` reads beside the files that transformers knows.
+RECORD_FILE = "cm3leon.json"
+IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
+FORMAT_VERSION = 1
+
+# Most bytes of a tensor's rows in memory, where its rows are stored as ours.
+_PIECE_BYTES = 64 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `export` takes beside the config."""
+    parser.add_argument("--format", choices=("huggingface",), default="huggingface", help="the only one so far")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="a folder that is not there yet, or empty")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="type of the weights")
+    parser.add_argument("--shard-size", default="5GB", metavar="BYTES", help="most bytes of a file of weights")
+
+
+def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
+    """The command `cm3leon export`."""
+    output = Path(arguments.output)
+    shard_bytes = parse_size(arguments.shard_size)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"--output={output} is there already: name another folder, or delete this one")
+    refuse_what_opt_lacks(config.model)
+    vocabulary = Vocabulary.load(config.vocabulary.path)
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"no checkpoints in {workdir}: run `cm3leon train` first, or give its --workdir")
+    with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints:
+        step = checkpoints.latest_step
+        if step is None:
+            raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
+        meta = checkpoints.meta(step)
+        _refuse_another_model(config, vocabulary, meta, f"the checkpoint {workdir}/checkpoints/{step}")
+        image_tokenizer = _image_tokenizer(config, meta)
+        parameters = checkpoints.lazy_parameters(step)
+        tensors = list(opt_tensors(parameters))
+        with replacing_folder(output) as folder:
+            _write_small_files(folder, config, vocabulary, meta, step, arguments.dtype, image_tokenizer)
+            training = Training(meta, step, _manifest(config, meta), _evaluation(workdir))
+            card = model_card(
+                config.model,
+                vocabulary,
+                config.batch.sequence_length,
+                sum(math.prod(array.shape) for array in parameters.values()),
+                config.image_tokenizer.image_length,
+                training,
+            )
+            (folder / "README.md").write_text(card, encoding="utf-8")
+            progress = Progress("export", len(tensors), unit="tensor")
+            try:
+                files = write_weights(folder, tensors, arguments.dtype, shard_bytes, progress.advance)
+            finally:
+                progress.close()
+            size = sum(file.stat().st_size for file in files)
+    print(f"exported step {step:,} to {output}: {size / 1e9:.2f} GB of {arguments.dtype} in {len(files)} file(s)")
+    return 0
+
+
+def opt_tensors(parameters: dict[str, tensorstore.TensorStore]) -> Iterator[LazyTensor]:
+    """All tensors of OPT, given the parameters of a checkpoint by name; nothing is read yet."""
+    unknown = parameters.keys() - OUTSIDE_LAYERS.keys() - IN_LAYERS.keys()
+    assert not unknown, f"opt_names.py has no row for {unknown}"
+    for name, tensor in OUTSIDE_LAYERS.items():
+        if name in parameters:
+            yield _lazy(tensor, tensor.name, parameters[name])
+    stacks = {name: tensor for name, tensor in IN_LAYERS.items() if name in parameters}
+    for layer in range(parameters["blocks.attention.query"].shape[0]):
+        for name, tensor in stacks.items():
+            yield _lazy(tensor, tensor.name.format(layer), parameters[name][layer])
+
+
+def _lazy(tensor: OptTensor, name: str, stored: tensorstore.TensorStore) -> LazyTensor:
+    return LazyTensor(PREFIX + name, tensor.shape(stored.shape), partial(_pieces, tensor, stored))
+
+
+def _pieces(tensor: OptTensor, stored: tensorstore.TensorStore) -> Iterator[np.ndarray]:
+    if tensor.rows_in_front:
+        yield np.zeros((tensor.rows_in_front, *stored.shape[1:]), np.float32)
+    rows = stored.shape[0]
+    row_bytes = math.prod(stored.shape[1:]) * stored.dtype.numpy_dtype.itemsize
+    step = max(1, _PIECE_BYTES // row_bytes) if tensor.is_by_rows else rows
+    for start in range(0, rows, step):
+        part = stored[start : min(start + step, rows)]
+        yield tensor.from_ours(part.read().result())
+
+
+def _refuse_another_model(config: Config, vocabulary: Vocabulary, meta: dict[str, Any], what: str) -> None:
+    vocabulary.check_fingerprint(meta["vocabulary"], what)
+    stored = meta["config"]
+    refuse_changes(
+        {"model": stored["model"], "batch": {"sequence_length": stored["batch"]["sequence_length"]}},
+        {
+            "model": dataclasses.asdict(config.model),
+            "batch": {"sequence_length": config.batch.sequence_length},
+        },
+        ("model.remat", "model.scan_layers", "model.compute_dtype"),
+        f"{what} was",
+    )
+
+
+def _image_tokenizer(config: Config, meta: dict[str, Any]) -> ImageTokenizer | None:
+    """The one that the model was trained with; None where its parameters were imported without one."""
+    path = Path(config.image_tokenizer.path)
+    wanted = meta["corpus"]["image_tokenizer"]
+    if wanted is None and not (path / CONFIG_FILE).exists():
+        return None
+    found = ImageTokenizer.load(path)
+    if wanted not in (None, found.fingerprint):
+        raise UserError(
+            f"{path} holds the image tokenizer {found.fingerprint}, the model was trained with {wanted}: "
+            "point config.image_tokenizer.path to that one"
+        )
+    return found
+
+
+def _write_small_files(
+    folder: Path,
+    config: Config,
+    vocabulary: Vocabulary,
+    meta: dict[str, Any],
+    step: int,
+    dtype: str,
+    image_tokenizer: ImageTokenizer | None,
+) -> None:
+    length = config.batch.sequence_length
+    opt = opt_config(config.model, vocabulary.size, length, dtype)
+    write_json(folder / "config.json", opt)
+    ids = {name: opt[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    write_json(folder / "generation_config.json", ids)
+    write_tokenizer(folder, vocabulary, length)
+    if image_tokenizer is not None:
+        image_tokenizer.save(folder / IMAGE_TOKENIZER_FOLDER)
+    record = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "dtype": dtype,
+        "sequence_length": length,
+        "model": meta["config"]["model"],
+        "vocabulary": vocabulary.fingerprint,
+        "image_tokenizer": None if image_tokenizer is None else image_tokenizer.fingerprint,
+    }
+    write_json(folder / RECORD_FILE, record)
+
+
+def _manifest(config: Config, meta: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of the corpus that the model was trained on, if it is where the config says."""
+    path = Path(config.corpus.path)
+    if not (path / "manifest.json").exists():
+        return None
+    corpus = PreparedCorpus.open(path)
+    return corpus.manifest if corpus.identity == meta["corpus"] else None
+
+
+def _evaluation(workdir: Path) -> dict[str, float] | None:
+    file = workdir / "evaluation.json"
+    if not file.exists():
+        return None
+    return {name: float(value) for name, value in read_json(file, "the run's evaluation").items()}
