@@ -66,25 +66,37 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
     mesh = make_mesh(config.mesh)
     refuse_uneven_batch(config.batch.batch_size, mesh)
     compiled = TrainStep(config, vocabulary, mesh)
-    first_step = checkpoints.latest_step or 0
+    latest = checkpoints.latest_step
+    first_step = latest or 0
     meta = {
         "vocabulary": vocabulary.fingerprint,
         "corpus": corpus.identity,
         "config": dataclasses.asdict(config),
     }
-    stored = checkpoints.meta(first_step) if first_step else {}
-    refuse_changes(stored, meta, _MAY_CHANGE, f"{workdir} holds a run")
+    stored = {} if latest is None else checkpoints.meta(latest)
+    is_imported = bool(stored.get("imported"))
+    if is_imported and stored["corpus"]["image_tokenizer"] is None:
+        # Imported before there was one: the corpus says which one it is.
+        del stored["corpus"]
+    refuse_changes(stored, meta, _MAY_CHANGE + _FREE_AFTER_IMPORT * is_imported, f"{workdir} holds a run")
     source = _source(config, corpus, vocabulary, config.corpus.train_split, stored.get("first_window", (0, 0)))
     held_out_source = _source(config, corpus, vocabulary, config.corpus.held_out_split) if train.eval_every else None
-    pictures = SamplePictures(config, workdir, vocabulary, compiled.graph) if train.sample_every else None
+    pictures = SamplePictures(config, workdir, vocabulary, mesh) if train.sample_every else None
     if is_first:
         config_file.save(config, workdir / "config.json")
-    _announce(config, vocabulary, corpus, source, first_step, mesh)
+    origin = "from imported parameters" if is_imported else "from scratch"
+    if first_step:
+        origin = f"continued from the checkpoint of step {first_step}"
+    _announce(config, vocabulary, corpus, source, origin, mesh)
     if first_step >= config.num_steps:
         print(f"finished: step {first_step} of {config.num_steps} is the last one")
         return 0
     # Restored without ever being initialised: two states do not fit where one does.
     state = checkpoints.restore(first_step, compiled.abstract_state) if first_step else compiled.init()
+    if is_imported:
+        # The drawn parameters go before the imported ones come, for the same reason.
+        del state["parameters"]
+        state["parameters"] = checkpoints.restore_parameters(0, compiled.abstract_state["parameters"])
 
     log = MetricsLog(workdir, first_step) if is_first else None
     progress = Progress("train", config.num_steps, first_step, shown=is_first)
@@ -206,7 +218,7 @@ def _announce(
     vocabulary: Vocabulary,
     corpus: PreparedCorpus,
     source: BatchSource,
-    first_step: int,
+    origin: str,
     mesh: Mesh,
 ) -> None:
     if jax.process_index() != 0:
@@ -217,7 +229,6 @@ def _announce(
     print(f"model: {parameters:,} parameters, vocabulary {vocabulary.size:,} (ln V = {math.log(vocabulary.size):.3f})")
     print(f"data: {documents:,} documents in {config.corpus.path}")
     print(f"devices: {mesh.size} {jax.devices()[0].platform} ({axes}), {jax.process_count()} process(es)")
-    origin = f"continued from the checkpoint of step {first_step}" if first_step else "from scratch"
     size = f"{config.batch.batch_size} x {config.batch.sequence_length} tokens"
     print(f"run: {config.num_steps:,} steps of {size}, {origin}")
     if source.num_too_long:
