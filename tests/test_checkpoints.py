@@ -6,8 +6,9 @@ import gc
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from cm3leon_jax.checkpoints import Checkpoints, refuse_changes
+from cm3leon_jax.checkpoints import Checkpoints, flat, refuse_changes
 from cm3leon_jax.config import BatchConfig, Config, MeshConfig, TrainConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.model.sharding import make_mesh
@@ -39,6 +40,23 @@ def test_a_state_comes_back_bit_for_bit_on_another_mesh(config, vocabulary, tmp_
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(restored))
     assert jax.tree.map(lambda a: a.sharding, restored) == jax.tree.map(lambda a: a.sharding, other.abstract_state)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state["parameters"]), jax.device_get(parameters))
+
+
+def test_a_part_of_a_parameter_is_read_alone(config, vocabulary, tmp_path, monkeypatch):
+    monkeypatch.setattr("cm3leon_jax.checkpoints._CHUNK_BYTES", 1 << 10)
+    state = compiled_on(config, vocabulary, MeshConfig(data=2, fsdp=2, tensor=2)).init()
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        found = checkpoints.lazy_parameters(1)
+    expected = flat(nnx.to_pure_dict(state["parameters"]))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        pieces = found[name].chunk_layout.read_chunk.shape
+        assert 4 * np.prod(pieces) <= 1 << 10
+        # Every layer of a stack has pieces of its own.
+        assert pieces[0] == 1 or not name.startswith("blocks")
+        np.testing.assert_array_equal(found[name][1].read().result(), value[1])
 
 
 def test_old_steps_go(config, vocabulary, tmp_path):

@@ -13,16 +13,35 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cm3leon_jax.checkpoints import Checkpoints
-from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, ImageTokenizerConfig, ModelConfig, VocabularyConfig
+from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat
+from cm3leon_jax.config import (
+    BatchConfig,
+    Config,
+    CorpusConfig,
+    ImageTokenizerConfig,
+    MeshConfig,
+    ModelConfig,
+    VocabularyConfig,
+)
 from cm3leon_jax.image_tokenizer import vqgan
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.interchange import huggingface_export, huggingface_import
+from cm3leon_jax.model.sharding import make_mesh, shardings
 from cm3leon_jax.model.transformer import Transformer, abstract_model
 from cm3leon_jax.vocabulary import Vocabulary
 
 TEXTS = ("a handwritten seven", "the digit 3 written by hand", "a photo of the number 9", "zero, in pencil")
 STEP = 7
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="parity with transformers needs torch: pip install -e '.[test]'")
+
+
+@pytest.fixture
+def transformers():
+    return pytest.importorskip("transformers", reason="the extra [test] brings transformers")
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +105,37 @@ def at(config: Config, workdir: Path) -> Config:
     )
 
 
+ONE_DEVICE = MeshConfig(data=1, fsdp=-1, tensor=1)
+
+
+def imported(config, workdir, mesh=ONE_DEVICE):
+    """The parameters of the checkpoint of step 0, and its meta."""
+    vocabulary = Vocabulary.load(config.vocabulary.path)
+    _, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
+    abstract = abstract_on(abstract, shardings(abstract, make_mesh(mesh)))
+    with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
+        assert checkpoints.latest_step == 0
+        return checkpoints.restore_parameters(0, abstract), checkpoints.meta(0)
+
+
+def by_name(parameters):
+    return {name: np.asarray(value) for name, value in flat(nnx.to_pure_dict(parameters)).items()}
+
+
+def assert_equal(found, expected):
+    found, expected = by_name(found), by_name(expected)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def by_shape(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, of one layer where there are several."""
+    _, abstract = abstract_model(config, 20, 6)
+    found = flat(nnx.to_pure_dict(abstract))
+    return {name: leaf.shape[1:] if name.startswith("blocks.") else leaf.shape for name, leaf in found.items()}
+
+
 def random_model(config: ModelConfig, vocabulary_size: int, sequence_length: int) -> Transformer:
     """A model with random numbers in every parameter, also where an initialisation has zeros or ones."""
     graph, abstract = abstract_model(config, vocabulary_size, sequence_length)
@@ -119,7 +169,10 @@ def make_run(tmp_path, tiny_model, image_tokenizer) -> Callable[..., Run]:
         transformer = random_model(model, vocabulary.size, sequence_length)
         meta = {
             "vocabulary": vocabulary.fingerprint,
-            "corpus": {"tasks": {"captions": {"rate": 1.0, "train": 40}}, "image_tokenizer": image_tokenizer.fingerprint},
+            "corpus": {
+                "tasks": {"captions": {"rate": 1.0, "train": 40}},
+                "image_tokenizer": image_tokenizer.fingerprint,
+            },
             "config": dataclasses.asdict(config),
         }
         with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
