@@ -11,7 +11,7 @@ DATA = [
     "importlib_resources",  # tensorflow-datasets needs it without saying so
     "sentencepiece<0.2.2",  # 0.2.2 needs a newer protobuf than TensorFlow allows
 ]
-TEST = [
+CHECK = [
     "pytest>=8",
     "pytest-xdist>=3.6",
     "beartype>=0.20",
@@ -20,6 +20,8 @@ TEST = [
     "ruff>=0.14",
     "mypy>=1.18",
 ]
+# 3 GB with CUDA where a GPU might be: only the tests that compare with transformers need it.
+TEST = [*CHECK, "torch>=2.6"]
 
 setup(
     name="cm3leon_jax",
@@ -37,10 +39,12 @@ setup(
         "orbax-checkpoint>=0.12.8,<0.13",
         "grain>=0.2.18",
         "ml-collections>=1.1",
+        "ml-dtypes>=0.5",
         "jaxtyping>=0.3.4",
         "numpy>=2",
         "pillow>=11",
         "safetensors>=0.6",
+        "tensorstore>=0.1.84",
         "tokenizers>=0.22",
         "scikit-learn>=1.7",
         "tensorboardX>=2.6.4",
@@ -50,6 +54,7 @@ setup(
     ],
     extras_require={
         "data": DATA,
+        "check": CHECK,
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda13": ["jax[cuda13]>=0.10,<0.13"],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
 
 from cm3leon_jax.progress import StepLog
 
@@ -20,7 +21,7 @@ class MetricsLog:
     def __init__(self, workdir: Path, first_step: int) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         self._lines = StepLog(workdir / "metrics.jsonl", first_step)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._tensorboard = _summary_writer()(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line, one point a curve."""
@@ -36,6 +37,19 @@ class MetricsLog:
         """Flushes both."""
         self._lines.close()
         self._tensorboard.close()
+
+
+def _summary_writer() -> Any:
+    """tensorboardX's writer, without PyTorch, which it imports wherever it finds it: seconds and memory for nothing."""
+    kept_out = "torch" not in sys.modules
+    if kept_out:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if kept_out:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 class StepClock:

@@ -1,5 +1,8 @@
 """metrics.jsonl stays one line a logged step, through interruptions."""
 
+import subprocess
+import sys
+
 from cm3leon_jax.progress import read_step_log
 from cm3leon_jax.training.metrics import MetricsLog, StepClock
 
@@ -29,3 +32,14 @@ def test_the_clock_counts_steps_since_the_last_lap_without_pauses():
     assert lap["step_seconds"] > 0
     assert lap["tokens_per_second"] * lap["step_seconds"] == 100
     assert lap["data_wait_seconds"] < lap["step_seconds"] * 10
+
+
+def test_pytorch_stays_out_of_the_log(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from cm3leon_jax.training.metrics import MetricsLog; "
+        f"log = MetricsLog(Path({str(tmp_path)!r}), 0); log.write(1, {{'loss': 1.0}}); log.close(); "
+        "sys.exit('imported torch' if 'torch' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "tensorboard").iterdir())
