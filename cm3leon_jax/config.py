@@ -346,7 +346,8 @@ class SamplingConfig:
     amateur_temperature: float = 1.0
     # Answers drawn for a prompt, of which the ones that score best are kept.
     candidates: int = 1
-    # "likelihood": the mean log-likelihood of an answer's tokens, given its prompt.
+    # "likelihood": the mean log-likelihood of an answer's tokens, given its prompt; "caption": that of the prompt's
+    # text, given the picture that was drawn for it (for other answers than pictures from a text: "likelihood").
     scorer: str = "likelihood"
     # Most text tokens of an answer.
     max_text_tokens: int = 128
@@ -372,7 +373,9 @@ class SamplingConfig:
             f"sampling.contrastive_alpha is {self.contrastive_alpha}: above 0 and at most 1",
         )
         _require(self.amateur_temperature > 0, f"sampling.amateur_temperature is {self.amateur_temperature}: above 0")
-        _require(self.scorer in ("likelihood",), f"sampling.scorer is {self.scorer!r}: 'likelihood'")
+        _require(
+            self.scorer in ("likelihood", "caption"), f"sampling.scorer is {self.scorer!r}: 'likelihood' or 'caption'"
+        )
         _require(
             self.cache_dtype in ("", "float32", "bfloat16", "int8"),
             f"sampling.cache_dtype is {self.cache_dtype!r}: '', 'float32', 'bfloat16' or 'int8'",

@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
 from cm3leon_jax.data import digits
-from cm3leon_jax.generation.generate import MIDDLE_HALF, region_mask
+from cm3leon_jax.generation.requests import MIDDLE_HALF, region_mask
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 
 

@@ -24,7 +24,7 @@ from cm3leon_jax.evaluation.report import Report, write_report
 from cm3leon_jax.files import write_json
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.drawing import draw_pictures
-from cm3leon_jax.generation.generate import MIDDLE_HALF, region_mask
+from cm3leon_jax.generation.requests import MIDDLE_HALF, region_mask
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
 from cm3leon_jax.model.sharding import refuse_uneven_batch
 from cm3leon_jax.progress import read_step_log

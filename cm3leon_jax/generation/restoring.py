@@ -24,6 +24,8 @@ class TrainedModel:
     """All that generation and evaluation need."""
 
     step: int
+    # The model as it was trained; the decoder has a copy that is laid out for decoding.
+    graph: nnx.GraphDef
     parameters: nnx.State
     decoder: Decoder
     mesh: Mesh
@@ -38,7 +40,7 @@ def restore_model(config: Config, workdir: Path) -> TrainedModel:
     vocabulary = Vocabulary.load(config.vocabulary.path)
     image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
     mesh = make_mesh(config.mesh)
-    _, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
+    graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
     with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints:
         step = checkpoints.latest_step
         if step is None:
@@ -60,4 +62,4 @@ def restore_model(config: Config, workdir: Path) -> TrainedModel:
         parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
     decoder = Decoder(config.model, vocabulary, config.batch.sequence_length, mesh)
     decoder.load(parameters)
-    return TrainedModel(step, parameters, decoder, mesh, vocabulary, image_tokenizer)
+    return TrainedModel(step, graph, parameters, decoder, mesh, vocabulary, image_tokenizer)

@@ -1,70 +1,247 @@
-"""Prompts files: every mistake is named by line, and regions cover the codes they should."""
+"""Every task end to end, the answers that are kept, records that fail, and what is left in the folder."""
 
+import argparse
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from cm3leon_jax.config import ImageTokenizerConfig
-from cm3leon_jax.documents import encode_png
+from cm3leon_jax.documents import open_picture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import generate
-from cm3leon_jax.image_tokenizer import vqgan
-from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.generation.decoder import Decoder
+from cm3leon_jax.generation.prompts import infill, text_to_image
+from cm3leon_jax.generation.ranking import text_log_likelihoods
+from cm3leon_jax.generation.requests import Request, read_requests
 
 
-@pytest.fixture(scope="module")
-def image_tokenizer() -> ImageTokenizer:
-    config = ImageTokenizerConfig(
-        resolution=8,
-        in_channels=1,
-        base_channels=4,
-        channel_multipliers=(1, 2),
-        num_res_blocks=1,
-        latent_channels=4,
-        embedding_dim=3,
-        codebook_size=16,
-    )
-    return ImageTokenizer(config, vqgan.initial_parameters(vqgan.abstract_vqgan(config), 0))
+def written(folder, name="generations.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_region_in_shares_of_the_sides():
-    grid = generate.region_mask((0.0, 0.25, 1.0, 0.75), 4).reshape(4, 4)
-    np.testing.assert_array_equal(grid.any(axis=1), [False, True, True, False])
-    corner = generate.region_mask((0.5, 0.0, 1.0, 0.5), 4).reshape(4, 4)
-    np.testing.assert_array_equal(np.argwhere(corner), [[0, 2], [0, 3], [1, 2], [1, 3]])
+def prompts_file(folder, *lines):
+    file = folder / "prompts.jsonl"
+    file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return file
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("nonsense", r"prompts.jsonl, line 2 is not JSON"),
-        ("[1]", r"line 2: write an object"),
-        ('{"promt": "x"}', r"line 2: no such field promt"),
-        ('{"prompt": "x", "task": "paint"}', r"line 2: task 'paint' is none of text_to_image, caption, infill"),
-        ("{}", r"line 2: the task text_to_image needs a prompt"),
-        ('{"task": "caption"}', r"line 2: the task caption needs an image"),
-        ('{"task": "caption", "image": "gone.png"}', r"line 2: no picture .*gone.png"),
-        ('{"task": "caption", "image": "broken.png"}', r"line 2: the picture .*broken.png cannot be read"),
-        ('{"task": "infill", "prompt": "x", "image": "fine.png", "region": [0, 2, 1, 1]}', r"line 2: region is"),
-        ('{"task": "infill", "prompt": "x", "image": "fine.png", "region": 5}', r"line 2: region is"),
-        ('{"task": "infill", "prompt": "x", "image": "fine.png", "region": [1, 0, 0, 1]}', r"line 2: the region"),
-        ('{"task": "caption", "prompt": 3, "image": "fine.png"}', r"line 2: the task caption needs a prompt, a text"),
-        ('{"task": "caption", "image": "."}', r"line 2: the picture .* cannot be read"),
-    ],
-)
-def test_a_mistake_in_a_prompts_file_is_named(line, message, tmp_path, image_tokenizer):
-    (tmp_path / "broken.png").write_bytes(b"broken")
-    (tmp_path / "fine.png").write_bytes(encode_png(np.zeros((8, 8, 1), np.uint8)))
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(json.dumps({"prompt": "fine"}) + "\n" + line + "\n")
-    with pytest.raises(UserError, match=message):
-        generate.read_requests(file, image_tokenizer)
+@pytest.fixture
+def run(trained, tiny_config, folder, monkeypatch):
+    """The command, with the tiny model in place of a checkpoint; writes to the folder's `out`."""
+    monkeypatch.setattr(generate, "restore_model", lambda config, workdir: trained)
+
+    def command(*lines, prompt=None, samples=1, output="out", **sampling) -> int:
+        config = dataclasses.replace(tiny_config, sampling=dataclasses.replace(tiny_config.sampling, **sampling))
+        file = None if prompt else str(prompts_file(folder, *lines))
+        arguments = argparse.Namespace(prompts=file, prompt=prompt, samples=samples, output=str(folder / output))
+        return generate.run(config, folder, arguments)
+
+    return command
 
 
-def test_missing_and_empty_prompts_files(tmp_path, image_tokenizer):
-    with pytest.raises(UserError, match="no prompts file"):
-        generate.read_requests(tmp_path / "none.jsonl", image_tokenizer)
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(UserError, match="is empty"):
-        generate.read_requests(tmp_path / "empty.jsonl", image_tokenizer)
+class Recording(Decoder):
+    """A decoder that keeps what it was called with."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.__dict__ |= decoder.__dict__
+        self.calls = []
+
+    def __call__(self, prompts, sampling, indices=None, contrastive=None):
+        self.calls.append((sampling.batch_size, list(indices), list(contrastive)))
+        return super().__call__(prompts, sampling, indices, contrastive)
+
+
+ALL_TASKS = [
+    {"prompt": "a handwritten seven"},
+    {"task": "caption", "image": "a.png"},
+    {"task": "vqa", "prompt": "Which digit?", "image": "b.png", "order": "left_to_right"},
+    {"task": "infill", "prompt": "zero", "image": "c.png", "region": [0, 0, 0.5, 0.5]},
+    {"task": "infill_text", "prompt": "a <mask> of <mask>.", "image": "a.png"},
+    {"task": "edit", "prompt": "make it wide", "image": "b.png"},
+    {"task": "continue", "segments": ["a photo", {"image": "c.png"}]},
+    {"task": "caption", "image": "b.png", "retrieved": [{"prompt": "zero", "image": "a.png"}]},
+]
+
+
+def test_every_task_is_answered(run, folder, capsys):
+    assert run(*ALL_TASKS, samples=2) == 0
+    out = folder / "out"
+    answers = written(out)
+    assert [(a["index"], a["sample"], a["task"]) for a in answers] == [
+        (2 * number + sample, sample, line.get("task", "text_to_image"))
+        for number, line in enumerate(ALL_TASKS)
+        for sample in range(2)
+    ]
+    assert [a["prompt"] for a in answers[::2]] == [line.get("prompt", "") for line in ALL_TASKS]
+    named = {"generations.jsonl"}
+    for answer in answers:
+        assert np.isfinite(answer["score"])
+        assert (answer["image"] is not None) == (answer["task"] in ("text_to_image", "infill", "edit"))
+        assert (answer["text"] is not None) == (answer["task"] in ("caption", "vqa", "infill_text"))
+        if answer["image"]:
+            assert answer["image"] == f"{answer['index']:05d}.png"
+            named.add(answer["image"])
+        if answer["task"] == "infill_text":
+            first, second = answer["texts"]
+            assert answer["text"] == f"a {first} of {second}."
+        if answer["task"] == "continue":
+            named |= {segment["image"] for segment in answer["segments"] if isinstance(segment, dict)}
+    assert {path.name for path in out.iterdir()} == named
+    for name in named - {"generations.jsonl"}:
+        assert open_picture((out / name).read_bytes(), 8, 1).shape == (8, 8, 1)
+    assert f"16 answers of the checkpoint of step 3 are in {out}" in capsys.readouterr().out
+
+
+def test_an_infill_keeps_what_lies_outside_of_its_region(trained, folder):
+    requests, _ = read_requests(prompts_file(folder, ALL_TASKS[3]))
+    codes = np.arange(16)
+    asked = generate.Asked(requests[0], infill("zero", codes, np.arange(16) < 2, trained.vocabulary), codes)
+    v = trained.vocabulary
+    answer = [v.first_image_code + 30] * 2 + [v.eoss, v.mask(1)] + [v.first_image_code + 31] * 2
+    picture = generate._picture(asked, generate.Answer(answer, -1.0, 1), trained)
+    np.testing.assert_array_equal(picture, [30, 30, 2, 3, 31, 31, *range(6, 16)])
+
+
+def test_a_continuation_names_its_pictures(trained):
+    v = trained.vocabulary
+    codes = np.arange(16)
+    picture = v.encode_image(codes).tolist()
+    tokens = [*v.encode_text("zero"), v.break_, *picture, v.break_, *v.encode_text(" one"), v.break_, *picture]
+    request = Request(1, 0, "continue", segments=("a",))
+    asked = generate.Asked(request, text_to_image("a", 16, v), None)
+    candidate = generate.Candidate(request, generate.Answer(tokens, -1.0, 1), None)
+    fields, pictures = generate._fields(asked, candidate, "00007", trained)
+    assert fields == {"segments": ["zero", {"image": "00007_1.png"}, " one", {"image": "00007_3.png"}]}
+    assert list(pictures) == ["00007_1.png", "00007_3.png"]
+    np.testing.assert_array_equal(pictures["00007_3.png"], codes)
+
+
+def test_texts_that_an_answer_leaves_out_are_empty(trained, folder):
+    requests, _ = read_requests(prompts_file(folder, ALL_TASKS[4]))
+    prompt = dataclasses.replace(text_to_image("a", 16, trained.vocabulary), num_spans=2)
+    asked = generate.Asked(requests[0], prompt, None)
+    candidate = generate.Candidate(requests[0], generate.Answer(trained.vocabulary.encode_text("zero"), -1.0, 1), None)
+    assert generate._fields(asked, candidate, "00000", trained)[0] == {
+        "text": "a zero of .",
+        "texts": ["zero", ""],
+    }
+
+
+@pytest.mark.parametrize("scorer", ["likelihood", "caption"])
+def test_the_best_candidates_are_kept(run, trained, tiny_config, folder, scorer):
+    texts = ["zero", "a handwritten seven"]
+    lines = [{"prompt": text} for text in texts]
+    assert run(*lines, samples=2, candidates=5, scorer=scorer) == 0
+    answers = written(folder / "out")
+    for number, text in enumerate(texts):
+        prompt = text_to_image(text, 16, trained.vocabulary)
+        drawn = trained.decoder([prompt] * 5, tiny_config.sampling, range(5 * number, 5 * number + 5))
+        codes = trained.vocabulary.decode_image(np.array([answer.tokens for answer in drawn]))
+        scores = np.array([answer.score for answer in drawn])
+        if scorer == "caption":
+            scores = text_log_likelihoods([text] * 5, codes, trained)
+        kept = np.argsort(-scores)[:2]
+        mine = answers[2 * number : 2 * number + 2]
+        assert [answer["score"] for answer in mine] == pytest.approx(scores[kept].tolist(), abs=1e-4)
+        for answer, pixels in zip(mine, trained.image_tokenizer.decode(codes[kept]), strict=True):
+            np.testing.assert_array_equal(open_picture((folder / "out" / answer["image"]).read_bytes(), 8, 1), pixels)
+
+
+def test_every_other_candidate_of_a_prompt_is_contrastive(run, trained, folder, monkeypatch):
+    recording = Recording(trained.decoder)
+    model = dataclasses.replace(trained, decoder=recording)
+    monkeypatch.setattr(generate, "restore_model", lambda config, workdir: model)
+    lines = [{"prompt": text} for text in ("zero", "one", "two")]
+    assert run(*lines, candidates=3, method="mixed") == 0
+    # The candidates of a prompt stand side by side, and a last batch is filled up to the size of the others.
+    assert [call[0] for call in recording.calls] == [8, 8]
+    indices, contrastive = ([value for call in recording.calls for value in call[part]] for part in (1, 2))
+    assert indices == list(range(9))
+    assert contrastive == [False, True, False] * 3
+
+    recording.calls.clear()
+    assert run(*ALL_TASKS[:3], method="contrastive") == 0
+    # One task at a time, in batches no larger than it needs.
+    assert recording.calls == [(1, [0], [True]), (1, [1], [True]), (1, [2], [True])]
+
+
+@pytest.mark.parametrize(("method", "number"), [("top_p", 1), ("mixed", 2)])
+def test_without_chance_there_is_one_answer_a_method(run, folder, capsys, method, number):
+    assert run({"prompt": "zero"}, {"prompt": "one"}, samples=3, temperature=0.0, method=method) == 0
+    assert [(a["index"], a["sample"]) for a in written(folder / "out")] == [
+        (index, index % number) for index in range(2 * number)
+    ]
+    assert f"temperature is 0, so a prompt has no more answers than {number}, not 3" in capsys.readouterr().out
+
+
+def test_the_records_that_fail_do_not_stop_the_others(run, folder, capsys):
+    good = [{"prompt": "zero"}, {"task": "caption", "image": "a.png"}]
+    long = {"prompt": "many words " * 200}
+    lines = [good[0], "nonsense", {"task": "caption", "image": "gone.png"}, "", long, good[1], {"promt": "x"}]
+    assert run(*lines, samples=2) == 2
+    failed = written(folder / "out", "failed.jsonl")
+    assert [failure["line"] for failure in failed] == [2, 3, 5, 7]
+    for failure, message in zip(failed, ("not JSON", "no picture", "do not fit", "no such field promt"), strict=True):
+        assert message in failure["error"]
+    errors = capsys.readouterr().err.splitlines()
+    for failure, line in zip(failed, errors[:4], strict=True):
+        assert line == f"{folder / 'prompts.jsonl'}, line {failure['line']}: {failure['error']}"
+    summary = f"4 of 6 records have no answer; {folder / 'out' / 'failed.jsonl'} lists them"
+    assert errors[4:] == [f"cm3leon generate: {summary}"]
+
+    # Answers keep their names, and their chance, whatever stands beside them.
+    answers = written(folder / "out")
+    assert [answer["index"] for answer in answers] == [0, 1, 8, 9]
+    fine = [good[0], *[{"prompt": "x"}] * 3, good[1]]
+    assert run(*fine, samples=2, output="fine") == 0
+    again = written(folder / "fine")
+    assert [again[index]["text"] for index in (8, 9)] == [answer["text"] for answer in answers[2:]]
+    assert (folder / "fine" / "00001.png").read_bytes() == (folder / "out" / "00001.png").read_bytes()
+
+
+def test_where_all_records_fail_nothing_else_is_written(run, folder, capsys):
+    assert run("nonsense", {"task": "edit", "prompt": "x", "image": "gone.png"}) == 2
+    assert [path.name for path in (folder / "out").iterdir()] == ["failed.jsonl"]
+    assert "2 of 2 records have no answer" in capsys.readouterr().err
+
+
+def test_a_folder_holds_one_run_and_keeps_what_is_not_of_one(run, folder):
+    out = folder / "out"
+    out.mkdir()
+    foreign = ("holiday.png", "0001.png", "00001.jpg", "x00001.png", "00001_a.png", "generations.json", "20240101.png")
+    for name in foreign:
+        (out / name).write_text("mine")
+    (out / "00007_2.png").write_text("old")
+    assert run({"prompt": "zero"}, "nonsense", {"prompt": "one"}) == 2
+    ours = {"generations.jsonl", "failed.jsonl", "00000.png", "00002.png"}
+    assert {path.name for path in out.iterdir()} == {*foreign, *ours}
+    assert run({"prompt": "zero"}) == 0
+    assert {path.name for path in out.iterdir()} == {*foreign, "generations.jsonl", "00000.png"}
+    assert all((out / name).read_text() == "mine" for name in foreign)
+
+
+def test_a_picture_that_the_run_would_remove_is_refused(run, folder):
+    assert run({"prompt": "zero"}) == 0
+    edit = {"task": "edit", "prompt": "wider", "image": "out/00000.png"}
+    with pytest.raises(UserError, match="would give way to the pictures of this run: give another folder"):
+        run(edit)
+    assert (folder / "out" / "00000.png").exists()
+    assert run(edit, output="edited") == 0
+
+
+def test_one_prompt_on_the_command_line(run, folder):
+    assert run(prompt="zero", samples=2) == 0
+    assert [answer["prompt"] for answer in written(folder / "out")] == ["zero", "zero"]
+    with pytest.raises(UserError, match=r"--prompt: a prompt of .* do not fit the model's 160 positions"):
+        run(prompt="many words " * 200)
+    with pytest.raises(UserError, match="--samples=0: at least 1"):
+        run(prompt="zero", samples=0)
+
+
+def test_a_text_that_only_the_scorer_finds_too_long(run, trained, folder):
+    # As a caption, a text has three marks more than as a prompt.
+    text = "!" * (160 - 16 - 2)
+    assert run({"prompt": text}) == 0
+    assert run({"prompt": text}, scorer="caption") == 2
+    assert "do not fit" in written(folder / "out", "failed.jsonl")[0]["error"]

@@ -1,0 +1,300 @@
+"""What a person asks for: one line of a prompts file, for every task.
+
+    {"task": "text_to_image", "prompt": TEXT}                  a picture; the task of a line that names none
+    {"task": "caption", "image": FILE}                         a text; "prompt" may be an instruction in front of it
+    {"task": "vqa", "prompt": QUESTION, "image": FILE}         a text
+    {"task": "infill", "prompt": TEXT, "image": FILE}          the picture with "region" drawn anew
+    {"task": "infill_text", "prompt": TEXT, "image": FILE}     the text with every <mask> in it filled in
+    {"task": "edit", "prompt": INSTRUCTION, "image": FILE}     the picture, changed
+    {"task": "continue", "segments": [TEXT, {"image": FILE}]}  the rest of the document: texts and pictures
+
+"region" is [left, top, right, bottom] in shares of the picture's sides, the middle half of its height by default.
+caption and vqa take "order": "infill" (the default) or "left_to_right". Every task takes "retrieved", documents that
+stand in front: [{"prompt": TEXT, "image": FILE}]. Files are named from the folder of the prompts file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from cm3leon_jax.config import ImageTokenizerConfig
+from cm3leon_jax.documents import UnreadablePicture, open_picture
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.generation import prompts
+from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.vocabulary import Vocabulary
+
+# Fields that a task needs, and fields that it takes beside them and beside "task" and "retrieved".
+TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "text_to_image": (("prompt",), ()),
+    "caption": (("image",), ("prompt", "order")),
+    "vqa": (("prompt", "image"), ("order",)),
+    "infill": (("prompt", "image"), ("region",)),
+    "infill_text": (("prompt", "image"), ()),
+    "edit": (("prompt", "image"), ()),
+    "continue": (("segments",), ()),
+}
+_MEANINGS = {
+    "prompt": "a text",
+    "image": "the name of a file",
+    "region": "[left, top, right, bottom] in shares of the picture's sides, 0 to 1",
+    "order": '"infill" or "left_to_right"',
+    "segments": 'a list of texts and {"image": "file.png"}',
+    "retrieved": 'a list of {"prompt": "a text", "image": "file.png"}',
+}
+MIDDLE_HALF = (0.0, 0.25, 1.0, 0.75)
+
+# Pictures that are held as pixels at a time.
+_PICTURES = 64
+
+Region = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One line of a prompts file."""
+
+    # Line of the file, from 1, and place among its records, from 0.
+    line: int
+    number: int
+    task: str = "text_to_image"
+    prompt: str = ""
+    image: Path | None = None
+    region: Region = MIDDLE_HALF
+    order: str = "infill"
+    segments: tuple[str | Path, ...] = ()
+    retrieved: tuple[tuple[str, Path], ...] = ()
+
+    @property
+    def pictures(self) -> list[Path]:
+        """Every picture that it names."""
+        named = [self.image, *self.segments, *(image for _, image in self.retrieved)]
+        return [path for path in named if isinstance(path, Path)]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A record that cannot be answered, and why, in one line."""
+
+    line: int
+    error: str
+
+    @classmethod
+    def of(cls, line: int, error: UserError) -> Failure:
+        """What a record's mistake says, without the line breaks that it may quote."""
+        return cls(line, " ".join(str(error).split()))
+
+
+def read_requests(file: Path) -> tuple[list[Request], list[Failure]]:
+    """The records of a prompts file: those that can be read as requests, and those that cannot.
+
+    Raises:
+      UserError: if the file cannot be read, or has no records.
+    """
+    try:
+        # Not `splitlines`: a JSON string may hold what Unicode counts as the end of a line.
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"no prompts file {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompts file {file} cannot be read ({error}): give a text file of JSON lines") from None
+    records = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not records:
+        raise UserError(f"the prompts file {file} is empty: write one JSON object a line")
+    requests, failures = [], []
+    for number, (line, record) in enumerate(records):
+        try:
+            requests.append(_request(record, line, number, file.parent))
+        except UserError as error:
+            failures.append(Failure.of(line, error))
+    return requests, failures
+
+
+def _request(record: str, line: int, number: int, folder: Path) -> Request:
+    try:
+        value = json.loads(record)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not JSON ({error.msg} at column {error.colno}): write one object a line") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON that can be read ({error}): write one object a line") from None
+    if not isinstance(value, dict):
+        raise UserError('not an object: write one such as {"prompt": "a handwritten seven"}')
+    task = value.get("task", "text_to_image")
+    if not isinstance(task, str) or task not in TASKS:
+        raise UserError(f"task {task!r:.60} is none of {', '.join(TASKS)}")
+    needed, optional = TASKS[task]
+    known = (*needed, *optional, "retrieved", "task")
+    unknown = [name for name in value if name not in known]
+    if unknown:
+        raise UserError(f"no such field {', '.join(unknown)}: the task {task} has {', '.join(known)}")
+    fields: dict[str, Any] = {}
+    for name in known[:-1]:
+        if name in value:
+            fields[name] = _READERS[name](value[name], folder)
+            if fields[name] is None:
+                raise UserError(f"{name} is {value[name]!r:.60}: give {_MEANINGS[name]}")
+        elif name in needed:
+            raise UserError(f"the task {task} needs {name}, {_MEANINGS[name]}")
+    return Request(line, number, task, **fields)
+
+
+# Each gives None for a value of another form.
+
+
+def _text(value: Any, _: Path) -> str | None:
+    return value if isinstance(value, str) and not _has_half_characters(value) else None
+
+
+def _picture(value: Any, folder: Path) -> Path | None:
+    return folder / value if isinstance(value, str) else None
+
+
+def _region(value: Any, _: Path) -> Region | None:
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in value):
+        return None
+    left, top, right, bottom = map(float, value)
+    return left, top, right, bottom
+
+
+def _order(value: Any, _: Path) -> str | None:
+    return value if value in ("infill", "left_to_right") else None
+
+
+def _segments(value: Any, folder: Path) -> tuple[str | Path, ...] | None:
+    if not isinstance(value, list):
+        return None
+    segments = [
+        _picture(segment["image"], folder)
+        if isinstance(segment, dict) and segment.keys() == {"image"}
+        else _text(segment, folder)
+        for segment in value
+    ]
+    found = tuple(segment for segment in segments if segment is not None)
+    return found if len(found) == len(segments) else None
+
+
+def _retrieved(value: Any, folder: Path) -> tuple[tuple[str, Path], ...] | None:
+    if not isinstance(value, list):
+        return None
+    documents = []
+    for document in value:
+        if not isinstance(document, dict) or document.keys() != {"prompt", "image"}:
+            return None
+        text, image = _text(document["prompt"], folder), _picture(document["image"], folder)
+        if text is None or image is None:
+            return None
+        documents.append((text, image))
+    return tuple(documents)
+
+
+_READERS: dict[str, Callable[[Any, Path], Any]] = {
+    "prompt": _text,
+    "image": _picture,
+    "region": _region,
+    "order": _order,
+    "segments": _segments,
+    "retrieved": _retrieved,
+}
+
+
+def _has_half_characters(text: str) -> bool:
+    """JSON can spell halves of surrogate pairs, which no tokenizer takes and no file can hold."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def read_pictures(paths: Iterable[Path], image_tokenizer: ImageTokenizer) -> dict[Path, Int[np.ndarray, "codes"] | str]:
+    """The codes of each picture, or, where it cannot be read, why; a picture that is named twice is read once."""
+    config = image_tokenizer.config
+    distinct = list(dict.fromkeys(paths))
+    found: dict[Path, Int[np.ndarray, "codes"] | str] = {}
+    for start in range(0, len(distinct), _PICTURES):
+        pixels = {}
+        for path in distinct[start : start + _PICTURES]:
+            try:
+                pixels[path] = open_picture(path.read_bytes(), config.resolution, config.in_channels)
+            except FileNotFoundError:
+                found[path] = f"no picture {path}"
+            except (OSError, ValueError, UnreadablePicture) as error:
+                found[path] = f"the picture {path} cannot be read ({error}): give a PNG, a JPEG or the like"
+        if pixels:
+            codes = image_tokenizer.encode(np.stack(list(pixels.values())), min(_PICTURES, len(distinct)))
+            found |= dict(zip(pixels, codes, strict=True))
+    return found
+
+
+def region_mask(region: Region, grid: int) -> Bool[np.ndarray, "codes"]:
+    """The codes of a picture that a region (left, top, right, bottom, in shares of the sides) covers."""
+    left, top, right, bottom = (round(share * grid) for share in region)
+    mask = np.zeros((grid, grid), bool)
+    mask[top:bottom, left:right] = True
+    return mask.ravel()
+
+
+def prompt_of(
+    request: Request,
+    pictures: Mapping[Path, Int[np.ndarray, "codes"] | str],
+    image: ImageTokenizerConfig,
+    vocabulary: Vocabulary,
+    max_text_tokens: int,
+    sequence_length: int,
+) -> prompts.Prompt:
+    """What the model is given to continue.
+
+    Args:
+      request: what is asked.
+      pictures: as `read_pictures` gives them.
+      image: the image tokenizer's sizes.
+      vocabulary: names the ids.
+      max_text_tokens: the most that a text of the answer may have.
+      sequence_length: positions of the model, which end a continuation.
+
+    Raises:
+      UserError: if a picture cannot be read, or the request makes no sense.
+    """
+    v, most, image_length = vocabulary, max_text_tokens, image.image_length
+    codes = {path: _codes(pictures[path]) for path in request.pictures}
+    retrieved = [
+        [*v.encode_text(text), v.break_, *v.encode_image(codes[image]).tolist()] for text, image in request.retrieved
+    ]
+    text = request.prompt
+    if request.task == "text_to_image":
+        return prompts.text_to_image(text, image_length, v, retrieved)
+    if request.task == "continue":
+        segments = [segment if isinstance(segment, str) else codes[segment] for segment in request.segments]
+        # Room for one picture and one text, each behind a break, or what the positions leave of it.
+        most += image_length + 2
+        prompt = prompts.continuation(segments, most, image_length, v, retrieved)
+        room = max(1, sequence_length - len(prompt.streams[0].tokens))
+        return dataclasses.replace(prompt, plan=prompt.plan[:room], plan_places=prompt.plan_places[:room])
+    assert request.image is not None
+    picture = codes[request.image]
+    if request.task == "infill":
+        masked = region_mask(request.region, image.grid)
+        return prompts.infill(text, picture, masked, v, retrieved)
+    if request.task == "edit":
+        return prompts.edit(text, picture, v, retrieved)
+    if request.task == "infill_text":
+        # A space belongs to the word that follows it, so in training it is masked with that word.
+        return prompts.text_infill(text.replace(f" {prompts.BLANK}", prompts.BLANK), picture, most, v, retrieved)
+    if prompts.BLANK in text:
+        raise UserError(f"the prompt of the task {request.task} holds {prompts.BLANK}: the task infill_text fills it")
+    beginning = f"Question: {text.strip()} Answer:" if request.task == "vqa" else text.rstrip()
+    if request.order == "left_to_right":
+        return prompts.text_after_picture(picture, most, v, beginning, retrieved)
+    return prompts.text_infill(beginning + prompts.BLANK, picture, most, v, retrieved)
+
+
+def _codes(picture: Int[np.ndarray, "codes"] | str) -> Int[np.ndarray, "codes"]:
+    if isinstance(picture, str):
+        raise UserError(picture)
+    return picture

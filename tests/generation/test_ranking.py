@@ -1,0 +1,90 @@
+"""Scores against a plain loop."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cm3leon_jax.config import MeshConfig
+from cm3leon_jax.generation import prompts
+from cm3leon_jax.generation.decoder import Answer
+from cm3leon_jax.generation.ranking import SCORERS, Candidate, best, caption_prompt, text_log_likelihoods
+from cm3leon_jax.generation.requests import Request
+from tests.conftest import CAPTIONS
+from tests.generation.conftest import random_model
+
+MESHES = [MeshConfig(fsdp=1), MeshConfig(data=2, fsdp=2, tensor=2)]
+
+
+@jax.jit
+def next_log_probabilities(graph, parameters, tokens, places, length):
+    """Behind the first `length` tokens of a row that is padded on the right."""
+    model = nnx.merge(graph, parameters)
+    hidden, _ = model(tokens, jnp.arange(tokens.shape[1])[None], jnp.zeros_like(tokens), places)
+    return jax.nn.log_softmax(model.logits(hidden[0, length - 1]))
+
+
+def plain_log_likelihood(text, codes, model) -> float:
+    v = model.vocabulary
+    (stream,) = prompts.text_infill("<mask>", codes, 1, v).streams
+    answer = [*v.encode_text(text), v.eoss]
+    tokens, places = np.zeros((2, 1, 160), np.int32)
+    first = len(stream.tokens)
+    tokens[0, :first], places[0, :first] = stream.tokens, stream.places
+    total = 0.0
+    for length, token in enumerate(answer, start=first):
+        total += float(next_log_probabilities(model.graph, model.parameters, tokens, places, length)[token])
+        tokens[0, min(length, 159)] = token
+    return total / len(answer)
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=["one device", "eight devices"])
+def test_captions_are_scored_as_by_a_plain_loop(tiny_config, vocabulary, image_tokenizer, mesh):
+    model = random_model(tiny_config, vocabulary, image_tokenizer, mesh)
+    texts = ["", "zero", *CAPTIONS, "a handwritten seven " * 4]
+    pictures = np.random.default_rng(0).integers(0, 32, (len(texts), 16))
+    expected = [plain_log_likelihood(text, codes, model) for text, codes in zip(texts, pictures, strict=True)]
+    np.testing.assert_allclose(text_log_likelihoods(texts, pictures, model), expected, atol=1e-4)
+    # More than one batch.
+    many = text_log_likelihoods(texts * 4, np.tile(pictures, (4, 1)), model)
+    np.testing.assert_allclose(many, expected * 4, atol=1e-4)
+
+
+def test_a_caption_as_long_as_the_positions_allow(trained, tiny_config, vocabulary):
+    codes = np.arange(16)
+    room = tiny_config.batch.sequence_length - len(caption_prompt("", codes, vocabulary).streams[0].tokens)
+    text = "!" * room
+    assert len(vocabulary.encode_text(text)) == room
+    trained.decoder.refuse_too_long([caption_prompt(text, codes, vocabulary)])
+    (score,) = text_log_likelihoods([text], codes[None], trained)
+    assert score == pytest.approx(plain_log_likelihood(text, codes, trained), abs=1e-4)
+
+
+def test_the_caption_scorer_leaves_other_tasks_to_the_likelihood(trained):
+    codes = np.random.default_rng(0).integers(0, 32, (3, 16))
+    answers = [Answer([], score, 1) for score in (-1.0, -2.0, -3.0)]
+    requests = [Request(1, 0, prompt="zero"), Request(2, 1, "caption"), Request(3, 2, prompt="a seven")]
+    candidates = [
+        Candidate(request, answer, picture if request.task == "text_to_image" else None)
+        for request, answer, picture in zip(requests, answers, codes, strict=True)
+    ]
+    assert SCORERS["likelihood"](candidates, trained) == [-1.0, -2.0, -3.0]
+    first, second, third = SCORERS["caption"](candidates, trained)
+    assert second == -2.0
+    assert [first, third] == pytest.approx(
+        [plain_log_likelihood("zero", codes[0], trained), plain_log_likelihood("a seven", codes[2], trained)], abs=1e-4
+    )
+    assert SCORERS["caption"](candidates[1:2], trained) == [-2.0]
+
+
+def test_every_scorer_of_the_config_is_there(tiny_config):
+    for name in SCORERS:
+        dataclasses.replace(tiny_config.sampling, scorer=name)
+
+
+def test_the_best_come_first():
+    assert best([-3.0, -1.0, -2.0, -1.0], 3) == [1, 3, 2]
+    assert best([-3.0], 1) == [0]

@@ -1,0 +1,208 @@
+"""Prompts files: every task's lines, every mistake by line, and what the model is then given."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.generation import prompts
+from cm3leon_jax.generation.requests import (
+    MIDDLE_HALF,
+    TASKS,
+    Failure,
+    Request,
+    prompt_of,
+    read_pictures,
+    read_requests,
+    region_mask,
+)
+
+
+def test_a_region_in_shares_of_the_sides():
+    grid = region_mask((0.0, 0.25, 1.0, 0.75), 4).reshape(4, 4)
+    np.testing.assert_array_equal(grid.any(axis=1), [False, True, True, False])
+    corner = region_mask((0.5, 0.0, 1.0, 0.5), 4).reshape(4, 4)
+    np.testing.assert_array_equal(np.argwhere(corner), [[0, 2], [0, 3], [1, 2], [1, 3]])
+
+
+def read(folder, *lines) -> tuple[list[Request], list[Failure]]:
+    file = folder / "prompts.jsonl"
+    file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return read_requests(file)
+
+
+def test_lines_of_every_task(folder):
+    front = [{"prompt": "a two", "image": "b.png"}]
+    requests, failures = read(
+        folder,
+        {"prompt": "a seven\u2028on two lines"},
+        "",
+        {"task": "caption", "image": "a.png", "order": "left_to_right"},
+        {"task": "vqa", "prompt": "which?", "image": "a.png"},
+        {"task": "infill", "prompt": "x", "image": "a.png", "region": [0, 0, 1, 0.5], "retrieved": front},
+        {"task": "infill_text", "prompt": "a <mask>", "image": "a.png"},
+        {"task": "edit", "prompt": "make it wide", "image": "a.png"},
+        {"task": "continue", "segments": ["a photo", {"image": "c.png"}], "retrieved": []},
+    )
+    a, b, c = (folder / f"{name}.png" for name in "abc")
+    assert not failures
+    assert requests == [
+        Request(1, 0, "text_to_image", "a seven\u2028on two lines"),
+        Request(3, 1, "caption", image=a, order="left_to_right"),
+        Request(4, 2, "vqa", "which?", a),
+        Request(5, 3, "infill", "x", a, (0.0, 0.0, 1.0, 0.5), retrieved=(("a two", b),)),
+        Request(6, 4, "infill_text", "a <mask>", a),
+        Request(7, 5, "edit", "make it wide", a),
+        Request(8, 6, "continue", segments=("a photo", c)),
+    ]
+    assert {request.task for request in requests} == TASKS.keys()
+    assert requests[3].pictures == [a, b]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nonsense", "not JSON (Expecting value at column 1): write one object a line"),
+        ("1" * 5000, "not JSON that can be read"),
+        ("[1]", "not an object: write one such as"),
+        ('{"promt": "x"}', "no such field promt: the task text_to_image has prompt, retrieved, task"),
+        (
+            '{"prompt": "x", "task": "paint"}',
+            "task 'paint' is none of text_to_image, caption, vqa, infill, infill_text",
+        ),
+        ('{"prompt": "x", "task": []}', "task [] is none of"),
+        ("{}", "the task text_to_image needs prompt, a text"),
+        ('{"prompt": "x", "image": "a.png"}', "no such field image: the task text_to_image has"),
+        ('{"prompt": "\\ud800"}', r"prompt is '\ud800': give a text"),
+        ('{"task": "caption"}', "the task caption needs image, the name of a file"),
+        ('{"task": "caption", "prompt": 3, "image": "a.png"}', "prompt is 3: give a text"),
+        ('{"task": "caption", "image": ["a.png"]}', "image is ['a.png']: give the name of a file"),
+        ('{"task": "caption", "image": "a.png", "order": "up"}', 'order is \'up\': give "infill" or "left_to_right"'),
+        ('{"task": "caption", "image": "a.png", "region": [0, 0, 1, 1]}', "no such field region: the task caption has"),
+        ('{"task": "vqa", "image": "a.png"}', "the task vqa needs prompt, a text"),
+        ('{"task": "infill", "prompt": "x", "image": "a.png", "region": [0, 2, 1, 1]}', "region is [0, 2, 1, 1]: give"),
+        ('{"task": "infill", "prompt": "x", "image": "a.png", "region": 5}', "region is 5: give [left, top, right,"),
+        ('{"task": "edit", "prompt": "x"}', "the task edit needs image"),
+        ('{"task": "continue"}', "the task continue needs segments, a list of texts and"),
+        ('{"task": "continue", "segments": "x"}', "segments is 'x': give a list of texts and"),
+        ('{"task": "continue", "segments": [3]}', "segments is [3]: give a list"),
+        ('{"task": "continue", "segments": [{"image": 3}]}', "segments is [{'image': 3}]: give a list"),
+        ('{"prompt": "x", "retrieved": {}}', "retrieved is {}: give a list of"),
+        ('{"prompt": "x", "retrieved": [{"prompt": "x"}]}', "retrieved is [{'prompt': 'x'}]: give a list of"),
+        ('{"prompt": "x", "retrieved": [{"prompt": "x", "image": 1}]}', "retrieved is [{'prompt': 'x', 'image': 1}]:"),
+    ],
+)
+def test_a_mistake_is_named_by_line_and_stops_no_other(line, message, folder):
+    requests, failures = read(folder, {"prompt": "one"}, line, {"prompt": "two"})
+    assert [(request.line, request.number, request.prompt) for request in requests] == [(1, 0, "one"), (3, 2, "two")]
+    (failure,) = failures
+    assert failure.line == 2
+    assert failure.error.startswith(message)
+    assert "\n" not in failure.error
+
+
+def test_missing_and_empty_prompts_files(tmp_path):
+    with pytest.raises(UserError, match="no prompts file"):
+        read_requests(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="is empty"):
+        read_requests(tmp_path / "empty.jsonl")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_requests(tmp_path)
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_requests(tmp_path / "binary.jsonl")
+
+
+def test_pictures_are_read_once_and_the_bad_ones_say_why(folder, image_tokenizer):
+    paths = [folder / name for name in ("a.png", "gone.png", "b.png", "broken.png", ".", "nul\0.png", "a.png")]
+    found = read_pictures(paths, image_tokenizer)
+    assert list(map(str, found)).count(str(folder / "a.png")) == 1
+    assert found[folder / "gone.png"] == f"no picture {folder / 'gone.png'}"
+    for name in ("broken.png", ".", "nul\0.png"):
+        assert f"the picture {folder / name} cannot be read" in found[folder / name]
+    (again,) = read_pictures([folder / "a.png"], image_tokenizer).values()
+    np.testing.assert_array_equal(found[folder / "a.png"], again)
+    assert not np.array_equal(found[folder / "a.png"], found[folder / "b.png"])
+    assert read_pictures([], image_tokenizer) == {}
+
+
+@pytest.fixture
+def ask(folder, image_tokenizer, vocabulary):
+    """The prompt of a line, and the codes of the pictures a and b."""
+    pictures = read_pictures([folder / f"{name}.png" for name in ("a", "b", "gone")], image_tokenizer)
+
+    def prompt(sequence_length: int = 160, **line) -> prompts.Prompt:
+        (request,), _ = read(folder, line)
+        return prompt_of(request, pictures, image_tokenizer.config, vocabulary, 6, sequence_length)
+
+    return prompt, pictures[folder / "a.png"], pictures[folder / "b.png"]
+
+
+def test_what_the_model_is_given(ask, vocabulary):
+    prompt, a, b = ask
+    v = vocabulary
+    mask = region_mask(MIDDLE_HALF, 4)
+    assert prompt(prompt="a seven") == prompts.text_to_image("a seven", 16, v)
+    assert prompt(task="infill", prompt="x", image="a.png") == prompts.infill("x", a, mask, v)
+    assert prompt(task="edit", prompt="wider", image="a.png") == prompts.edit("wider", a, v)
+    assert prompt(task="caption", image="a.png") == prompts.text_infill("<mask>", a, 6, v)
+    # The space before a word is part of it, so it is masked with it.
+    says = "Describe the given picture."
+    assert prompt(task="caption", prompt=says, image="a.png") == prompts.text_infill(f"{says}<mask>", a, 6, v)
+    assert prompt(task="vqa", prompt="which one?", image="a.png") == prompts.text_infill(
+        "Question: which one? Answer:<mask>", a, 6, v
+    )
+    assert prompt(task="infill_text", prompt="a <mask> of <mask>.", image="a.png") == prompts.text_infill(
+        "a<mask> of<mask>.", a, 6, v
+    )
+    backwards = {"image": "a.png", "order": "left_to_right"}
+    assert prompt(task="caption", **backwards) == prompts.text_after_picture(a, 6, v)
+    assert prompt(task="caption", prompt=says, **backwards) == prompts.text_after_picture(a, 6, v, says)
+    assert prompt(task="vqa", prompt="which one?", **backwards) == prompts.text_after_picture(
+        a, 6, v, "Question: which one? Answer:"
+    )
+    assert prompt(task="continue", segments=["x", {"image": "b.png"}]) == prompts.continuation(["x", b], 24, 16, v)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_retrieved_documents_stand_in_front_of_every_task(ask, task, vocabulary):
+    prompt, a, b = ask
+    line = {"prompt": "a <mask>" if task == "infill_text" else "a seven", "image": "a.png", "segments": ["a photo"]}
+    line = {name: line[name] for name in TASKS[task][0]}
+    texts = ["a two", "a handwritten three"]
+    front = []
+    for text, codes in zip(texts, (a, b), strict=True):
+        front += [*vocabulary.encode_text(text), vocabulary.break_, *vocabulary.encode_image(codes), vocabulary.break_]
+    retrieved = [{"prompt": text, "image": f"{name}.png"} for text, name in zip(texts, "ab", strict=True)]
+    alone, behind = prompt(task=task, **line), prompt(task=task, retrieved=retrieved, **line)
+    assert list(behind.streams[0].tokens) == [vocabulary.end, *front, *alone.streams[0].tokens[1:]]
+    assert behind.plan == alone.plan
+
+
+def test_a_continuation_ends_with_the_positions(ask, vocabulary):
+    prompt, *_ = ask
+    length = len(prompt(task="continue", segments=["a photo"]).streams[0].tokens)
+    cut = prompt(task="continue", segments=["a photo"], sequence_length=length + 5)
+    assert cut.plan == cut.plan[:1] * 5
+    assert len(cut.plan_places) == 5
+    # A new document.
+    assert prompt(task="continue", segments=[]).streams[0].tokens == (vocabulary.end,)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"task": "caption", "image": "gone.png"}, "no picture .*gone.png"),
+        ({"prompt": "x", "retrieved": [{"prompt": "x", "image": "gone.png"}]}, "no picture .*gone.png"),
+        ({"task": "continue", "segments": [{"image": "gone.png"}]}, "no picture .*gone.png"),
+        ({"task": "infill", "prompt": "x", "image": "a.png", "region": [1, 0, 0, 1]}, "region covers no code"),
+        ({"task": "infill_text", "prompt": "x", "image": "a.png"}, "has 0 <mask>: write 1 to 8"),
+        ({"task": "vqa", "prompt": "a <mask>?", "image": "a.png"}, "task vqa holds <mask>: the task infill_text"),
+    ],
+)
+def test_a_request_that_makes_no_sense(ask, line, message):
+    prompt, *_ = ask
+    with pytest.raises(UserError, match=message):
+        prompt(**line)
