@@ -1,8 +1,8 @@
 """Cached decoding of a batch of prompts in one compiled loop, with guidance and only legal tokens.
 
 What bounds a step is what it reads: the weights, the table of the scores it computes, and the cache. So weights are
-held in the type of the activations, scores are computed only for ids that the prompts' plans let through, and attention
-reads only the part of the cache that is in use. Nothing returns to the host until every answer is finished.
+held in the type of the activations, scores are computed only for ids that the prompts' plans let through, and the
+cache grows with the answers. Nothing returns to the host until every answer is finished.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from cm3leon_jax.generation import grammar
 from cm3leon_jax.generation.prompts import ANYTHING, IMAGE_CODE
 from cm3leon_jax.generation.sampling import Filters, draw, next_scores
+from cm3leon_jax.model.cache import grown
 from cm3leon_jax.model.transformer import Cache, Transformer
 from cm3leon_jax.vocabulary import Vocabulary
 
-# A cache of up to this many slots is read whole in every step; a longer one in this many growing windows.
-_SHORT_CACHE, _NUM_WINDOWS = 256, 4
+# A cache of up to this many slots is as long as it will be from the first step on; a longer one grows so many times.
+_SHORT_CACHE, _NUM_SIZES = 256, 4
 
 
 class Task(NamedTuple):
@@ -71,6 +72,7 @@ def decode(
     vocabulary: Vocabulary,
     entries: frozenset[int],
     filters: Filters,
+    cache_sizes: tuple[int, ...],
 ) -> Drawn:
     """Draws a token a step until every answer is finished.
 
@@ -78,11 +80,12 @@ def decode(
       parameters: of an unstacked model.
       task: the prompts.
       hidden: the model's hidden state at each prompt's end.
-      cache: holds the prompts, padded on the left so that all end at slot `num_slots`, and room for the answers.
+      cache: holds the prompts, padded on the left so that all end at slot `num_slots`.
       graph: the unstacked model's structure.
       vocabulary: names the ids.
       entries: what kinds of entries, IMAGE_CODE and so on, the plans hold.
       filters: how a token is drawn.
+      cache_sizes: slots that the cache has, first and after each growth; see `cache_sizes`.
     """
     model: Transformer = nnx.merge(graph, parameters)
     B, M = task.plan.shape
@@ -130,15 +133,15 @@ def decode(
             done=state.done | (spans_left == 0) | (state.step + 1 >= task.plan_length),
         )
 
-    def advance(state: Drawn, window: int) -> Drawn:
+    def advance(state: Drawn) -> Drawn:
         index = task.num_slots + state.step - 1
         token, place = jnp.repeat(state.token, S)[:, None], jnp.repeat(state.place, S)[:, None]
         positions = (index - task.start)[:, None]
-        hidden, cache = model(token, positions, task.start[:, None], place, state.cache, index, window)
+        hidden, cache = model(token, positions, task.start[:, None], place, state.cache, index)
         return draw_next(state._replace(cache=cache), hidden[:, 0])
 
-    def is_unfinished(state: Drawn, window: int) -> Bool[Array, ""]:
-        return ~state.done.all() & (task.num_slots + state.step <= window)
+    def fits(state: Drawn, size: int) -> Bool[Array, ""]:
+        return ~state.done.all() & (task.num_slots + state.step <= size)
 
     state = Drawn(
         step=jnp.zeros((), jnp.int32),
@@ -153,13 +156,18 @@ def decode(
         done=task.plan_length == 0,
     )
     state = draw_next(state, hidden)
-    for window in windows(cache[0].key.shape[2]):
-        state = jax.lax.while_loop(partial(is_unfinished, window=window), partial(advance, window=window), state)
+    for size in cache_sizes:
+        state = state._replace(cache=grown(state.cache, size))
+        state = jax.lax.while_loop(partial(fits, size=size), advance, state)
     return state
 
 
-def windows(num_slots: int) -> list[int]:
-    """How many slots of a cache the steps attend to, in growing order; the last is all of them."""
+def cache_sizes(num_prompt_slots: int, num_slots: int) -> tuple[int, ...]:
+    """Slots that a cache has while it grows from the prompts to all that the answers need.
+
+    A step reads all of the cache it is given: to read a part of a larger one, XLA would copy it in every step.
+    """
     if num_slots <= _SHORT_CACHE:
-        return [num_slots]
-    return [num_slots * (n + 1) // _NUM_WINDOWS for n in range(_NUM_WINDOWS)]
+        return (num_slots,)
+    sizes = [num_slots * (n + 1) // _NUM_SIZES for n in range(_NUM_SIZES)]
+    return tuple(size for size in sizes if size > num_prompt_slots)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from cm3leon_jax.config import ModelConfig, SamplingConfig
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation.decode import Drawn, Task, decode
+from cm3leon_jax.generation.decode import Drawn, Task, cache_sizes, decode
 from cm3leon_jax.generation.prefill import CHUNK, Plan, Reading, copy_moved_rows, copy_rows, plan_reading, rounded_up
 from cm3leon_jax.generation.prompts import IMAGE_CODE, Prompt, Stream
 from cm3leon_jax.generation.sampling import Filters
@@ -70,8 +70,7 @@ class Decoder:
         self._extend = jax.jit(extend, donate_argnums=1)
         self._decode = jax.jit(
             partial(decode, graph=decoding_graph, vocabulary=vocabulary),
-            static_argnames=("entries", "filters"),
-            donate_argnames="cache",
+            static_argnames=("entries", "filters", "cache_sizes"),
         )
         self._decode_speculatively = jax.jit(
             partial(decode_speculatively, graph=decoding_graph, vocabulary=vocabulary),
@@ -166,13 +165,16 @@ class Decoder:
         task = self._task(rows, reading, num_entries, scales, sampling.seed, [*indices, *[0] * spare])
         if num_streams > 1 and any(is_contrastive):
             task = task._replace(is_contrastive=jnp.asarray(is_contrastive))
-        room = reading.num_slots + num_entries + (window if speculates else 0)
-        cache = self._copy_rows(cache, reading.rest_row, rounded_up(room, _LEAST_SLOTS))
+        room = rounded_up(reading.num_slots + num_entries + (window if speculates else 0), _LEAST_SLOTS)
+        sizes = (room,) if speculates else cache_sizes(reading.num_slots, room)
+        cache = self._copy_rows(cache, reading.rest_row, sizes[0])
         hidden, filters = hidden[reading.rest_row], Filters.of(sampling)
         if speculates:
             drawn = self._decode_speculatively(self._parameters, task, hidden, cache, filters=filters, window=window)
         else:
-            drawn = self._decode(self._parameters, task, hidden, cache, entries=entries, filters=filters)
+            drawn = self._decode(
+                self._parameters, task, hidden, cache, entries=entries, filters=filters, cache_sizes=sizes
+            )
         return self._answers(prompts, drawn)
 
     def _task(

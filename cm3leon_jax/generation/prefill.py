@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int32
 
 from cm3leon_jax.generation.prompts import Stream
+from cm3leon_jax.model.cache import grown
 from cm3leon_jax.model.transformer import Cache
 
 # Tokens read at a time.
@@ -106,12 +107,7 @@ def plan_reading(groups: Sequence[Sequence[Stream]]) -> Plan:
 
 def copy_rows(cache: Cache, rows: Int[Array, "R"], num_slots: int) -> Cache:
     """A cache of `num_slots` slots whose row r begins with row rows[r] of another."""
-
-    def copied(array: Array) -> Array:
-        spare = [(0, 0), (0, 0), (0, num_slots - array.shape[2]), *[(0, 0)] * (array.ndim - 3)]
-        return jnp.pad(jnp.take(array, rows, axis=0), spare)
-
-    return jax.tree.map(copied, cache)
+    return grown(jax.tree.map(lambda array: jnp.take(array, rows, axis=0), cache), num_slots)
 
 
 def copy_moved_rows(cache: Cache, rows: Int[Array, "R"], shift: Int[Array, "R"], num_slots: int) -> Cache:

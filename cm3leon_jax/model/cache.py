@@ -44,16 +44,25 @@ class LayerCache(NamedTuple):
         return jax.tree.map(lambda stored, new: _put(stored, new, index, present), self, entries)
 
     def attend(self, query: Float[Array, "B L H Dh"], mask: Bool[Array, "B L S"]) -> Float[Array, "B L H Dh"]:
-        """Attention over the first S slots, as many as the mask describes."""
-        S = mask.shape[-1]
-        scores = attention_scores(jnp.swapaxes(query, 1, 2), self.key[:, :, :S].astype(query.dtype))
+        """Attention over all slots that the mask lets through."""
+        scores = attention_scores(jnp.swapaxes(query, 1, 2), self.key.astype(query.dtype))
         if self.key_scale is not None:
-            scores = scores * self.key_scale[:, :, None, :S]
+            scores = scores * self.key_scale[:, :, None]
         weights = attention_weights(scores, mask)
         if self.value_scale is not None:
-            weights = weights * self.value_scale[:, :, None, :S]
-        value = self.value[:, :, :S].astype(query.dtype)
+            weights = weights * self.value_scale[:, :, None]
+        value = self.value.astype(query.dtype)
         return jnp.swapaxes(jnp.einsum("BHLS,BHSd->BHLd", weights.astype(query.dtype), value), 1, 2)
+
+
+def grown(cache: tuple[LayerCache, ...], num_slots: int) -> tuple[LayerCache, ...]:
+    """The same cache with room for more."""
+
+    def with_room(array: Array) -> Array:
+        spare = [(0, 0), (0, 0), (0, num_slots - array.shape[2]), *[(0, 0)] * (array.ndim - 3)]
+        return jnp.pad(array, spare)
+
+    return jax.tree.map(with_room, cache)
 
 
 def _quantised(x: Float[Array, "B H L Dh"]) -> tuple[Num[Array, "B H L Dh"], Float[Array, "B H L"]]:

@@ -80,15 +80,16 @@ class Attention(nnx.Module):
         self.rotary = "rotary" in config.positions
 
     def __call__(
-        self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None, window: int
+        self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
-        """Attends within x, or, given its layer's cache, writes x into it and attends to its first `window` slots."""
+        """Attends within x, or, given its layer's cache, writes x into it and attends to all of it."""
         query = _plus(jnp.einsum("BLD,DHd->BLHd", x, self.query[...].astype(x.dtype)), self.query_bias)
         key = _plus(jnp.einsum("BLD,DHd->BLHd", x, self.key[...].astype(x.dtype)), self.key_bias)
         value = _plus(jnp.einsum("BLD,DHd->BLHd", x, self.value[...].astype(x.dtype)), self.value_bias)
         if self.rotary:
             query, key = rotate(query, places.position), rotate(key, places.position)
-        mask = attention_mask(places.row_index, places.document_start, window)
+        num_keys = x.shape[1] if cache is None else cache.key.shape[2]
+        mask = attention_mask(places.row_index, places.document_start, num_keys)
         if cache is None:
             mixed = attention(query, key, value, mask)
         else:
@@ -130,14 +131,14 @@ class Block(nnx.Module):
         self.norms_first = config.norm_position == "before"
 
     def __call__(
-        self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None, window: int
+        self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
         """x + attention, then x + feed-forward; the norms are on what each reads, or on the sums."""
         if self.norms_first:
-            mixed, cache = self.attention(self.attention_norm(x), places, cache, window)
+            mixed, cache = self.attention(self.attention_norm(x), places, cache)
             x = x + mixed
             return x + self.feed_forward(self.feed_forward_norm(x)), cache
-        mixed, cache = self.attention(x, places, cache, window)
+        mixed, cache = self.attention(x, places, cache)
         x = self.attention_norm(x + mixed)
         return self.feed_forward_norm(x + self.feed_forward(x)), cache
 
@@ -181,7 +182,6 @@ class Transformer(nnx.Module):
         picture_places: Int[Array, "B L"],
         cache: Cache | None = None,
         cache_index: Int[Array, ""] | Int[Array, "B"] | int = 0,
-        window: int | None = None,
     ) -> tuple[Float[Array, "B L D"], Any]:
         """The normed hidden states, and the cache with these tokens in it if one was given.
 
@@ -192,7 +192,6 @@ class Transformer(nnx.Module):
           picture_places: 1 + the place in its picture that follows each token; 0 outside of pictures.
           cache: keys and values of the tokens before these.
           cache_index: where in the cache the first of these tokens goes, for all rows or for each.
-          window: how many slots of the cache hold all that these tokens may attend to (default: all slots).
         """
         B, L = tokens.shape
         x = self.token_embedding[...][tokens]
@@ -209,10 +208,9 @@ class Transformer(nnx.Module):
         if cache is None:
             x = self._uncached(x, places)
         else:
-            window = window or cache[0].key.shape[2]
             written: list[Any] = []
             for layer, layer_cache in zip(self.layers(), cache, strict=True):
-                x, layer_written = layer(x, places, layer_cache, window)
+                x, layer_written = layer(x, places, layer_cache)
                 written.append(layer_written)
             cache = tuple(written)
         return x if self.last_norm is None else self.last_norm(x), cache
@@ -221,7 +219,7 @@ class Transformer(nnx.Module):
         graph, parameters = nnx.split(self.blocks)
 
         def layer(x: Array, layer_parameters: Any) -> tuple[Array, Any]:
-            return nnx.merge(graph, layer_parameters)(x, places, None, x.shape[1])
+            return nnx.merge(graph, layer_parameters)(x, places, None)
 
         if self.config.remat != "all":
             # In a loop XLA would undo the rematerialisation; a scan keeps it by itself.
