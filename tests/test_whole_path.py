@@ -110,20 +110,31 @@ def test_from_raw_documents_to_a_report(run, capsys):
     asked.write_text(
         '{"prompt": "the digit one"}\n{"task": "caption", "image": "asked.png"}\n'
         '{"task": "infill", "prompt": "the digit two", "image": "asked.png", "region": [0, 0, 0.5, 0.5]}\n'
+        '{"task": "infill_text", "prompt": "the <mask> two", "image": "asked.png"}\n'
+        '{"task": "continue", "segments": ["the digit"]}\n'
     )
-    run("generate", f"--prompts={asked}", "--samples=2")
+    run("generate", f"--prompts={asked}", "--samples=2", "--config.sampling.candidates=3")
     answers = [json.loads(line) for line in (workdir / "generations" / "generations.jsonl").read_text().splitlines()]
+    tasks = ("text_to_image", "caption", "infill", "infill_text", "continue")
     assert [(a["index"], a["sample"], a["task"]) for a in answers] == [
-        (0, 0, "text_to_image"),
-        (1, 1, "text_to_image"),
-        (2, 0, "caption"),
-        (3, 1, "caption"),
-        (4, 0, "infill"),
-        (5, 1, "infill"),
+        (2 * number + sample, sample, task) for number, task in enumerate(tasks) for sample in range(2)
     ]
     for answer in answers:
-        assert (answer["text"] is None) == (answer["task"] != "caption")
+        assert (answer["text"] is not None) == (answer["task"] in ("caption", "infill_text"))
+        assert (answer["image"] is not None) == (answer["task"] in ("text_to_image", "infill"))
         assert (answer["image"] is None) or (workdir / "generations" / answer["image"]).exists()
+
+    # An edit needs more positions than this model has; the other record is answered.
+    asked.write_text('{"task": "edit", "prompt": "make it wide", "image": "asked.png"}\n{"prompt": "the digit one"}\n')
+    with pytest.raises(AssertionError, match="ended with 2"):
+        run("generate", f"--prompts={asked}", "--config.sampling.scorer=caption")
+    errors = capsys.readouterr().err
+    assert f"{asked}, line 1: a prompt of " in errors
+    assert "1 of 2 records have no answer" in errors
+    (answer,) = (json.loads(line) for line in (workdir / "generations" / "generations.jsonl").read_text().splitlines())
+    assert (answer["index"], answer["image"]) == (1, "00001.png")
+    (failure,) = (json.loads(line) for line in (workdir / "generations" / "failed.jsonl").read_text().splitlines())
+    assert failure["line"] == 1
 
     # Another config does not silently continue this run; another vocabulary is not read as this one.
     assert (

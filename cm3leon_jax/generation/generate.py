@@ -111,18 +111,26 @@ def generate(
 
     Returns:
       every record that has no answer, in the order of the file.
+
+    Raises:
+      UserError: if `output` cannot be a folder; before any answer is drawn.
     """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {output} cannot be made ({error.strerror}): name another with --output") from None
     asked, refused = _ask(requests, model, config)
     failures = sorted([*failures, *refused], key=lambda failure: failure.line)
     samples, num_candidates = _numbers(samples, config.sampling)
     answers = _answer(asked, model, config.sampling, num_candidates)
     lines, pictures = _results(asked, answers, model, config.sampling, samples)
 
-    output.mkdir(parents=True, exist_ok=True)
     # The lists go first and come last, so that what they name is there.
-    for file in (output / ANSWERS_FILE, output / FAILURES_FILE, *output.iterdir()):
-        if file.name in (ANSWERS_FILE, FAILURES_FILE) or _PICTURE_NAME.fullmatch(file.name):
-            file.unlink(missing_ok=True)
+    for name in (ANSWERS_FILE, FAILURES_FILE):
+        (output / name).unlink(missing_ok=True)
+    for file in list(output.iterdir()):
+        if _PICTURE_NAME.fullmatch(file.name) and file.is_file():
+            file.unlink()
     _write_pictures(output, pictures, model, config.sampling.batch_size)
     if lines:
         _write_lines(output / ANSWERS_FILE, lines)

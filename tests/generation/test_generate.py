@@ -235,6 +235,8 @@ def test_one_prompt_on_the_command_line(run, folder):
     assert [answer["prompt"] for answer in written(folder / "out")] == ["zero", "zero"]
     with pytest.raises(UserError, match=r"--prompt: a prompt of .* do not fit the model's 160 positions"):
         run(prompt="many words " * 200)
+    with pytest.raises(UserError, match=r"a.png cannot be made \(File exists\): name another with --output"):
+        run(prompt="zero", output="a.png")
     with pytest.raises(UserError, match="--samples=0: at least 1"):
         run(prompt="zero", samples=0)
 

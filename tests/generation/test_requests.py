@@ -1,6 +1,8 @@
 """Prompts files: every task's lines, every mistake by line, and what the model is then given."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +60,14 @@ def test_lines_of_every_task(folder):
     ]
     assert {request.task for request in requests} == TASKS.keys()
     assert requests[3].pictures == [a, b]
+
+
+def test_the_lines_that_the_readme_shows_are_requests_of_every_task(folder):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\|[^|]*\| `(\{.*\})` \|", readme, flags=re.MULTILINE)
+    requests, failures = read(folder, *shown)
+    assert not failures
+    assert [request.task for request in requests] == list(TASKS)
 
 
 @pytest.mark.parametrize(
