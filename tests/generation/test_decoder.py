@@ -1,6 +1,7 @@
 """Cached decoding: the same answers as a loop without a cache, legal tokens only, and no neighbour's influence."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 
 from cm3leon_jax.config import MeshConfig, ModelConfig, SamplingConfig
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation import grammar, prompts
+from cm3leon_jax.generation import grammar, prefill, prompts
 from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.generation.prompts import IMAGE_CODE, Prompt, Stream
 from cm3leon_jax.generation.sampling import edit_guided_logits, guided_logits
@@ -143,6 +144,46 @@ def test_a_mixed_batch_answers_as_a_loop_without_cache(model, vocabulary, mesh):
     answers = decoder_on(model, vocabulary, mesh)(asked, sampling)
     for prompt, answer in zip(asked, answers, strict=True):
         assert answer.tokens == greedy_without_cache(model, vocabulary, prompt, sampling)
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=["one device", "eight devices"])
+def test_cached_logits_equal_the_uncached_at_every_position(model, vocabulary, mesh):
+    """Prompts of different lengths, with and without retrieved documents, then given tokens one by one."""
+    decoder = decoder_on(model, vocabulary, mesh)
+    streams = [stream for prompt in all_prompts(vocabulary) for stream in prompt.streams]
+    plan = prefill.plan_reading([prompt.streams for prompt in all_prompts(vocabulary)])
+    assert plan.prefixes is not None
+    hidden, cache = decoder._read(plan, "")
+    cache, hidden = decoder._copy_rows(cache, plan.rest_row, plan.num_slots + 12), hidden[plan.rest_row]
+    start = plan.num_slots - plan.length[plan.rest_row]
+    given = np.random.default_rng(0).integers(4, vocabulary.size, (len(streams), 12))
+    for step in range(12):
+        for row, stream in enumerate(streams):
+            ids = jnp.array([[*stream.tokens, *given[row, :step]]])
+            ids = jnp.pad(ids, ((0, 0), (0, LENGTH - ids.shape[1])))
+            places = jnp.zeros_like(ids).at[0, : len(stream.places)].set(jnp.array(stream.places))
+            expected = next_logits(nnx.split(model), ids, places, len(stream.tokens) + step)
+            np.testing.assert_allclose(model.logits(hidden[row : row + 1]), expected, atol=1e-4)
+        index = np.int32(plan.num_slots + step)
+        tokens = given[:, step : step + 1].astype(np.int32)
+        part = (tokens, (index - start)[:, None].astype(np.int32), np.zeros_like(tokens))
+        hidden, cache = decoder._extend(decoder._parameters, cache, part, start.astype(np.int32), index)
+
+
+def test_tensor_parallel_steps_move_no_weights(vocabulary):
+    """Between devices go sums of activations and of scores, never a weight or the cache."""
+    config = ModelConfig(num_layers=1, model_dim=64, num_heads=8, compute_dtype="float32")
+    decoder = Decoder(config, vocabulary, LENGTH, make_mesh(MeshConfig(fsdp=1, tensor=8)))
+    decoder.load(nnx.state(Transformer(config, vocabulary.size, LENGTH, nnx.Rngs(0))))
+    cache = decoder._empty_cache(4, 64, "")
+    token = np.ones((4, 1), np.int32)
+    step = decoder._extend.lower(decoder._parameters, cache, (token,) * 3, np.zeros(4, np.int32), np.int32(3))
+    moved = re.findall(r"= \(?(\w+\[[\d,]*\]).* (all-[a-z\-]+|collective-permute)\(", step.compile().as_text())
+    assert moved, "nothing is shared out"
+    for shape, operation in moved:
+        size = np.prod([int(n) for n in re.findall(r"\d+", shape.partition("[")[2])])
+        assert size <= 4 * config.model_dim, f"{operation} of {shape}"
+    assert all(layer.key.sharding.spec[1] == "tensor" for layer in cache)
 
 
 def test_no_guidance_is_the_prompt_alone(model, decoder, vocabulary):
