@@ -14,7 +14,7 @@ from flax import nnx
 from cm3leon_jax.errors import UserError
 
 # Most bytes of the pieces in which an array is written: what must be decompressed to read any part of a piece.
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 16 << 20
 
 
 class Checkpoints:

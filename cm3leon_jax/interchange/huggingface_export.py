@@ -38,7 +38,7 @@ IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 FORMAT_VERSION = 1
 
 # Most bytes of a tensor's rows in memory, where its rows are stored as ours.
-_PIECE_BYTES = 64 << 20
+_PIECE_BYTES = 16 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
         tensors = list(opt_tensors(parameters))
         with replacing_folder(output) as folder:
             _write_small_files(folder, config, vocabulary, meta, step, arguments.dtype, image_tokenizer)
-            training = Training(meta, step, _manifest(config, meta), _evaluation(workdir))
+            training = Training(meta, step, _manifest(config, meta), _evaluation(workdir), image_tokenizer is not None)
             card = model_card(
                 config.model,
                 vocabulary,

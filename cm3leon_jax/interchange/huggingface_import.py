@@ -64,6 +64,9 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     abstract = abstract_on(abstract, shardings(abstract, mesh))
     rows = {"token_embedding": opt["vocab_size"], "position_embedding": opt["max_position_embeddings"]}
     parameters = read_parameters(config, vocabulary, abstract, weights, rows, folder)
+    num_tensors = len(weights)
+    # Its files are mapped into memory, which the checkpoint needs.
+    del weights
 
     if not (Path(config.vocabulary.path) / "tokenizer.json").exists():
         vocabulary.save(config.vocabulary.path)
@@ -78,7 +81,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     with Checkpoints(checkpoints, keep=config.train.keep_checkpoints) as opened:
         opened.save(0, {"parameters": parameters}, meta)
     config_file.save(config, workdir / "config.json")
-    _announce(config, vocabulary, weights, parameters, opt, workdir)
+    _announce(config, vocabulary, num_tensors, parameters, opt, workdir)
     return 0
 
 
@@ -269,13 +272,13 @@ def _refuse_what_is_there(config: Config, vocabulary: Vocabulary, image_tokenize
 def _announce(
     config: Config,
     vocabulary: Vocabulary,
-    weights: dict[str, StoredTensor],
+    num_tensors: int,
     parameters: nnx.State,
     opt: dict[str, Any],
     workdir: Path,
 ) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
-    print(f"imported {count:,} parameters from {len(weights)} tensors into {workdir}/checkpoints/0")
+    print(f"imported {count:,} parameters from {num_tensors} tensors into {workdir}/checkpoints/0")
     new = {
         "rows of the embedding table": (opt["vocab_size"], vocabulary.size),
         "positions": (opt["max_position_embeddings"], config.batch.sequence_length),

@@ -21,6 +21,8 @@ class Training:
     manifest: Mapping[str, Any] | None
     # evaluation.json of the run, where there is one.
     evaluation: Mapping[str, float] | None
+    # Parameters that were imported before any image tokenizer was trained have none.
+    has_image_tokenizer: bool
 
 
 def model_card(
@@ -47,7 +49,7 @@ def model_card(
                 _training(run),
                 *(["## Evaluation", _evaluation(run)] if run.evaluation else []),
                 "## Use",
-                _use(vocabulary, image_length),
+                _use(vocabulary, image_length, run.has_image_tokenizer),
                 "## Prompts",
                 _prompts(vocabulary, image_length),
             ]
@@ -88,6 +90,7 @@ def _training(run: Training) -> str:
     batch, optimizer, objective = config["batch"], config["optimizer"], config["objective"]
     tokens = run.step * batch["batch_size"] * batch["sequence_length"]
     rows = [
+        ("started from", "imported parameters" if run.meta.get("from_import") else "random numbers"),
         ("steps", f"{run.step:,}"),
         ("tokens", f"{tokens:,} ({batch['batch_size']:,} sequences of {batch['sequence_length']:,} a step)"),
         ("packing", batch["packing"]),
@@ -119,7 +122,7 @@ def _evaluation(run: Training) -> str:
     return note + _table(("held-out documents", ""), [(name, f"{value:.4g}") for name, value in measured.items()])
 
 
-def _use(vocabulary: Vocabulary, image_length: int) -> str:
+def _use(vocabulary: Vocabulary, image_length: int, has_image_tokenizer: bool) -> str:
     first, stop = vocabulary.first_image_code, vocabulary.break_
     text = (
         "```python\n"
@@ -133,17 +136,20 @@ def _use(vocabulary: Vocabulary, image_length: int) -> str:
         f"    prefix_allowed_tokens_fn=lambda row, ids: list(range({first}, {stop})),\n"
         f")[:, -{image_length}:] - {first}\n"
         "```\n\n"
+    )
+    pictures = (
         "`image_tokenizer/` turns codes into pictures and back:\n\n"
         "```python\n"
         "from cm3leon_jax.image_tokenizer.codec import ImageTokenizer\n\n"
         'pictures = ImageTokenizer.load(f"{folder}/image_tokenizer").decode(codes.numpy())\n'
         "```\n\n"
     )
-    return text + (
+    notes = (
         "The tokenizer reads the names of marks and codes in a text as what they name: take them out of texts that are "
-        "not yours. Engines that serve OPT from such folders, as vLLM does, find here what they look for. "
-        "`cm3leon import --from=FOLDER` turns it into a run that `cm3leon` trains, evaluates and generates with."
+        "not yours. Engines that serve OPT, such as vLLM, look for the same names and fields. "
+        "`cm3leon import --from=FOLDER` turns this folder into a run that `cm3leon` trains, evaluates and generates with."
     )
+    return text + (pictures if has_image_tokenizer else "") + notes
 
 
 def _prompts(vocabulary: Vocabulary, image_length: int) -> str:

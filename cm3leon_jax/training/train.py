@@ -68,7 +68,7 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
     compiled = TrainStep(config, vocabulary, mesh)
     latest = checkpoints.latest_step
     first_step = latest or 0
-    meta = {
+    meta: dict[str, Any] = {
         "vocabulary": vocabulary.fingerprint,
         "corpus": corpus.identity,
         "config": dataclasses.asdict(config),
@@ -79,6 +79,7 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
         # Imported before there was one: the corpus says which one it is.
         del stored["corpus"]
     refuse_changes(stored, meta, _MAY_CHANGE + _FREE_AFTER_IMPORT * is_imported, f"{workdir} holds a run")
+    meta["from_import"] = is_imported or stored.get("from_import", False)
     source = _source(config, corpus, vocabulary, config.corpus.train_split, stored.get("first_window", (0, 0)))
     held_out_source = _source(config, corpus, vocabulary, config.corpus.held_out_split) if train.eval_every else None
     pictures = SamplePictures(config, workdir, vocabulary, mesh) if train.sample_every else None

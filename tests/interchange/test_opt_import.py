@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 from tokenizers import ByteLevelBPETokenizer
 
+from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.config import MeshConfig, TrainConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.restoring import restore_model
@@ -184,6 +185,8 @@ def test_an_opt_is_trained_on_with_the_image_tokenizer_that_comes_later(config, 
     config = dataclasses.replace(config, train=TrainConfig(num_tokens=8.0 * 32, eval_every=0, sample_every=0))
     assert train.run(config, there, Namespace()) == 0
     assert restore_model(config, there).step == 1
+    with Checkpoints(there / "checkpoints", keep=1) as checkpoints:
+        assert checkpoints.meta(1)["from_import"] is True
 
 
 def test_a_wrong_number_of_text_tokens_names_the_right_one(config, folder, tmp_path):
