@@ -147,7 +147,7 @@ def _use(vocabulary: Vocabulary, image_length: int, has_image_tokenizer: bool) -
     notes = (
         "The tokenizer reads the names of marks and codes in a text as what they name: take them out of texts that are "
         "not yours. Engines that serve OPT, such as vLLM, look for the same names and fields. "
-        "`cm3leon import --from=FOLDER` turns this folder into a run that `cm3leon` trains, evaluates and generates with."
+        "`cm3leon import --from=FOLDER` turns this folder into a run that `cm3leon` trains and generates with."
     )
     return text + (pictures if has_image_tokenizer else "") + notes
 
