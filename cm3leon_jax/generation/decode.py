@@ -137,7 +137,7 @@ def decode(
         index = task.num_slots + state.step - 1
         token, place = jnp.repeat(state.token, S)[:, None], jnp.repeat(state.place, S)[:, None]
         positions = (index - task.start)[:, None]
-        hidden, cache = model(token, positions, task.start[:, None], place, state.cache, index)
+        hidden, cache = model.extend(token, positions, task.start[:, None], place, state.cache, index)
         return draw_next(state._replace(cache=cache), hidden[:, 0])
 
     def fits(state: Drawn, size: int) -> Bool[Array, ""]:

@@ -63,7 +63,8 @@ class Decoder:
         ) -> tuple[Float[Array, "R D"], Cache]:
             tokens, positions, places = part
             starts = jnp.broadcast_to(start[:, None], tokens.shape)
-            hidden, cache = nnx.merge(decoding_graph, parameters)(tokens, positions, starts, places, cache, index)
+            model: Transformer = nnx.merge(decoding_graph, parameters)
+            hidden, cache = model.extend(tokens, positions, starts, places, cache, index)
             return hidden[:, -1], cache
 
         # Caches are written in place.

@@ -121,7 +121,7 @@ def _mean_log_likelihoods(
 ) -> Float[Array, "B"]:
     """Of the tokens that the last T of each row are to predict; `pad` expects nothing."""
     model = nnx.merge(graph, parameters)
-    hidden, _ = model(tokens, positions, jnp.zeros_like(tokens), places)
+    hidden = model(tokens, positions, jnp.zeros_like(tokens), places)
     log_probability = jax.nn.log_softmax(model.logits(hidden[:, -expected.shape[1] :]))
     found = jnp.take_along_axis(log_probability, expected[..., None], axis=-1)[..., 0]
     counts = expected != pad

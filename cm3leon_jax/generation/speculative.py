@@ -91,7 +91,7 @@ def decode_speculatively(
         positions = (index - task.start)[:, None] + jnp.arange(W)
         # Guesses behind the end of the picture have no position; they leave no trace.
         positions = jnp.where(jnp.repeat(newest[:, None] + jnp.arange(W) < M, S, axis=0), positions, -1)
-        hidden, cache = model(
+        hidden, cache = model.extend(
             jnp.repeat(ids[inputs], S, axis=0),
             positions,
             jnp.repeat(task.start[:, None], W, axis=1),

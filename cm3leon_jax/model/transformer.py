@@ -180,42 +180,18 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B L"],
         document_start: Int[Array, "B L"],
         picture_places: Int[Array, "B L"],
-        cache: Cache | None = None,
-        cache_index: Int[Array, ""] | Int[Array, "B"] | int = 0,
-    ) -> tuple[Float[Array, "B L D"], Any]:
-        """The normed hidden states, and the cache with these tokens in it if one was given.
+    ) -> Float[Array, "B L D"]:
+        """The normed hidden states.
 
         Args:
           tokens: ids.
-          positions: each token's place in its document; -1 for a token that is to leave no trace in the cache.
-          document_start: index, in the row or in the cache, of the first token that each may attend to.
+          positions: each token's place in its document.
+          document_start: index in the row of the first token that each may attend to.
           picture_places: 1 + the place in its picture that follows each token; 0 outside of pictures.
-          cache: keys and values of the tokens before these.
-          cache_index: where in the cache the first of these tokens goes, for all rows or for each.
         """
         B, L = tokens.shape
-        x = self.token_embedding[...][tokens]
-        if self.config.token_dim != self.config.model_dim:
-            x = jnp.einsum("BLE,ED->BLD", x, self.project_in[...])
-        if "learned" in self.config.positions:
-            x = x + self.position_embedding[...][jnp.maximum(positions, 0)]
-        if self.config.picture_places:
-            x = x + self.place_embedding[...][picture_places]
-        x = x.astype(self.config.compute_dtype)
-        cache_index = jnp.asarray(cache_index)
-        row_index = jnp.broadcast_to(cache_index[..., None] + jnp.arange(L), (B, L))
-        places = Places(positions, row_index, document_start, cache_index)
-        if cache is None:
-            x = self._uncached(x, places)
-        else:
-            written: list[Any] = []
-            for layer, layer_cache in zip(self.layers(), cache, strict=True):
-                x, layer_written = layer(x, places, layer_cache)
-                written.append(layer_written)
-            cache = tuple(written)
-        return x if self.last_norm is None else self.last_norm(x), cache
-
-    def _uncached(self, x: Float[Array, "B L D"], places: Places) -> Float[Array, "B L D"]:
+        places = Places(positions, jnp.broadcast_to(jnp.arange(L), (B, L)), document_start, jnp.zeros((), jnp.int32))
+        x = self._embedded(tokens, positions, picture_places)
         graph, parameters = nnx.split(self.blocks)
 
         def layer(x: Array, layer_parameters: Any) -> tuple[Array, Any]:
@@ -226,10 +202,54 @@ class Transformer(nnx.Module):
             guard = not self.config.scan_layers
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.config.remat], prevent_cse=guard)
         if self.config.scan_layers:
-            return jax.lax.scan(layer, x, parameters)[0]
-        for n in range(self.config.num_layers):
-            x, _ = layer(x, jax.tree.map(lambda leaf, n=n: leaf[n], parameters))
-        return x
+            x, _ = jax.lax.scan(layer, x, parameters)
+        else:
+            for n in range(self.config.num_layers):
+                x, _ = layer(x, jax.tree.map(lambda leaf, n=n: leaf[n], parameters))
+        return self._normed(x)
+
+    def extend(
+        self,
+        tokens: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        document_start: Int[Array, "B L"],
+        picture_places: Int[Array, "B L"],
+        cache: Cache,
+        index: Int[Array, ""] | Int[Array, "B"],
+    ) -> tuple[Float[Array, "B L D"], Cache]:
+        """The normed hidden states of tokens that follow those in the cache, and the cache with them in it.
+
+        Args:
+          tokens: ids.
+          positions: each token's place in its document; -1 for a token that is to leave no trace in the cache.
+          document_start: slot of the cache of the first token that each may attend to.
+          picture_places: as above.
+          cache: keys and values of the tokens before these.
+          index: the slot for the first of these tokens, the same for all rows or one a row.
+        """
+        row_index = jnp.broadcast_to(index[..., None] + jnp.arange(tokens.shape[1]), tokens.shape)
+        places = Places(positions, row_index, document_start, index)
+        x = self._embedded(tokens, positions, picture_places)
+        written: list[Any] = []
+        for layer, layer_cache in zip(self.layers(), cache, strict=True):
+            x, layer_written = layer(x, places, layer_cache)
+            written.append(layer_written)
+        return self._normed(x), tuple(written)
+
+    def _embedded(
+        self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], picture_places: Int[Array, "B L"]
+    ) -> Float[Array, "B L D"]:
+        x = self.token_embedding[...][tokens]
+        if self.config.token_dim != self.config.model_dim:
+            x = jnp.einsum("BLE,ED->BLD", x, self.project_in[...])
+        if "learned" in self.config.positions:
+            x = x + self.position_embedding[...][jnp.maximum(positions, 0)]
+        if self.config.picture_places:
+            x = x + self.place_embedding[...][picture_places]
+        return x.astype(self.config.compute_dtype)
+
+    def _normed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return x if self.last_norm is None else self.last_norm(x)
 
     def layers(self) -> Iterator[Block]:
         """The layers as modules of their own."""

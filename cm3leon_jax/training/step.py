@@ -36,7 +36,7 @@ def on_mesh(batch: batches.Batch, mesh: Mesh) -> Batch:
 def objective_loss(graph: nnx.GraphDef, parameters: nnx.State, batch: Batch, vocabulary: Vocabulary) -> LossSums:
     """Summed cross-entropy of a batch."""
     model = nnx.merge(graph, parameters)
-    hidden, _ = model(batch["tokens"], batch["positions"], batch["document_start"], batch["picture_places"])
+    hidden = model(batch["tokens"], batch["positions"], batch["document_start"], batch["picture_places"])
     return loss_sums(model.logits(hidden), batch["targets"], vocabulary)
 
 

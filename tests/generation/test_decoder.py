@@ -80,7 +80,7 @@ def all_prompts(vocabulary) -> list[Prompt]:
 def next_logits(graph_and_parameters, ids, places, length):
     """Logits behind the first `length` ids of a row that is padded on the right."""
     model = nnx.merge(*graph_and_parameters)
-    hidden, _ = model(ids, jnp.arange(LENGTH)[None], jnp.zeros_like(ids), places)
+    hidden = model(ids, jnp.arange(LENGTH)[None], jnp.zeros_like(ids), places)
     return model.logits(hidden[:, length - 1])
 
 

@@ -23,7 +23,7 @@ MESHES = [MeshConfig(fsdp=1), MeshConfig(data=2, fsdp=2, tensor=2)]
 def next_log_probabilities(graph, parameters, tokens, places, length):
     """Behind the first `length` tokens of a row that is padded on the right."""
     model = nnx.merge(graph, parameters)
-    hidden, _ = model(tokens, jnp.arange(tokens.shape[1])[None], jnp.zeros_like(tokens), places)
+    hidden = model(tokens, jnp.arange(tokens.shape[1])[None], jnp.zeros_like(tokens), places)
     return jax.nn.log_softmax(model.logits(hidden[0, length - 1]))
 
 

@@ -86,7 +86,7 @@ def logits(model: Transformer, tokens: np.ndarray) -> np.ndarray:
     @jax.jit
     def whole(parameters, tokens):
         model = nnx.merge(graph, parameters)
-        return model.logits(model(tokens, positions, zeros, zeros)[0])
+        return model.logits(model(tokens, positions, zeros, zeros))
 
     return np.asarray(whole(parameters, tokens))
 

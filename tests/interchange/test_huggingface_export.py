@@ -53,7 +53,7 @@ def test_greedy_answers_equal_those_of_transformers_token_for_token(make_run, to
     def step(parameters, token, place, cache):
         at = jnp.full((1, 1), place)
         model = nnx.merge(graph, parameters)
-        hidden, cache = model(token, at, 0 * at, 0 * at, cache, place)
+        hidden, cache = model.extend(token, at, 0 * at, 0 * at, cache, place)
         return model.logits(hidden)[:, -1:].argmax(-1), cache
 
     cache, tokens = model.empty_cache(1, 256), prompt[0].tolist()

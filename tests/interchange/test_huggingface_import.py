@@ -168,7 +168,7 @@ def test_training_starts_from_imported_parameters(prepared, capsys, monkeypatch)
     assert int(first["step"]) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(first["optimizer"]))
     # The first loss is that of the model that was exported.
     scores = jax.nn.log_softmax(
-        run.model.logits(run.model(*(batch[n] for n in ("tokens", "positions", "document_start", "picture_places")))[0])
+        run.model.logits(run.model(*(batch[n] for n in ("tokens", "positions", "document_start", "picture_places"))))
     )
     counted = batch["targets"] != run.vocabulary.pad
     chosen = jnp.take_along_axis(scores, batch["targets"][..., None], -1)[..., 0]

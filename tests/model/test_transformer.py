@@ -29,7 +29,7 @@ def nowhere(tokens: jax.Array) -> jax.Array:
 def hidden_states(model: Transformer, tokens: jax.Array, start: jax.Array | None = None) -> jax.Array:
     start = jnp.zeros_like(tokens) if start is None else start
     positions = jnp.arange(tokens.shape[1]) - start
-    return model(tokens, positions, start, nowhere(tokens))[0]
+    return model(tokens, positions, start, nowhere(tokens))
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,14 @@ def test_cached_steps_equal_the_whole_forward(tiny_model, changes):
     places = jnp.maximum(jnp.arange(L) - start, -1)
     pictures = jax.random.randint(jax.random.key(9), (3, L), 0, 6)
     whole = [
-        model(*(x[row : row + 1, int(start[row, 0]) :] for x in (tokens, places, starts - start, pictures)))[0][0]
+        model(*(x[row : row + 1, int(start[row, 0]) :] for x in (tokens, places, starts - start, pictures)))[0]
         for row in range(3)
     ]
     graph, parameters = nnx.split(model.unstacked())
-    step = jax.jit(lambda *inputs: nnx.merge(graph, parameters)(*inputs))
+    step = jax.jit(lambda *inputs: nnx.merge(graph, parameters).extend(*inputs))
     cache, hidden = model.empty_cache(3, L), []
     for i, j in [(0, 8), *((i, i + 1) for i in range(8, L))]:
-        found, cache = step(*(x[:, i:j] for x in (tokens, places, starts, pictures)), cache, i)
+        found, cache = step(*(x[:, i:j] for x in (tokens, places, starts, pictures)), cache, jnp.asarray(i))
         hidden.append(found)
     for row, expected in enumerate(whole):
         np.testing.assert_allclose(jnp.concatenate(hidden, axis=1)[row, int(start[row, 0]) :], expected, atol=1e-5)

@@ -1,0 +1,22 @@
+"""The demo with the paper's architecture and nothing beside it: a small CM3Leon that can be exported.
+
+The paper's model is OPT's, which inference engines know; the demo itself has rotary positions and picture places, which
+they do not. It shares the demo's corpus and tokenizers, so `make demo` comes first. FIGURES
+
+    cm3leon train    --config=configs/demo_opt.py
+    cm3leon evaluate --config=configs/demo_opt.py
+    cm3leon export   --config=configs/demo_opt.py --output=runs/demo_opt/huggingface
+"""
+
+from ml_collections import ConfigDict
+
+from configs import demo
+
+
+def get_config() -> ConfigDict:
+    config = demo.get_config()
+    config.corpus.path = "runs/demo/corpus"
+    config.vocabulary.path = "runs/demo/vocabulary"
+    config.image_tokenizer.path = "runs/demo/image_tokenizer"
+    config.model.update(positions="learned", picture_places=0)
+    return config
