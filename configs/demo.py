@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
         dead_code_every=20,
         discriminator_weight=0.0,
     )
-    config.batch = dict(batch_size=32, sequence_length=64)
+    config.batch = dict(batch_size=16, sequence_length=128)
     config.model = dict(
         num_layers=4,
         model_dim=128,
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
         remat="all",
     )
     config.optimizer = dict(peak_learning_rate=3e-3, warmup_steps=50)
-    config.train = dict(num_tokens=1700 * 32 * 64, log_every=20, save_every=500, eval_every=200, sample_every=300)
+    config.train = dict(num_tokens=1700 * 16 * 128, log_every=20, save_every=500, eval_every=200, sample_every=300)
     config.sampling = dict(temperature=0.7, max_text_tokens=16, batch_size=120)
     config.evaluate = dict(
         num_documents=0,
