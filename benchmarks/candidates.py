@@ -1,0 +1,57 @@
+"""What choosing among candidates is worth, on the demo: drawings that are read as the digit asked for.
+
+    python benchmarks/candidates.py --workdir=runs/demo
+
+200 prompts, eight candidates each; the first of them is kept, or the one that a scorer likes best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from cm3leon_jax import config_file
+from cm3leon_jax.evaluation.digits import DigitReader
+from cm3leon_jax.generation import prompts
+from cm3leon_jax.generation.ranking import SCORERS, Candidate
+from cm3leon_jax.generation.requests import Request
+from cm3leon_jax.generation.restoring import restore_model
+
+CANDIDATES = 8
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/demo")
+    arguments = parser.parse_args()
+    config = config_file.load("configs/demo.py", arguments.workdir, {})
+    model = restore_model(config, Path(arguments.workdir))
+    reader, length = DigitReader(), config.image_tokenizer.image_length
+    texts = [text for text in config.evaluate.prompts for _ in range(config.evaluate.samples_per_prompt)]
+    print(f"{'method':12} {'guidance':>8} {'first':>7} " + " ".join(f"{name:>11}" for name in SCORERS))
+    for method, guidance in (("top_p", 1.0), ("top_p", 3.0), ("contrastive", 3.0), ("mixed", 3.0)):
+        sampling = dataclasses.replace(config.sampling, method=method, guidance=guidance, temperature=1.0)
+        asked = [prompts.text_to_image(text, length, model.vocabulary) for text in texts for _ in range(CANDIDATES)]
+        answers = model.decoder(asked, sampling)
+        codes = np.array([model.vocabulary.decode_image(np.array(answer.tokens)) for answer in answers])
+        candidates = [
+            Candidate(Request(line=1, number=index // CANDIDATES, prompt=texts[index // CANDIDATES]), answer, picture)
+            for index, (answer, picture) in enumerate(zip(answers, codes, strict=True))
+        ]
+        kept = {"first": np.zeros(len(texts), int)}
+        for name, scorer in SCORERS.items():
+            kept[name] = np.reshape(scorer(candidates, model), (len(texts), CANDIDATES)).argmax(axis=1)
+        shares = []
+        for choice in kept.values():
+            chosen = codes.reshape(len(texts), CANDIDATES, length)[np.arange(len(texts)), choice]
+            read = reader.score_drawings("drawn", texts, model.image_tokenizer.decode(chosen))
+            shares.append(read["drawn_accuracy"])
+        print(f"{method:12} {guidance:8} {shares[0]:7.1%} " + " ".join(f"{share:11.1%}" for share in shares[1:]))
+
+
+if __name__ == "__main__":
+    main()
