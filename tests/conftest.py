@@ -18,6 +18,8 @@ import pytest
 
 from cm3leon_jax.config import ImageTokenizerConfig, ModelConfig
 from cm3leon_jax.data.corpus import PreparedCorpus, offsets_file, token_dtype, tokens_file
+from cm3leon_jax.image_tokenizer import vqgan
+from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.vocabulary import Vocabulary
 
 CAPTIONS = ("a handwritten seven", "the digit 3 written by hand", "a photo of the number 9", "zero, in pencil")
@@ -34,10 +36,24 @@ def tiny_model() -> ModelConfig:
     return ModelConfig(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="all", init_std=0.05)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_pictures() -> ImageTokenizerConfig:
     """Pictures of IMAGE_LENGTH codes."""
-    return ImageTokenizerConfig(resolution=8, in_channels=1, channel_multipliers=(1, 2), codebook_size=32)
+    return ImageTokenizerConfig(
+        resolution=8,
+        in_channels=1,
+        base_channels=4,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        latent_channels=4,
+        embedding_dim=3,
+        codebook_size=32,
+    )
+
+
+@pytest.fixture(scope="session")
+def image_tokenizer(tiny_pictures) -> ImageTokenizer:
+    return ImageTokenizer(tiny_pictures, vqgan.initial_parameters(vqgan.abstract_vqgan(tiny_pictures), 0))
 
 
 def write_corpus(path: Path, vocabulary: Vocabulary, documents: dict[str, dict[str, list[np.ndarray]]]) -> Path:

@@ -5,31 +5,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cm3leon_jax.config import BatchConfig, Config, ImageTokenizerConfig, MeshConfig, ModelConfig, SamplingConfig
+from cm3leon_jax.config import BatchConfig, Config, MeshConfig, ModelConfig, SamplingConfig
 from cm3leon_jax.documents import encode_png
 from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.generation.restoring import TrainedModel
-from cm3leon_jax.image_tokenizer import vqgan
-from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.model.sharding import make_mesh
 from cm3leon_jax.model.transformer import Transformer
 
 
 @pytest.fixture(scope="session")
-def tiny_config() -> Config:
+def tiny_config(tiny_pictures) -> Config:
     """Pictures of 16 codes, documents of 160 tokens."""
     return Config(
-        image_tokenizer=ImageTokenizerConfig(
-            resolution=8,
-            in_channels=1,
-            base_channels=4,
-            channel_multipliers=(1, 2),
-            num_res_blocks=1,
-            norm_groups=4,
-            latent_channels=4,
-            embedding_dim=3,
-            codebook_size=32,
-        ),
+        image_tokenizer=tiny_pictures,
         batch=BatchConfig(sequence_length=160),
         model=ModelConfig(
             num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", picture_places=16, position_init_std=0.1
@@ -37,12 +25,6 @@ def tiny_config() -> Config:
         mesh=MeshConfig(fsdp=1),
         sampling=SamplingConfig(max_text_tokens=6, batch_size=8),
     )
-
-
-@pytest.fixture(scope="session")
-def image_tokenizer(tiny_config) -> ImageTokenizer:
-    config = tiny_config.image_tokenizer
-    return ImageTokenizer(config, vqgan.initial_parameters(vqgan.abstract_vqgan(config), 0))
 
 
 def random_model(config: Config, vocabulary, image_tokenizer, mesh: MeshConfig) -> TrainedModel:

@@ -18,13 +18,10 @@ from cm3leon_jax.config import (
     BatchConfig,
     Config,
     CorpusConfig,
-    ImageTokenizerConfig,
     MeshConfig,
     ModelConfig,
     VocabularyConfig,
 )
-from cm3leon_jax.image_tokenizer import vqgan
-from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.interchange import huggingface_export, huggingface_import
 from cm3leon_jax.model.sharding import make_mesh, shardings
 from cm3leon_jax.model.transformer import Transformer, abstract_model
@@ -42,21 +39,6 @@ def torch():
 @pytest.fixture
 def transformers():
     return pytest.importorskip("transformers", reason="the extra [test] brings transformers")
-
-
-@pytest.fixture(scope="session")
-def image_tokenizer() -> ImageTokenizer:
-    config = ImageTokenizerConfig(
-        resolution=8,
-        in_channels=1,
-        base_channels=4,
-        channel_multipliers=(1, 2),
-        num_res_blocks=1,
-        latent_channels=4,
-        embedding_dim=3,
-        codebook_size=32,
-    )
-    return ImageTokenizer(config, vqgan.initial_parameters(vqgan.abstract_vqgan(config), 0))
 
 
 @dataclasses.dataclass(frozen=True)
