@@ -86,7 +86,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
             finally:
                 progress.close()
             size = sum(file.stat().st_size for file in files)
-    print(f"exported step {step:,} to {output}: {size / 1e9:.2f} GB of {arguments.dtype} in {len(files)} file(s)")
+    print(f"exported step {step:,} to {output}: {size / 1e6:,.1f} MB of {arguments.dtype} in {len(files)} file(s)")
     return 0
 
 
