@@ -2,8 +2,8 @@
 
 The paper's model is OPT's, which inference engines know; the demo itself has rotary positions and picture places, which
 they do not. It shares the demo's corpus and tokenizers, so `make demo` comes first. On 2 CPU cores: 5 minutes.
-Expected: 95% of the drawn digits are read as the digit that was asked for, 88% of unseen digits are captioned right, and
-53% are still the right digit after their middle half was drawn anew: a moved code does not know where it belongs.
+Expected: 95% of the drawn digits are read as the digit that was asked for, 88% of unseen digits are captioned right,
+and 53% are still the right digit after their middle half was drawn anew: a moved code does not know its place.
 
     cm3leon train    --config=configs/demo_opt.py
     cm3leon evaluate --config=configs/demo_opt.py
