@@ -28,7 +28,9 @@ def decoder_of(vocabulary, mesh: MeshConfig, std: float = 1.0) -> Decoder:
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(fsdp=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
-@pytest.mark.parametrize("window", [2, 5, 16])
+@pytest.mark.parametrize(
+    "window", [5, pytest.param(2, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow)]
+)
 def test_greedy_answers_are_identical(vocabulary, mesh, window):
     decoder = decoder_of(vocabulary, mesh)
     codes = np.arange(16)
@@ -45,6 +47,7 @@ def test_greedy_answers_are_identical(vocabulary, mesh, window):
     assert found[0].num_passes < IMAGE_LENGTH
 
 
+@pytest.mark.slow
 def test_answers_have_the_same_distribution(vocabulary):
     """Pairs of neighbouring codes over many short pictures, drawn either way."""
     decoder = decoder_of(vocabulary, MeshConfig(fsdp=1), std=0.3)

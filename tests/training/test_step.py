@@ -49,7 +49,14 @@ def test_the_first_loss_is_that_of_a_uniform_guess(config, corpus, vocabulary):
     assert losses[0]["loss"] == pytest.approx(math.log(vocabulary.size), rel=0.01)
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=8, fsdp=1), MeshConfig(fsdp=8)])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        MeshConfig(data=2, fsdp=2, tensor=2),
+        pytest.param(MeshConfig(data=8, fsdp=1), marks=pytest.mark.slow),
+        pytest.param(MeshConfig(fsdp=8), marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_give_the_numbers_of_one(config, corpus, vocabulary, mesh):
     losses, parameters = train(config, corpus, vocabulary, one_device())
     sharded_losses, sharded_parameters = train(config, corpus, vocabulary, make_mesh(mesh))
