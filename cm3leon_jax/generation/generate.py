@@ -136,7 +136,7 @@ def generate(
         _write_lines(output / ANSWERS_FILE, lines)
     if failures:
         _write_lines(output / FAILURES_FILE, [dataclasses.asdict(failure) for failure in failures])
-    print(f"{len(lines)} answers of the checkpoint of step {model.step} are in {output}")
+    print(f"{len(lines)} answer(s) of the checkpoint of step {model.step} are in {output}")
     return failures
 
 

@@ -90,7 +90,7 @@ def test_every_task_is_answered(run, folder, capsys):
     assert {path.name for path in out.iterdir()} == named
     for name in named - {"generations.jsonl"}:
         assert open_picture((out / name).read_bytes(), 8, 1).shape == (8, 8, 1)
-    assert f"16 answers of the checkpoint of step 3 are in {out}" in capsys.readouterr().out
+    assert f"16 answer(s) of the checkpoint of step 3 are in {out}" in capsys.readouterr().out
 
 
 def test_an_infill_keeps_what_lies_outside_of_its_region(trained, folder):
