@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from flax import nnx
 
+from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 
 # Most bytes of the pieces in which an array is written: what must be decompressed to read any part of a piece.
@@ -94,6 +97,36 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.wait()
         self._manager.close()
+
+
+@contextlib.contextmanager
+def trained_checkpoint(workdir: Path, keep: int) -> Iterator[tuple[Checkpoints, int]]:
+    """The checkpoints of a run, and the newest complete step; refuses a folder that has none."""
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"no checkpoints in {workdir}: run `cm3leon train` first, or give its --workdir")
+    with Checkpoints(workdir / "checkpoints", keep) as checkpoints:
+        step = checkpoints.latest_step
+        if step is None:
+            raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
+        yield checkpoints, step
+
+
+def refuse_another_model(meta: Mapping[str, Any], config: Config, what: str, **others: tuple[Any, Any]) -> None:
+    """Compares the model that a checkpoint holds with that of a config.
+
+    Args:
+      meta: the checkpoint's.
+      config: what is asked for.
+      what: names the checkpoint.
+      others: further fields to compare: as stored, and as given.
+    """
+    trained, given = ({name: pair[side] for name, pair in others.items()} for side in (0, 1))
+    trained |= {
+        "model": meta["config"]["model"],
+        "batch": {"sequence_length": meta["config"]["batch"]["sequence_length"]},
+    }
+    given |= {"model": dataclasses.asdict(config.model), "batch": {"sequence_length": config.batch.sequence_length}}
+    refuse_changes(trained, given, ("model.remat", "model.scan_layers", "model.compute_dtype"), f"{what} was")
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str], what: str) -> None:

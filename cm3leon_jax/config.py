@@ -22,6 +22,11 @@ def _at_least(least: int, part: str, values: object, *names: str) -> None:
         _require(getattr(values, name) >= least, f"{part}.{name} is {getattr(values, name)}: at least {least}")
 
 
+def _one_of(part: str, values: object, name: str, *choices: str) -> None:
+    value, listed = getattr(values, name), [repr(choice) for choice in choices]
+    _require(value in choices, f"{part}.{name} is {value!r}: {', '.join(listed[:-1])} or {listed[-1]}")
+
+
 @dataclass(frozen=True)
 class CorpusConfig:
     """What is prepared, from where, to where."""
@@ -143,10 +148,7 @@ class ImageTokenizerTrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(
-            self.codebook_update in ("gradient", "ema"),
-            f"image_tokenizer_training.codebook_update is {self.codebook_update!r}: 'gradient' or 'ema'",
-        )
+        _one_of("image_tokenizer_training", self, "codebook_update", "gradient", "ema")
         for name in ("num_steps", "batch_size", "log_every", "save_every"):
             _require(getattr(self, name) >= 1, f"image_tokenizer_training.{name} is {getattr(self, name)}: at least 1")
         _require(
@@ -198,7 +200,7 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, "batch", self, "batch_size", "sequence_length")
-        _require(self.packing in ("whole", "stream"), f"batch.packing is {self.packing!r}: 'whole' or 'stream'")
+        _one_of("batch", self, "packing", "whole", "stream")
 
 
 @dataclass(frozen=True)
@@ -246,23 +248,11 @@ class ModelConfig:
             self.model_dim % self.num_heads == 0,
             f"model.model_dim {self.model_dim} does not divide into model.num_heads {self.num_heads}",
         )
-        _require(
-            self.activation in ("relu", "gelu", "gelu_tanh"),
-            f"model.activation is {self.activation!r}: 'relu', 'gelu' or 'gelu_tanh'",
-        )
-        _require(
-            self.norm_position in ("before", "after"),
-            f"model.norm_position is {self.norm_position!r}: 'before' or 'after'",
-        )
-        _require(
-            self.positions in ("learned", "rotary", "learned+rotary"),
-            f"model.positions is {self.positions!r}: 'learned', 'rotary' or 'learned+rotary'",
-        )
-        _require(self.remat in ("none", "dots", "all"), f"model.remat is {self.remat!r}: 'none', 'dots' or 'all'")
-        _require(
-            self.compute_dtype in ("bfloat16", "float32"),
-            f"model.compute_dtype is {self.compute_dtype!r}: 'bfloat16' or 'float32'",
-        )
+        _one_of("model", self, "activation", "relu", "gelu", "gelu_tanh")
+        _one_of("model", self, "norm_position", "before", "after")
+        _one_of("model", self, "positions", "learned", "rotary", "learned+rotary")
+        _one_of("model", self, "remat", "none", "dots", "all")
+        _one_of("model", self, "compute_dtype", "bfloat16", "float32")
 
     @property
     def head_dim(self) -> int:
@@ -364,22 +354,14 @@ class SamplingConfig:
         _at_least(0, "sampling", self, "temperature", "guidance", "top_k", "edit_guidance", "edit_image_guidance")
         _at_least(1, "sampling", self, "max_text_tokens", "batch_size", "candidates", "contrastive_k")
         _require(0 <= self.top_p <= 1, f"sampling.top_p is {self.top_p}: a share between 0 and 1")
-        _require(
-            self.method in ("top_p", "contrastive", "mixed"),
-            f"sampling.method is {self.method!r}: 'top_p', 'contrastive' or 'mixed'",
-        )
+        _one_of("sampling", self, "method", "top_p", "contrastive", "mixed")
         _require(
             0 < self.contrastive_alpha <= 1,
             f"sampling.contrastive_alpha is {self.contrastive_alpha}: above 0 and at most 1",
         )
         _require(self.amateur_temperature > 0, f"sampling.amateur_temperature is {self.amateur_temperature}: above 0")
-        _require(
-            self.scorer in ("likelihood", "caption"), f"sampling.scorer is {self.scorer!r}: 'likelihood' or 'caption'"
-        )
-        _require(
-            self.cache_dtype in ("", "float32", "bfloat16", "int8"),
-            f"sampling.cache_dtype is {self.cache_dtype!r}: '', 'float32', 'bfloat16' or 'int8'",
-        )
+        _one_of("sampling", self, "scorer", "likelihood", "caption")
+        _one_of("sampling", self, "cache_dtype", "", "float32", "bfloat16", "int8")
         _require(
             self.speculative_window == 0 or self.speculative_window >= 2,
             f"sampling.speculative_window is {self.speculative_window}: 0, or at least 2",
@@ -403,7 +385,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, "evaluate", self, "num_loss_sequences", "loss_batch_size", "samples_per_prompt")
-        _require(self.recognizer in ("", "digits"), f"evaluate.recognizer is {self.recognizer!r}: '' or 'digits'")
+        _one_of("evaluate", self, "recognizer", "", "digits")
 
 
 @dataclass(frozen=True)

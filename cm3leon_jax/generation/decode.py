@@ -119,7 +119,7 @@ def decode(
         chosen_logits = jnp.take_along_axis(conditional, chosen[:, None], axis=-1)[:, 0]
         codes_left = grammar.codes_left_after(token, expected, vocabulary)
         spans_left = state.spans_left - (token == task.stop)
-        is_free_code = (expected.plan == ANYTHING) & ((codes_left > 0) | (state.codes_left == 1))
+        is_free_code = (expected.plan == ANYTHING) & grammar.is_image_code(token, vocabulary)
         return state._replace(
             step=state.step + 1,
             token=token,

@@ -19,7 +19,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.decode import Drawn, Task, cache_sizes, decode
 from cm3leon_jax.generation.prefill import CHUNK, Plan, Reading, copy_moved_rows, copy_rows, plan_reading, rounded_up
 from cm3leon_jax.generation.prompts import IMAGE_CODE, Prompt, Stream
-from cm3leon_jax.generation.sampling import Filters
+from cm3leon_jax.generation.sampling import Filters, is_contrastive
 from cm3leon_jax.generation.speculative import decode_speculatively
 from cm3leon_jax.model.sharding import DECODING_RULES, cache_sharding, shardings
 from cm3leon_jax.model.transformer import Cache, Transformer, abstract_model
@@ -121,10 +121,7 @@ class Decoder:
         self.refuse_too_long(prompts)
         indices = range(len(prompts)) if indices is None else indices
         if contrastive is None:
-            contrastive = [
-                sampling.method == "contrastive" or (sampling.method == "mixed" and bool(index % 2))
-                for index in indices
-            ]
+            contrastive = [is_contrastive(index, sampling.method) for index in indices]
         answers: list[Answer] = []
         for start in range(0, len(prompts), sampling.batch_size):
             chunk = slice(start, start + sampling.batch_size)
@@ -147,11 +144,11 @@ class Decoder:
         # A short last batch is filled up with its first prompt: no new program for it.
         spare = sampling.batch_size - len(prompts)
         rows = [*prompts, *[prompts[0]] * spare]
-        is_contrastive = [*contrastive, *[False] * spare]
+        by_contrast = [*contrastive, *[False] * spare]
         scales = [_guidance_scales(prompt, sampling) for prompt in rows]
         num_streams = max(
-            len(prompt.streams) if by_contrast or scale != (1.0, 1.0) else 1
-            for prompt, by_contrast, scale in zip(rows, is_contrastive, scales, strict=True)
+            len(prompt.streams) if contrasts or scale != (1.0, 1.0) else 1
+            for prompt, contrasts, scale in zip(rows, by_contrast, scales, strict=True)
         )
         groups = [_streams(prompt, num_streams) for prompt in rows]
         reading = plan_reading(groups)
@@ -164,8 +161,8 @@ class Decoder:
         speculates = window > 0 and only_pictures
         num_entries = max(lengths) if speculates else rounded_up(max(lengths), _LEAST_PLAN)
         task = self._task(rows, reading, num_entries, scales, sampling.seed, [*indices, *[0] * spare])
-        if num_streams > 1 and any(is_contrastive):
-            task = task._replace(is_contrastive=jnp.asarray(is_contrastive))
+        if num_streams > 1 and any(by_contrast):
+            task = task._replace(is_contrastive=jnp.asarray(by_contrast))
         room = rounded_up(reading.num_slots + num_entries + (window if speculates else 0), _LEAST_SLOTS)
         sizes = (room,) if speculates else cache_sizes(reading.num_slots, room)
         cache = self._copy_rows(cache, reading.rest_row, sizes[0])

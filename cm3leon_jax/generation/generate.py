@@ -39,6 +39,7 @@ from cm3leon_jax.generation.requests import (
     region_mask,
 )
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
+from cm3leon_jax.generation.sampling import is_contrastive
 from cm3leon_jax.progress import Progress
 
 ANSWERS_FILE, FAILURES_FILE = "generations.jsonl", "failed.jsonl"
@@ -206,7 +207,7 @@ def _answer(
                 [asked[index].prompt for index, _ in chunk],
                 dataclasses.replace(sampling, batch_size=batch_size),
                 [asked[index].request.number * num_candidates + candidate for index, candidate in chunk],
-                [_is_contrastive(candidate, sampling.method) for _, candidate in chunk],
+                [is_contrastive(candidate, sampling.method) for _, candidate in chunk],
             )
             for (index, _), answer in zip(chunk, found, strict=True):
                 answers[index].append(answer)
@@ -216,10 +217,6 @@ def _answer(
                 progress.say(done, asked[rows[0][0]].request.task)
     progress.close()
     return answers
-
-
-def _is_contrastive(candidate: int, method: str) -> bool:
-    return method == "contrastive" or (method == "mixed" and candidate % 2 == 1)
 
 
 def _results(

@@ -50,7 +50,7 @@ def candidate_ids(entries: frozenset[int], vocabulary: Vocabulary) -> Int[np.nda
 def legal_tokens(ids: Int[Array, "V"], expected: Expected, vocabulary: Vocabulary) -> Bool[Array, "B V"]:
     """Which of `ids` each row may draw; for a mark that must stand there, see `forced_tokens`."""
     v, e = vocabulary, expected
-    is_code = (ids >= v.first_image_code) & (ids < v.first_image_code + v.num_image_codes)
+    is_code = is_image_code(ids, v)
     is_text = (ids >= NUM_SPECIAL) & (ids < v.first_image_code)
 
     def rows(condition: Bool[Array, "B"]) -> Bool[Array, "B 1"]:
@@ -59,7 +59,7 @@ def legal_tokens(ids: Int[Array, "V"], expected: Expected, vocabulary: Vocabular
     ends_text = is_text | (ids == e.stop[:, None])
     begins = (e.last == v.break_) | (e.last == v.end)
     in_picture = e.codes_left > 0
-    after_picture = _is_code(e.last, v) & ~in_picture
+    after_picture = is_image_code(e.last, v) & ~in_picture
     fits = begins & (e.room >= e.image_length) & (e.image_length > 0)
     anything = jnp.where(
         rows(in_picture),
@@ -88,9 +88,10 @@ def codes_left_after(token: Int[Array, "B"], expected: Expected, vocabulary: Voc
     """`Expected.codes_left` once `token` stands there."""
     e = expected
     left = jnp.where(e.codes_left > 0, e.codes_left, e.image_length) - 1
-    return jnp.where((e.plan == ANYTHING) & _is_code(token, vocabulary), left, 0)
+    return jnp.where((e.plan == ANYTHING) & is_image_code(token, vocabulary), left, 0)
 
 
-def _is_code(token: Int[Array, "B"], vocabulary: Vocabulary) -> Bool[Array, "B"]:
+def is_image_code(token: Int[Array, "..."], vocabulary: Vocabulary) -> Bool[Array, "..."]:
+    """Which tokens are codes of pictures; `Vocabulary.is_image` for arrays in a compiled function."""
     first = vocabulary.first_image_code
     return (token >= first) & (token < first + vocabulary.num_image_codes)

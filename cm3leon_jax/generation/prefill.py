@@ -25,10 +25,9 @@ _Item = TypeVar("_Item", bound=Hashable)
 
 def rounded_up(number: int, least: int = 1) -> int:
     """The next of 1, 2, 3, 4, 6, 8, 12, 16, ..: few sizes, for few compiled programs, and at most a half too big."""
-    size = least
-    while size < number:
-        size = size * 3 // 2 if size & (size - 1) == 0 and size > 1 else (size * 4 // 3 if size > 1 else 2)
-    return size
+    power = 1 << (max(number, 1) - 1).bit_length()
+    between = power * 3 // 4
+    return max(least, between if number <= between else power)
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from flax import nnx
 from jax.sharding import Mesh
 
-from cm3leon_jax.checkpoints import Checkpoints, abstract_on, refuse_changes
+from cm3leon_jax.checkpoints import abstract_on, refuse_another_model, trained_checkpoint
 from cm3leon_jax.config import Config
-from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.model.sharding import make_mesh, shardings
@@ -35,30 +33,15 @@ class TrainedModel:
 
 def restore_model(config: Config, workdir: Path) -> TrainedModel:
     """The parameters of the latest checkpoint, with the vocabulary and the image tokenizer they belong to."""
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"no checkpoints in {workdir}: run `cm3leon train` first, or give its --workdir")
-    vocabulary = Vocabulary.load(config.vocabulary.path)
-    image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
-    mesh = make_mesh(config.mesh)
-    graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
-    with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints:
-        step = checkpoints.latest_step
-        if step is None:
-            raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
-        meta = checkpoints.meta(step)
-        vocabulary.check_fingerprint(meta["vocabulary"], f"the checkpoint {workdir}/checkpoints/{step}")
-        trained = {
-            "image_tokenizer": meta["corpus"]["image_tokenizer"],
-            "model": meta["config"]["model"],
-            "batch": {"sequence_length": meta["config"]["batch"]["sequence_length"]},
-        }
-        given = {
-            "image_tokenizer": image_tokenizer.fingerprint,
-            "model": dataclasses.asdict(config.model),
-            "batch": {"sequence_length": config.batch.sequence_length},
-        }
-        unimportant = ("model.remat", "model.scan_layers", "model.compute_dtype")
-        refuse_changes(trained, given, unimportant, f"the checkpoint {workdir}/checkpoints/{step} was")
+    with trained_checkpoint(workdir, config.train.keep_checkpoints) as (checkpoints, step):
+        vocabulary = Vocabulary.load(config.vocabulary.path)
+        image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
+        mesh = make_mesh(config.mesh)
+        graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
+        meta, what = checkpoints.meta(step), f"the checkpoint {workdir}/checkpoints/{step}"
+        vocabulary.check_fingerprint(meta["vocabulary"], what)
+        fingerprints = (meta["corpus"]["image_tokenizer"], image_tokenizer.fingerprint)
+        refuse_another_model(meta, config, what, image_tokenizer=fingerprints)
         parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
     decoder = Decoder(config.model, vocabulary, config.batch.sequence_length, mesh)
     decoder.load(parameters)

@@ -34,6 +34,11 @@ class Filters(NamedTuple):
         return cls(*(getattr(sampling, name) for name in cls._fields))
 
 
+def is_contrastive(candidate: int, method: str) -> bool:
+    """Whether a prompt's n-th candidate is drawn by CD-K, under `config.sampling.method`."""
+    return method == "contrastive" or (method == "mixed" and candidate % 2 == 1)
+
+
 def guided_logits(
     conditional: Float[Array, "B V"], unconditional: Float[Array, "B V"], scale: Float[Array, "B 1"] | float
 ) -> Float[Array, "B V"]:

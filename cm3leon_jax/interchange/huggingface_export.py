@@ -8,7 +8,6 @@ it. Weights go from disk to disk a piece at a time.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from cm3leon_jax.checkpoints import Checkpoints, refuse_changes
+from cm3leon_jax.checkpoints import refuse_another_model, trained_checkpoint
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.errors import UserError
@@ -57,14 +56,10 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
         raise UserError(f"--output={output} is there already: name another folder, or delete this one")
     refuse_what_opt_lacks(config.model)
     vocabulary = Vocabulary.load(config.vocabulary.path)
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"no checkpoints in {workdir}: run `cm3leon train` first, or give its --workdir")
-    with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints:
-        step = checkpoints.latest_step
-        if step is None:
-            raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
-        meta = checkpoints.meta(step)
-        _refuse_another_model(config, vocabulary, meta, f"the checkpoint {workdir}/checkpoints/{step}")
+    with trained_checkpoint(workdir, config.train.keep_checkpoints) as (checkpoints, step):
+        meta, what = checkpoints.meta(step), f"the checkpoint {workdir}/checkpoints/{step}"
+        vocabulary.check_fingerprint(meta["vocabulary"], what)
+        refuse_another_model(meta, config, what)
         image_tokenizer = _image_tokenizer(config, meta)
         parameters = checkpoints.lazy_parameters(step)
         tensors = list(opt_tensors(parameters))
@@ -116,20 +111,6 @@ def _pieces(tensor: OptTensor, stored: tensorstore.TensorStore) -> Iterator[np.n
     for start in range(0, rows, step):
         part = stored[start : min(start + step, rows)]
         yield tensor.from_ours(part.read().result())
-
-
-def _refuse_another_model(config: Config, vocabulary: Vocabulary, meta: dict[str, Any], what: str) -> None:
-    vocabulary.check_fingerprint(meta["vocabulary"], what)
-    stored = meta["config"]
-    refuse_changes(
-        {"model": stored["model"], "batch": {"sequence_length": stored["batch"]["sequence_length"]}},
-        {
-            "model": dataclasses.asdict(config.model),
-            "batch": {"sequence_length": config.batch.sequence_length},
-        },
-        ("model.remat", "model.scan_layers", "model.compute_dtype"),
-        f"{what} was",
-    )
 
 
 def _image_tokenizer(config: Config, meta: dict[str, Any]) -> ImageTokenizer | None:

@@ -30,7 +30,7 @@ from cm3leon_jax.interchange.opt_config import differences, model_fields
 from cm3leon_jax.interchange.opt_names import IN_LAYERS, OUTSIDE_LAYERS, PREFIX, TIED, Index, OptTensor, Shape
 from cm3leon_jax.interchange.reading_weights import StoredTensor, open_weights
 from cm3leon_jax.interchange.tokenizer_files import read_vocabulary
-from cm3leon_jax.model.sharding import make_mesh, shardings
+from cm3leon_jax.model.sharding import make_mesh, parameter_name, shardings
 from cm3leon_jax.model.transformer import Transformer, abstract_model
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary
@@ -115,7 +115,7 @@ def read_parameters(
     progress = Progress("import", len(wanted), unit="parameter")
 
     def read(path: tuple[Any, ...], leaf: nnx.Variable) -> nnx.Variable:
-        name = ".".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+        name = parameter_name(path)
         shape, sharding = leaf.get_value().shape, leaf.get_value().sharding
         tensor, known = table[name], rows.get(name, shape[0])
         if name in IN_LAYERS:

@@ -71,6 +71,11 @@ def cache_sharding(num_rows: int, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(rows, RULES["heads"]))
 
 
+def parameter_name(path: tuple[Any, ...]) -> str:
+    """The dotted name of a parameter, given its path in a tree."""
+    return ".".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+
+
 def shardings(abstract: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> Any:
     """The sharding of every array of a training state, in the same tree.
 
@@ -83,8 +88,7 @@ def shardings(abstract: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES
     def sharding(path: tuple[Any, ...], leaf: Any) -> Any:
         if not isinstance(leaf, nnx.Variable):
             return NamedSharding(mesh, PartitionSpec())
-        name = ".".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
-        return leaf.replace(NamedSharding(mesh, _parameter_spec(name, leaf, mesh, rules)))
+        return leaf.replace(NamedSharding(mesh, _parameter_spec(parameter_name(path), leaf, mesh, rules)))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from cm3leon_jax.config import OptimizerConfig
+from cm3leon_jax.model.sharding import parameter_name
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -37,7 +38,6 @@ def _decays(parameters: Any) -> Any:
     """Which parameters weight decay falls on, by their names."""
 
     def decays(path: tuple[Any, ...], leaf: Any) -> bool:
-        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
-        return not any(name.endswith(("bias", "scale")) for name in names)
+        return not any(name.endswith(("bias", "scale")) for name in parameter_name(path).split("."))
 
     return jax.tree_util.tree_map_with_path(decays, parameters)
