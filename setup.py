@@ -10,7 +10,9 @@ DATA = [
     "tensorflow>=2.21",
     "importlib_resources",  # tensorflow-datasets needs it without saying so
     "sentencepiece<0.2.2",  # 0.2.2 needs a newer protobuf than TensorFlow allows
+    "emoji>=2.14",
 ]
+RETRIEVAL = ["faiss-cpu>=1.12"]
 CHECK = [
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -54,6 +56,7 @@ setup(
     ],
     extras_require={
         "data": DATA,
+        "retrieval": RETRIEVAL,
         "check": CHECK,
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10,<0.13"],

@@ -159,6 +159,133 @@ class ImageTokenizerTrainingConfig:
 
 
 @dataclass(frozen=True)
+class BiEncoderConfig:
+    """What makes vectors of texts and pictures, by which neighbours are found (CLIP ViT-B/32 in the paper).
+
+    The shapes are those of an encoder that is made here; one that was imported keeps its own.
+    """
+
+    path: str = "{workdir}/bi_encoder"
+    # "clip": two transformers into one space (arXiv 2103.00020), trained on the mixture or imported. "tfidf": word
+    # statistics and a thumbnail, for a corpus where nothing is trained yet; of the fields below it has `embedding_dim`
+    # and `resolution`, the thumbnail's side.
+    kind: str = "clip"
+    embedding_dim: int = 512
+    resolution: int = 224
+    patch_size: int = 32
+    image_layers: int = 12
+    image_dim: int = 768
+    image_heads: int = 12
+    max_text_tokens: int = 77
+    text_layers: int = 12
+    text_dim: int = 512
+    text_heads: int = 8
+    # "gelu", or the cheaper "quick_gelu" of the first published weights.
+    activation: str = "quick_gelu"
+
+    def __post_init__(self) -> None:
+        _one_of("bi_encoder", self, "kind", "clip", "tfidf")
+        _one_of("bi_encoder", self, "activation", "gelu", "quick_gelu")
+        counts = ("embedding_dim", "resolution", "patch_size", "image_layers", "text_layers", "image_heads")
+        _at_least(1, "bi_encoder", self, *counts, "text_heads")
+        _at_least(3, "bi_encoder", self, "max_text_tokens")
+        if self.kind == "tfidf":
+            return
+        _require(
+            self.resolution % self.patch_size == 0,
+            f"bi_encoder.resolution {self.resolution} is not a multiple of bi_encoder.patch_size {self.patch_size}",
+        )
+        for tower in ("image", "text"):
+            dim, heads = getattr(self, f"{tower}_dim"), getattr(self, f"{tower}_heads")
+            _require(
+                dim % heads == 0, f"bi_encoder.{tower}_dim {dim} does not divide into bi_encoder.{tower}_heads {heads}"
+            )
+
+
+@dataclass(frozen=True)
+class BiEncoderTrainingConfig:
+    """How the bi-encoder learns from the mixture's captioned pictures (arXiv 2103.00020, section 2 and table 19)."""
+
+    # Pairs of a text and a picture, drawn from the mixture's training split; 0 means all.
+    num_pairs: int = 1_000_000
+    num_steps: int = 10_000
+    # Every pair of a batch is held against every other, over all devices.
+    batch_size: int = 4096
+    peak_learning_rate: float = 5e-4
+    warmup_steps: int = 500
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-6
+    weight_decay: float = 0.2
+    initial_temperature: float = 0.07
+    lowest_temperature: float = 0.01
+    log_every: int = 10
+    save_every: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = ("num_steps", "log_every", "save_every")
+        _at_least(1, "bi_encoder_training", self, *names)
+        _at_least(2, "bi_encoder_training", self, "batch_size")
+        _require(
+            0 < self.lowest_temperature <= self.initial_temperature,
+            "bi_encoder_training.lowest_temperature must be above 0 and at most initial_temperature",
+        )
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Which documents stand in front of a document (arXiv 2309.02591, section 2.1.2; arXiv 2211.12561)."""
+
+    # `prepare` finds the neighbours of every document, and `train` puts them in front.
+    enabled: bool = False
+    # Neighbours kept of a document: found by its text, and found by its pictures.
+    num_by_text: int = 2
+    num_by_image: int = 2
+    # Share of the query's text tokens, and of its pictures' patches, that is left out for the search.
+    query_dropout: float = 0.2
+    # No neighbour is more like the document, or like a neighbour that was taken already, than this; and none scores
+    # less than this with the query: rather none at all.
+    max_score: float = 0.9
+    min_score: float = 0.0
+    # Whether only documents with text and picture can be neighbours.
+    both_modalities: bool = True
+    # Tasks whose training documents can be neighbours; none named means all.
+    memory_tasks: tuple[str, ...] = ()
+    # Documents searched for each query, among which the neighbours are chosen.
+    num_candidates: int = 64
+    # "exact", or "approximate": what lies among the best is found with this probability, on a TPU in less time.
+    search: str = "exact"
+    search_recall: float = 0.95
+    # Neighbours that a training document gets, drawn from those kept: "fixed" is this many, or all there are; "uniform"
+    # is 0 to this many, each as often.
+    num_drawn: int = 3
+    draw: str = "fixed"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(0, "retrieval", self, "num_by_text", "num_by_image", "num_drawn")
+        _require(0 <= self.query_dropout < 1, f"retrieval.query_dropout is {self.query_dropout}: a share below 1")
+        _require(0 < self.search_recall <= 1, f"retrieval.search_recall is {self.search_recall}: a share above 0")
+        _one_of("retrieval", self, "search", "exact", "approximate")
+        _one_of("retrieval", self, "draw", "fixed", "uniform")
+        most = max(self.num_by_text, self.num_by_image)
+        _require(
+            self.num_candidates >= most,
+            f"retrieval.num_candidates is {self.num_candidates}: at least the {most} neighbours to be kept",
+        )
+        _require(
+            self.num_drawn <= self.num_kept,
+            f"retrieval.num_drawn is {self.num_drawn}: at most num_by_text + num_by_image, which are {self.num_kept}",
+        )
+
+    @property
+    def num_kept(self) -> int:
+        """Neighbours kept of a document."""
+        return self.num_by_text + self.num_by_image
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """The CM3 objective (arXiv 2201.07520, section 2; arXiv 2309.02591, section 2.2)."""
 
@@ -396,6 +523,9 @@ class Config:
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
     image_tokenizer_training: ImageTokenizerTrainingConfig = field(default_factory=ImageTokenizerTrainingConfig)
+    bi_encoder: BiEncoderConfig = field(default_factory=BiEncoderConfig)
+    bi_encoder_training: BiEncoderTrainingConfig = field(default_factory=BiEncoderTrainingConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -415,6 +545,15 @@ class Config:
             self.batch.packing == "stream" or self.batch.sequence_length > self.image_tokenizer.image_length,
             f"batch.sequence_length {self.batch.sequence_length} holds no picture of "
             f"{self.image_tokenizer.image_length} codes, and whole packing cuts none; make it longer",
+        )
+        # A document and its neighbours, each a picture, at least one text token and a break, behind one `</s>`.
+        least = (self.retrieval.num_drawn + 1) * (self.image_tokenizer.image_length + 2)
+        _require(
+            not self.retrieval.enabled or self.batch.packing == "stream" or least <= self.batch.sequence_length,
+            f"retrieval.num_drawn {self.retrieval.num_drawn} does not fit batch.sequence_length "
+            f"{self.batch.sequence_length}: {self.retrieval.num_drawn + 1} pictures of "
+            f"{self.image_tokenizer.image_length} codes with their texts take at least {least}; lower the one or "
+            "raise the other",
         )
         is_digit = (self.image_tokenizer.resolution, self.image_tokenizer.in_channels) == (8, 1)
         _require(

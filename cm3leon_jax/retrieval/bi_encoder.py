@@ -1,0 +1,60 @@
+"""The bi-encoder: texts and pictures to unit vectors, each on its own, so that a product says how near they are.
+
+On disk it is a folder of `config.json`, which names its kind and its fingerprint, and the files of that kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import read_json
+
+CONFIG_FILE = "config.json"
+
+
+class BiEncoder(Protocol):
+    """Vectors have unit norm, or are zero for what says nothing (an empty text)."""
+
+    # Width of a vector.
+    dim: int
+    # Equal for equal encoders; stored with everything that was found by its vectors.
+    fingerprint: str
+
+    def encode_texts(
+        self, texts: Sequence[str], dropout: float = 0.0, keys: Int64[np.ndarray, "n"] | None = None
+    ) -> Float32[np.ndarray, "n dim"]:
+        """Vectors of texts, each without a share of its tokens that `keys` choose, one key a text."""
+
+    def encode_pictures(
+        self, pictures: UInt8[np.ndarray, "n R R C"], dropout: float = 0.0, keys: Int64[np.ndarray, "n"] | None = None
+    ) -> Float32[np.ndarray, "n dim"]:
+        """Vectors of pictures of any side, each without a share of its patches that `keys` choose."""
+
+
+def load_bi_encoder(path: str | Path) -> BiEncoder:
+    """Reads the folder that an encoder's `save` wrote.
+
+    Raises:
+      UserError: if there is none, or its files are damaged or do not belong together.
+    """
+    path = Path(path)
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(
+            f"no bi-encoder at {path}: run `cm3leon train-bi-encoder` first, or `cm3leon import` a CLIP folder"
+        )
+    kind = read_json(path / CONFIG_FILE, "the bi-encoder's config").get("kind")
+    if kind == "clip":
+        from cm3leon_jax.retrieval.clip_encoder import ClipEncoder
+
+        return ClipEncoder.load(path)
+    if kind == "tfidf":
+        from cm3leon_jax.retrieval.tfidf import TfidfEncoder
+
+        return TfidfEncoder.load(path)
+    raise UserError(f"{path / CONFIG_FILE} names the kind {kind!r}, which is none of clip, tfidf: make it again")
