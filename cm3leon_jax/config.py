@@ -190,6 +190,11 @@ class BiEncoderConfig:
         _at_least(1, "bi_encoder", self, *counts, "text_heads")
         _at_least(3, "bi_encoder", self, "max_text_tokens")
         if self.kind == "tfidf":
+            _require(
+                3 * self.resolution**2 < self.embedding_dim,
+                f"bi_encoder.resolution {self.resolution} makes a thumbnail of {3 * self.resolution**2} colours, which "
+                f"leaves no room for text in bi_encoder.embedding_dim {self.embedding_dim}",
+            )
             return
         _require(
             self.resolution % self.patch_size == 0,

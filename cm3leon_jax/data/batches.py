@@ -1,4 +1,4 @@
-"""The batch at step t as a pure function of (corpus, seed, t): shuffled, mixed, masked, packed.
+"""The batch at step t as a pure function of (corpus, seed, t): shuffled, mixed, with neighbours, masked, packed.
 
 Nothing here remembers where it was, so a run resumes exactly, at any step, after any number of epochs, and on any
 number of processes: each builds its own rows of the same global batch.
@@ -16,22 +16,49 @@ import grain
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
-from cm3leon_jax.config import BatchConfig, ObjectiveConfig
+from cm3leon_jax.config import BatchConfig, ObjectiveConfig, RetrievalConfig
 from cm3leon_jax.data import counter_random
 from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.neighbours import NONE, NeighbourLists, draw_neighbours
 from cm3leon_jax.data.objective import TOKENS_PER_SPAN, draw_spans, move_spans, picture_places, segments, span_counts
 from cm3leon_jax.data.order import WINDOW, DocumentOrder, DocumentReferences
 from cm3leon_jax.data.packing import best_fit_rows, stream_rows
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.vocabulary import Vocabulary
 
-_MASKS, _ROW_ORDER = 21, 22
+_MASKS, _ROW_ORDER, _NEIGHBOURS = 21, 22, 23
 
 # `</s>` in front of a document and behind it.
 _NUM_ENDS = 2
 
 
 TokensAndPlaces = tuple[Int32[np.ndarray, "m"], Int32[np.ndarray, "m"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """Where training finds the documents that stand in front of a document, and how many it draws."""
+
+    lists: NeighbourLists
+    config: RetrievalConfig
+
+
+def open_retrieval(corpus: PreparedCorpus, config: RetrievalConfig, train_split: str) -> Retrieval | None:
+    """The neighbour lists of a corpus where the config asks for retrieval; None where it does not."""
+    return Retrieval(NeighbourLists.open(corpus, config, train_split), config) if config.enabled else None
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowPlan:
+    """The documents of a window of the training sequence, and what becomes of them."""
+
+    references: DocumentReferences
+    # Places in the memory of the neighbours that stand in front of each; -1 behind the last.
+    neighbours: Int64[np.ndarray, "n drawn"]
+    # Masked spans of each (whole packing).
+    span_counts: Int64[np.ndarray, "n"]
+    # What each row holds: documents (whole packing), or pieces of them (stream).
+    rows: list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +114,13 @@ class BatchSource:
         process_index: int = 0,
         process_count: int = 1,
         first_window: tuple[int, int] = (0, 0),
+        retrieval: Retrieval | None = None,
     ) -> None:
         """
         Args:
           first_window: a window and the number of rows before it, as `window_of` says for a step: rows behind it are
             then found without planning all windows before. It changes how long a look-up takes, never its result.
+          retrieval: gives every document its neighbours; None leaves documents alone.
         """
         if batch.batch_size % process_count:
             raise UserError(
@@ -99,6 +128,9 @@ class BatchSource:
             )
         self._vocabulary, self._objective, self._config = vocabulary, objective, batch
         self._splits = corpus.splits(split)
+        self._retrieval = retrieval
+        if retrieval is not None:
+            self._kept = {task: retrieval.lists.of_split(task, split)[0] for task in self._splits}
         sizes = {task: documents.num_documents for task, documents in self._splits.items()}
         self._order = DocumentOrder(sizes, corpus.rates(), batch.seed)
         # Longest document that still fits a row with its ends; a row of L targets has L + 1 tokens.
@@ -129,13 +161,14 @@ class BatchSource:
         at = int(references.task[index]), int(references.epoch[index]), int(references.document[index])
         return self._config.seed, _MASKS, *at
 
-    def _plan_window(self, window: int) -> tuple[DocumentReferences, Int64[np.ndarray, "n"], list]:
-        """The documents of a window, their numbers of spans (whole packing), and the rows that they make."""
+    def _plan_window(self, window: int) -> WindowPlan:
         references = self._order.window(window)
         lengths = np.zeros(WINDOW, np.int64)
         for task, documents in enumerate(self._splits.values()):
             mine = references.task == task
             lengths[mine] = documents.lengths[references.document[mine]]
+        neighbours, added = self._draw_neighbours(references, lengths)
+        lengths += added
         if self._config.packing == "stream":
             counts = np.zeros(WINDOW, np.int64)
             rows: list = stream_rows(lengths + _NUM_ENDS, self._config.sequence_length + 1)
@@ -148,7 +181,28 @@ class BatchSource:
             used = np.minimum(lengths, self._longest) + _NUM_ENDS + TOKENS_PER_SPAN * counts - 1
             rows = best_fit_rows(used, self._config.sequence_length)
         mixed = counter_random.permutation_at(np.arange(len(rows)), len(rows), self._config.seed, _ROW_ORDER, window)
-        return references, counts, [rows[i] for i in mixed.tolist()]
+        return WindowPlan(references, neighbours, counts, [rows[i] for i in mixed.tolist()])
+
+    def _draw_neighbours(
+        self, references: DocumentReferences, lengths: Int64[np.ndarray, "n"]
+    ) -> tuple[Int64[np.ndarray, "n drawn"], Int64[np.ndarray, "n"]]:
+        """The neighbours of a window's documents, and how many tokens they add to each; new ones in every epoch."""
+        if self._retrieval is None:
+            return np.zeros((len(lengths), 0), np.int64), np.zeros(len(lengths), np.int64)
+        memory, config = self._retrieval.lists.memory, self._retrieval.config
+        kept = np.full((len(lengths), config.num_kept), NONE, np.int64)
+        for task, name in enumerate(self._splits):
+            mine = references.task == task
+            kept[mine] = self._kept[name][references.document[mine]]
+        key = (self._config.seed, _NEIGHBOURS, references.task, references.epoch, references.document)
+        drawn = draw_neighbours(kept, config, *key)
+        # Each with the `<break>` behind it.
+        added = np.cumsum(np.where(drawn == NONE, 0, memory.lengths[drawn] + 1), axis=1, dtype=np.int64)
+        if self._config.packing == "whole":
+            # The last ones give way where all together do not fit.
+            drawn = np.where(lengths[:, None] + added <= self._longest, drawn, NONE)
+            added = np.where(drawn == NONE, 0, added)
+        return drawn, added.max(axis=1, initial=0)
 
     def _locate(self, row: int) -> tuple[int, int]:
         """The window of a row, and its place there."""
@@ -157,7 +211,7 @@ class BatchSource:
                 self._first_window, self._rows_before = 0, [0]
             while self._rows_before[-1] <= row:
                 window = self._first_window + len(self._rows_before) - 1
-                self._rows_before.append(self._rows_before[-1] + len(self._plan(window)[2]))
+                self._rows_before.append(self._rows_before[-1] + len(self._plan(window).rows))
             known = bisect_right(self._rows_before, row) - 1
             return self._first_window + known, row - self._rows_before[known]
 
@@ -167,31 +221,36 @@ class BatchSource:
         window, place = self._locate(row)
         return window, row - place
 
-    def _document(self, references: DocumentReferences, index: int) -> Int32[np.ndarray, "n"]:
-        task = self._order.tasks[int(references.task[index])]
-        return self._splits[task].document(int(references.document[index]))
+    def _document(self, plan: WindowPlan, index: int) -> Int32[np.ndarray, "n"]:
+        """A document behind its neighbours, each followed by `<break>`."""
+        task = self._order.tasks[int(plan.references.task[index])]
+        own = self._splits[task].document(int(plan.references.document[index]))
+        neighbours = [place for place in plan.neighbours[index].tolist() if place != NONE]
+        if self._retrieval is None or not neighbours:
+            return own
+        mark = np.array([self._vocabulary.break_], np.int32)
+        memory = self._retrieval.lists.memory
+        return np.concatenate([part for place in neighbours for part in (memory.document(place), mark)] + [own])
 
     def _build_row(self, row: int) -> tuple[Int32[np.ndarray, "_"], ...]:
         window, place = self._locate(row)
-        references, counts, rows = self._plan(window)
+        plan = self._plan(window)
         length = self._config.sequence_length
         if self._config.packing == "stream":
-            return _lay_out([self._stream_block(references, rows[place], window, place)], length, self._vocabulary.pad)
+            return _lay_out([self._stream_block(plan, window, place)], length, self._vocabulary.pad)
         documents = []
-        for index in rows[place]:
-            tokens = leading_segments(self._document(references, index), self._longest, self._vocabulary)
+        for index in plan.rows[place]:
+            tokens = leading_segments(self._document(plan, index), self._longest, self._vocabulary)
             if len(tokens):
-                key = self._key(references, index)
-                documents.append(document_row(tokens, int(counts[index]), self._objective, self._vocabulary, *key))
+                key, count = self._key(plan.references, index), int(plan.span_counts[index])
+                documents.append(document_row(tokens, count, self._objective, self._vocabulary, *key))
         return _lay_out(documents, length, self._vocabulary.pad)
 
-    def _stream_block(
-        self, references: DocumentReferences, pieces: list[tuple[int, int, int]], window: int, place: int
-    ) -> TokensAndPlaces:
+    def _stream_block(self, plan: WindowPlan, window: int, place: int) -> TokensAndPlaces:
         end = np.array([self._vocabulary.end], np.int32)
         columns = []
-        for index, start, stop in pieces:
-            framed = np.concatenate([end, self._document(references, index), end])
+        for index, start, stop in plan.rows[place]:
+            framed = np.concatenate([end, self._document(plan, index), end])
             columns.append(np.stack([framed, picture_places(framed, self._vocabulary)])[:, start:stop])
         tokens, places = np.concatenate(columns, axis=1)
         key = self._config.seed, _MASKS, window, place

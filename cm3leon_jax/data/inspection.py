@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.batches import Batch, BatchSource
+from cm3leon_jax.data.batches import Batch, BatchSource, open_retrieval
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.prepare import summary
 from cm3leon_jax.documents import encode_png
@@ -156,7 +156,8 @@ def _sequences(
 ) -> Iterator[Shown]:
     """The first sequences of training, document by document."""
     rows = dataclasses.replace(config.batch, batch_size=count)
-    batch = BatchSource(corpus, vocabulary, config.objective, rows, split)[0]
+    retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
+    batch = BatchSource(corpus, vocabulary, config.objective, rows, split, retrieval=retrieval)[0]
     for row in range(count):
         parts = list(_row_documents(batch, row, vocabulary))
         length = batch.tokens.shape[1]

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from cm3leon_jax.config import Config, SamplingConfig
-from cm3leon_jax.data.batches import BatchSource
+from cm3leon_jax.data.batches import BatchSource, open_retrieval
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.objective import segments
 from cm3leon_jax.documents import open_picture
@@ -180,7 +180,10 @@ def _losses(config: Config, corpus: PreparedCorpus, model: TrainedModel) -> dict
     """Held-out loss under the training objective, and the perplexities it means."""
     batch = dataclasses.replace(config.batch, batch_size=config.evaluate.loss_batch_size)
     refuse_uneven_batch(batch.batch_size, model.mesh)
-    source = BatchSource(corpus, model.vocabulary, config.objective, batch, config.corpus.held_out_split)
+    retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
+    source = BatchSource(
+        corpus, model.vocabulary, config.objective, batch, config.corpus.held_out_split, retrieval=retrieval
+    )
     compiled = TrainStep(config, model.vocabulary, model.mesh)
     num_batches = -(-config.evaluate.num_loss_sequences // config.evaluate.loss_batch_size)
     losses = held_out_loss(compiled, model.parameters, source, num_batches, model.mesh)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
+from cm3leon_jax.data import counter_random
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json
 
@@ -35,6 +36,15 @@ class BiEncoder(Protocol):
         self, pictures: UInt8[np.ndarray, "n R R C"], dropout: float = 0.0, keys: Int64[np.ndarray, "n"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
         """Vectors of pictures of any side, each without a share of its patches that `keys` choose."""
+
+
+def dropped(count: int, dropout: float, key: int) -> Bool[np.ndarray, "count"]:
+    """Which of a query's tokens or patches are left out; one always stays."""
+    drawn = counter_random.uniform(key, np.arange(count))
+    out = drawn < dropout
+    if count and out.all():
+        out[int(np.argmax(drawn))] = False
+    return out
 
 
 def load_bi_encoder(path: str | Path) -> BiEncoder:

@@ -11,6 +11,7 @@ import math
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from jax.sharding import Mesh
 from cm3leon_jax import config_file
 from cm3leon_jax.checkpoints import Checkpoints, refuse_changes
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.batches import BatchSource, iterate
+from cm3leon_jax.data.batches import BatchSource, Retrieval, iterate, open_retrieval
 from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.neighbours import LIST_FIELDS
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.model.sharding import make_mesh, refuse_uneven_batch
 from cm3leon_jax.model.transformer import parameter_count
@@ -35,6 +37,8 @@ from cm3leon_jax.vocabulary import Vocabulary
 # What may differ between a run and its continuation; everything else would make it another run.
 _MAY_CHANGE = (
     *("config.mesh", "config.sampling", "config.evaluate", "config.corpus", "config.image_tokenizer_training"),
+    # Neighbours have a fingerprint of their own.
+    *("config.bi_encoder", "config.bi_encoder_training", *(f"config.retrieval.{name}" for name in LIST_FIELDS)),
     *("config.vocabulary.path", "config.vocabulary.num_documents", "config.image_tokenizer.path"),
     *(f"config.train.{name}" for name in ("log_every", "save_every", "keep_checkpoints", "eval_every")),
     *("config.train.eval_batches", "config.train.sample_every", "first_window"),
@@ -42,6 +46,7 @@ _MAY_CHANGE = (
 # What else may differ between an import and the run that starts from it: all that shapes no parameter.
 _FREE_AFTER_IMPORT = (
     *("config.batch.batch_size", "config.batch.packing", "config.batch.seed", "config.objective", "config.optimizer"),
+    *("config.retrieval", "neighbours"),
     *("config.train", "config.model.compute_dtype", "config.model.remat", "config.model.scan_layers"),
     *("config.model.init_std", "config.model.position_init_std"),
 )
@@ -63,6 +68,7 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
     is_first = jax.process_index() == 0
     vocabulary = Vocabulary.load(config.vocabulary.path)
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
+    retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
     mesh = make_mesh(config.mesh)
     refuse_uneven_batch(config.batch.batch_size, mesh)
     compiled = TrainStep(config, vocabulary, mesh)
@@ -71,6 +77,7 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
     meta: dict[str, Any] = {
         "vocabulary": vocabulary.fingerprint,
         "corpus": corpus.identity,
+        "neighbours": retrieval.lists.fingerprint if retrieval else "",
         "config": dataclasses.asdict(config),
     }
     stored = {} if latest is None else checkpoints.meta(latest)
@@ -80,8 +87,9 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
         del stored["corpus"]
     refuse_changes(stored, meta, _MAY_CHANGE + _FREE_AFTER_IMPORT * is_imported, f"{workdir} holds a run")
     meta["from_import"] = is_imported or stored.get("from_import", False)
-    source = _source(config, corpus, vocabulary, config.corpus.train_split, stored.get("first_window", (0, 0)))
-    held_out_source = _source(config, corpus, vocabulary, config.corpus.held_out_split) if train.eval_every else None
+    documents = partial(_source, config, corpus, vocabulary, retrieval)
+    source = documents(config.corpus.train_split, stored.get("first_window", (0, 0)))
+    held_out_source = documents(config.corpus.held_out_split) if train.eval_every else None
     pictures = SamplePictures(config, workdir, vocabulary, mesh) if train.sample_every else None
     if is_first:
         config_file.save(config, workdir / "config.json")
@@ -200,7 +208,12 @@ def _is_due(step: int, every: int, is_last: bool) -> bool:
 
 
 def _source(
-    config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary, split: str, first_window: Sequence[int] = (0, 0)
+    config: Config,
+    corpus: PreparedCorpus,
+    vocabulary: Vocabulary,
+    retrieval: Retrieval | None,
+    split: str,
+    first_window: Sequence[int] = (0, 0),
 ) -> BatchSource:
     return BatchSource(
         corpus,
@@ -211,6 +224,7 @@ def _source(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         first_window=(first_window[0], first_window[1]),
+        retrieval=retrieval,
     )
 
 
@@ -232,5 +246,8 @@ def _announce(
     print(f"devices: {mesh.size} {jax.devices()[0].platform} ({axes}), {jax.process_count()} process(es)")
     size = f"{config.batch.batch_size} x {config.batch.sequence_length} tokens"
     print(f"run: {config.num_steps:,} steps of {size}, {origin}")
+    if config.retrieval.enabled:
+        how_many = "0 to " * (config.retrieval.draw == "uniform") + str(config.retrieval.num_drawn)
+        print(f"retrieval: {how_many} neighbours in front of each document")
     if source.num_too_long:
         print(f"note: {source.num_too_long:,} documents are longer than a sequence and lose their last segments")

@@ -1,0 +1,201 @@
+"""The neighbour lists of a prepared corpus: which training documents may stand in front of each document.
+
+    CORPUS/retrieval/manifest.json                     encoder, settings, and the tasks of the memory
+    CORPUS/retrieval/TASK/SPLIT/neighbours-00000.npy   int64 [documents, kept]: places in the memory; -1 is none
+    CORPUS/retrieval/TASK/SPLIT/scores-00000.npy       float32 [documents, kept]: products of query and neighbour
+
+The memory is the training documents of its tasks, end to end. Of the kept neighbours, the first were found by a
+document's text, the others by its pictures. `retrieval/neighbour_search.py` writes these files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int, Int64
+
+from cm3leon_jax.config import RetrievalConfig
+from cm3leon_jax.data import counter_random
+from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import read_json
+
+RETRIEVAL_FORMAT = 1
+NONE = -1
+
+_ORDER, _NUMBER = 31, 32
+
+# The fields of the config that decide the lists; the others say what training draws from them.
+LIST_FIELDS = tuple(
+    field.name for field in dataclasses.fields(RetrievalConfig) if field.name not in ("enabled", "num_drawn", "draw")
+)
+
+
+def neighbours_file(folder: Path, shard: int) -> Path:
+    """Where a shard's neighbours lie."""
+    return folder / f"neighbours-{shard:05d}.npy"
+
+
+def scores_file(folder: Path, shard: int) -> Path:
+    """Where their scores lie."""
+    return folder / f"scores-{shard:05d}.npy"
+
+
+def list_settings(config: RetrievalConfig) -> dict[str, Any]:
+    """The part of the config that decides the lists, as JSON gives it back."""
+    values = {name: getattr(config, name) for name in LIST_FIELDS}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def memory_tasks(config: RetrievalConfig, corpus: PreparedCorpus, train_split: str) -> tuple[str, ...]:
+    """The tasks whose training documents can be neighbours, in the order of the manifest.
+
+    Raises:
+      UserError: if one that the config names is not in the corpus, or none of them has documents.
+    """
+    tasks = corpus.manifest["tasks"]
+    for name in config.memory_tasks:
+        if name not in tasks:
+            raise UserError(f"config.retrieval.memory_tasks names {name!r}: the corpus has {', '.join(tasks)}")
+    wanted = config.memory_tasks or tuple(tasks)
+    found = tuple(
+        name for name in tasks if name in wanted and tasks[name]["splits"].get(train_split, {}).get("num_documents")
+    )
+    if not found:
+        raise UserError(
+            f"the memory is empty: {', '.join(wanted)} of {corpus.path} have no documents in {train_split!r}; "
+            "name other tasks in config.retrieval.memory_tasks"
+        )
+    return found
+
+
+class MemoryDocuments:
+    """The documents that can be neighbours, by their place in the memory."""
+
+    def __init__(self, corpus: PreparedCorpus, tasks: tuple[str, ...], train_split: str) -> None:
+        self.tasks = tasks
+        self._splits = [corpus.task_split(task, train_split) for task in tasks]
+        self._first = np.cumsum([0, *(split.num_documents for split in self._splits)])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, "documents"]:
+        """Tokens of each document, int32."""
+        return np.concatenate([split.lengths for split in self._splits])
+
+    def first_place(self, task: str) -> int | None:
+        """The place of a task's first document; None if the task is not in the memory."""
+        return int(self._first[self.tasks.index(task)]) if task in self.tasks else None
+
+    def origin(self, place: int) -> tuple[str, int]:
+        """The task of a document, and its index there."""
+        task = int(np.searchsorted(self._first, place, side="right")) - 1
+        return self.tasks[task], int(place - self._first[task])
+
+    def document(self, place: int) -> Int[np.ndarray, "n"]:
+        """The tokens of one document, int32."""
+        task = int(np.searchsorted(self._first, place, side="right")) - 1
+        return self._splits[task].document(int(place - self._first[task]))
+
+
+class NeighbourLists:
+    """The neighbour lists of a corpus, opened for reading."""
+
+    def __init__(self, corpus: PreparedCorpus, manifest: Mapping[str, Any], train_split: str) -> None:
+        self._corpus, self.manifest = corpus, manifest
+        self.memory = MemoryDocuments(corpus, tuple(manifest["memory"]), train_split)
+
+    @classmethod
+    def open(cls, corpus: PreparedCorpus, config: RetrievalConfig, train_split: str) -> NeighbourLists:
+        """Opens CORPUS/retrieval.
+
+        Raises:
+          UserError: if it is absent or was made of other documents or with other settings.
+        """
+        folder = corpus.path / "retrieval"
+        if not (folder / "manifest.json").exists():
+            raise UserError(
+                f"no neighbours at {folder}: run `cm3leon prepare` with this config, or set "
+                "config.retrieval.enabled to False"
+            )
+        manifest = read_json(folder / "manifest.json", "the manifest of the neighbours")
+        refuse_other_settings(folder, manifest, list_settings(config), corpus)
+        return cls(corpus, manifest, train_split)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for lists of the same encoder, documents and settings; stored in every checkpoint."""
+        return self.manifest["fingerprint"]
+
+    def of_split(self, task: str, split: str) -> tuple[Int64[np.ndarray, "n kept"], Float32[np.ndarray, "n kept"]]:
+        """Neighbours and scores of all documents of a task and split."""
+        folder = self._corpus.path / "retrieval" / task / split
+        shards = range(self._corpus.manifest["tasks"][task]["splits"][split]["num_shards"])
+        try:
+            places = [np.load(neighbours_file(folder, shard), mmap_mode="r") for shard in shards]
+            scores = [np.load(scores_file(folder, shard), mmap_mode="r") for shard in shards]
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the neighbours in {folder} are damaged ({error}): delete {self._corpus.path / 'retrieval'} and run "
+                "`cm3leon prepare` again"
+            ) from None
+        # One shard, the usual case, stays on disk.
+        return (places[0], scores[0]) if len(places) == 1 else (np.concatenate(places), np.concatenate(scores))
+
+
+def refuse_other_settings(
+    folder: Path, manifest: Mapping[str, Any], settings: Mapping[str, Any], corpus: PreparedCorpus
+) -> None:
+    """Refuses neighbours of another format, of other documents, or found with other settings."""
+    mend = f"delete {folder} and run `cm3leon prepare` again"
+    if manifest.get("format_version") != RETRIEVAL_FORMAT:
+        raise UserError(f"the neighbours at {folder} have another format version than {RETRIEVAL_FORMAT}: {mend}")
+    if manifest["corpus"] != documents_identity(corpus):
+        raise UserError(f"the neighbours at {folder} were found for another corpus than the one around them: {mend}")
+    for name, value in settings.items():
+        if manifest["settings"].get(name) != value:
+            raise UserError(
+                f"the neighbours at {folder} were found with config.retrieval.{name} = "
+                f"{manifest['settings'].get(name)!r}, now it is {value!r}: {mend}, or set it back"
+            )
+
+
+def documents_identity(corpus: PreparedCorpus) -> dict[str, Any]:
+    """What tells whether the documents are the same: who tokenized them, and how many there are of how many tokens."""
+    manifest = corpus.manifest
+    tasks = {
+        name: {
+            split: [found["num_documents"], found.get("num_tokens"), found["num_shards"]]
+            for split, found in task["splits"].items()
+        }
+        for name, task in manifest["tasks"].items()
+    }
+    return {"tasks": tasks, "image_tokenizer": manifest["image_tokenizer"].get("fingerprint")}
+
+
+def draw_neighbours(
+    kept: Int64[np.ndarray, "n kept"], config: RetrievalConfig, *key: int | np.ndarray
+) -> Int64[np.ndarray, "n drawn"]:
+    """Which of the kept neighbours stand in front, and in which order; -1 where there is none.
+
+    Args:
+      kept: neighbours of n documents.
+      config: says how many are drawn: `num_drawn` (arXiv 2309.02591, section 2.2: 3 of the 4), or 0 to `num_drawn`
+        (arXiv 2211.12561).
+      key: decides the draw; array parts have one entry a document.
+    """
+    columns = [part[:, None] if isinstance(part, np.ndarray) else part for part in key]
+    lots = counter_random.uniform(*columns, _ORDER, np.arange(kept.shape[1]))
+    order = np.argsort(np.where(kept == NONE, np.inf, lots), axis=1, kind="stable")[:, : config.num_drawn]
+    drawn = np.take_along_axis(kept, order, axis=1)
+    if config.draw == "uniform":
+        counts = np.floor(counter_random.uniform(*key, _NUMBER) * (config.num_drawn + 1))
+        drawn = np.where(np.arange(drawn.shape[1]) < np.reshape(counts, (-1, 1)), drawn, NONE)
+    return drawn.astype(np.int64)

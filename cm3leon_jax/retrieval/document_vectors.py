@@ -1,0 +1,141 @@
+"""The vectors of a corpus's documents, shard by shard beside its tokens.
+
+    CORPUS/retrieval/TASK/SPLIT/vectors-00000.npy   float16 [documents, 2, dim]: of the text, of the pictures
+    CORPUS/retrieval/TASK/SPLIT/queries-00000.npy   the same, each without a share of its tokens and patches
+
+A document's own vector is the mean of the two, with unit norm (arXiv 2309.02591, section 2.1.2); a document that lacks
+text or pictures has zeros in its place.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float16, Float32, Int64
+from tqdm import tqdm
+
+from cm3leon_jax.data import counter_random
+from cm3leon_jax.data.reading import Malformed, TaskReader
+from cm3leon_jax.data.shard_writer import DocumentTokenizer, OpenedDocument, record_file
+from cm3leon_jax.documents import Document
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import read_json, replacing
+from cm3leon_jax.retrieval.bi_encoder import BiEncoder
+
+# Documents encoded at a time.
+_BLOCK = 256
+
+
+def vectors_file(folder: Path, shard: int) -> Path:
+    """Where the vectors of a shard's documents lie."""
+    return folder / f"vectors-{shard:05d}.npy"
+
+
+def queries_file(folder: Path, shard: int) -> Path:
+    """Where the vectors lie that are searched for."""
+    return folder / f"queries-{shard:05d}.npy"
+
+
+def whole_vectors(parts: Float16[np.ndarray, "n 2 dim"]) -> Float32[np.ndarray, "n dim"]:
+    """Each document's own vector: the mean of its text's and its pictures', unit norm again."""
+    return unit(parts.astype(np.float32).sum(axis=1))
+
+
+def unit(vectors: Float32[np.ndarray, "... dim"]) -> Float32[np.ndarray, "... dim"]:
+    """Vectors of unit norm; zeros stay zeros."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+
+
+def write_vectors(
+    task: TaskReader,
+    split: str,
+    num_shards: int,
+    tokens: DocumentTokenizer,
+    shards: Path,
+    folder: Path,
+    encoder: BiEncoder,
+    dropout: float,
+    seed: int,
+) -> None:
+    """Writes the vectors of a task and split where they are missing, in one more pass over the raw documents.
+
+    Args:
+      task: reads the documents.
+      split: which of them.
+      num_shards: of the token shards.
+      tokens: says, as it did for the tokens, which documents are left out.
+      shards: folder of the token shards.
+      folder: of the vectors.
+      encoder: makes the vectors.
+      dropout: share of the queries' tokens and patches that is left out, chosen by `seed` and each document's place.
+      seed: of the dropout.
+
+    Raises:
+      UserError: if the raw documents are no longer those of the token shards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [read_json(record_file(shards, shard), "the record of a shard") for shard in range(num_shards)]
+    first_example = np.cumsum([0, *(record["num_examples"] for record in records)])
+    first_document = np.cumsum([0, *(record["num_documents"] for record in records)])
+    for shard in range(num_shards):
+        if queries_file(folder, shard).exists():
+            continue
+        record, start = records[shard], int(first_document[shard])
+        examples = itertools.islice(task.documents(split, int(first_example[shard])), record["num_examples"])
+        vectors = np.zeros((record["num_documents"], 2, encoder.dim), np.float16)
+        queries = np.zeros_like(vectors)
+        done = 0
+        with tqdm(
+            total=len(vectors), unit=" documents", desc=f"vectors {task.name} {split} {shard}", disable=None
+        ) as progress:
+            for block in _blocks(_opened(tokens, examples)):
+                place = slice(done, done + len(block))
+                done += len(block)
+                if done > len(vectors):
+                    break
+                keys = counter_random.hash64(seed, np.arange(start + place.start, start + place.stop)).view(np.int64)
+                vectors[place] = _encoded(block, encoder, 0.0, keys)
+                queries[place] = _encoded(block, encoder, dropout, keys)
+                progress.update(len(block))
+        if done != len(vectors):
+            raise UserError(
+                f"the task {task.name} has other documents in {split!r} now than when {shards} was prepared: "
+                "delete the corpus and run `cm3leon prepare` again"
+            )
+        for file, array in ((vectors_file(folder, shard), vectors), (queries_file(folder, shard), queries)):
+            with replacing(file) as temporary, temporary.open("wb") as opened:
+                np.save(opened, array)
+
+
+def _opened(
+    tokens: DocumentTokenizer, examples: Iterable[Document | Malformed]
+) -> Iterator[tuple[str, OpenedDocument]]:
+    """The text and the pictures of each document that has tokens."""
+    for document in examples:
+        opened = tokens.open(document)
+        if isinstance(document, Document) and isinstance(opened, OpenedDocument):
+            yield document.text, opened
+
+
+def _blocks(documents: Iterator[tuple[str, OpenedDocument]]) -> Iterator[list[tuple[str, OpenedDocument]]]:
+    while block := list(itertools.islice(documents, _BLOCK)):
+        yield block
+
+
+def _encoded(
+    block: list[tuple[str, OpenedDocument]], encoder: BiEncoder, dropout: float, keys: Int64[np.ndarray, "n"]
+) -> Float32[np.ndarray, "n 2 dim"]:
+    vectors = np.zeros((len(block), 2, encoder.dim), np.float32)
+    vectors[:, 0] = encoder.encode_texts([text for text, _ in block], dropout, keys)
+    owner = np.repeat(np.arange(len(block)), [len(document.pictures) for _, document in block])
+    if len(owner):
+        pictures = np.stack([picture for _, document in block for picture in document.pictures])
+        # Each picture of a document loses patches of its own.
+        picture_keys = counter_random.hash64(keys[owner], np.arange(len(owner)) - np.searchsorted(owner, owner))
+        np.add.at(vectors[:, 1], owner, encoder.encode_pictures(pictures, dropout, picture_keys.view(np.int64)))
+        vectors[:, 1] = unit(vectors[:, 1])
+    return vectors
