@@ -16,8 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3leon_jax.config import ImageTokenizerConfig, ModelConfig
+from cm3leon_jax.config import ImageTokenizerConfig, ModelConfig, RetrievalConfig
 from cm3leon_jax.data.corpus import PreparedCorpus, offsets_file, token_dtype, tokens_file
+from cm3leon_jax.data.neighbours import (
+    RETRIEVAL_FORMAT,
+    documents_identity,
+    list_settings,
+    neighbours_file,
+    scores_file,
+)
 from cm3leon_jax.image_tokenizer import vqgan
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.vocabulary import Vocabulary
@@ -98,3 +105,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> 
     }
     path = write_corpus(tmp_path_factory.mktemp("corpus"), vocabulary, documents)
     return PreparedCorpus.open(path, vocabulary)
+
+
+def write_neighbours(
+    corpus: PreparedCorpus, config: RetrievalConfig, memory: list[str], kept: dict[str, dict[str, np.ndarray]]
+) -> None:
+    """Neighbour lists {task: {split: int64 [documents, kept]}} beside a corpus of `write_corpus`."""
+    for task, splits in kept.items():
+        for split, places in splits.items():
+            folder = corpus.path / "retrieval" / task / split
+            folder.mkdir(parents=True)
+            for shard, half in enumerate((places[: len(places) // 2], places[len(places) // 2 :])):
+                np.save(neighbours_file(folder, shard), half)
+                np.save(scores_file(folder, shard), np.full(half.shape, 0.5, np.float32))
+    manifest = {
+        "format_version": RETRIEVAL_FORMAT,
+        "bi_encoder": "an encoder",
+        "corpus": documents_identity(corpus),
+        "settings": list_settings(config),
+        "memory": memory,
+        "fingerprint": "some lists",
+    }
+    (corpus.path / "retrieval" / "manifest.json").write_text(json.dumps(manifest))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
@@ -19,6 +19,7 @@ from cm3leon_jax.files import read_json
 CONFIG_FILE = "config.json"
 
 
+@runtime_checkable
 class BiEncoder(Protocol):
     """Vectors have unit norm, or are zero for what says nothing (an empty text)."""
 

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
-from cm3leon_jax.config import BatchConfig, ObjectiveConfig
-from cm3leon_jax.data.batches import Batch, BatchSource, iterate, leading_segments
+from cm3leon_jax.config import BatchConfig, ObjectiveConfig, RetrievalConfig
+from cm3leon_jax.data.batches import Batch, BatchSource, iterate, leading_segments, open_retrieval
+from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.neighbours import NONE
 from cm3leon_jax.errors import UserError
+from tests.conftest import random_document, write_corpus, write_neighbours
 
 LENGTH = 96
 
@@ -131,3 +134,88 @@ def test_a_hint_of_the_window_changes_no_batch(corpus, vocabulary, packing):
     assert hinted.window_of(12) == hint
     for step in (12, 13, 0):
         assert_equal(hinted[step], plain[step])
+
+
+RETRIEVAL = RetrievalConfig(enabled=True, num_drawn=3)
+
+
+@pytest.fixture(scope="module")
+def with_neighbours(tmp_path_factory, vocabulary):
+    """A corpus in which a document's neighbours are the two before and the two behind it; the first has none."""
+    rng = np.random.default_rng(3)
+    found = [random_document(vocabulary, rng) for _ in range(30)]
+    path = write_corpus(tmp_path_factory.mktemp("corpus"), vocabulary, {"only": {"train": found}})
+    corpus = PreparedCorpus.open(path, vocabulary)
+    places = (np.arange(30)[:, None] + np.array([-2, -1, 1, 2])) % 30
+    places[0] = NONE
+    write_neighbours(corpus, RETRIEVAL, ["only"], {"only": {"train": places}})
+    return corpus, found
+
+
+def retrieving(corpus, vocabulary, packing="whole", length=200, retrieval=RETRIEVAL, objective=None, **process):
+    batch = BatchConfig(batch_size=4, sequence_length=length, packing=packing)
+    objective = objective or ObjectiveConfig(span_count="none")
+    opened = open_retrieval(corpus, retrieval, "train")
+    return BatchSource(corpus, vocabulary, objective, batch, "train", retrieval=opened, **process)
+
+
+def examples_of(batch, vocabulary):
+    """Every document of a whole-packed batch, as its segments."""
+    for row in range(len(batch.tokens)):
+        used = batch.tokens[row] != vocabulary.pad
+        for start in np.unique(batch.document_start[row][used]):
+            inside = used & (batch.document_start[row] == start)
+            ids = np.append(batch.tokens[row][inside], batch.targets[row][inside][-1])
+            assert ids[0] == ids[-1] == vocabulary.end
+            parts = np.split(ids[1:-1], np.flatnonzero(ids[1:-1] == vocabulary.break_))
+            yield [part[part != vocabulary.break_].tolist() for part in parts]
+
+
+def test_neighbours_stand_in_front_each_behind_a_break(with_neighbours, vocabulary):
+    corpus, found = with_neighbours
+    whole = {tuple(document[document != vocabulary.break_].tolist()): index for index, document in enumerate(found)}
+    seen = set()
+    source = retrieving(corpus, vocabulary)
+    for step in range(40):
+        for parts in examples_of(source[step], vocabulary):
+            documents = [whole[(*text, *picture)] for text, picture in zip(parts[::2], parts[1::2], strict=True)]
+            *neighbours, own = documents
+            seen.add(own)
+            assert len(neighbours) == (0 if own == 0 else 3)
+            assert len(set(neighbours)) == len(neighbours)
+            assert all((place - own) % 30 in (1, 2, 28, 29) for place in neighbours)
+    assert seen == set(range(30))
+
+
+def test_neighbours_that_do_not_fit_give_way_and_the_document_stays_whole(with_neighbours, vocabulary):
+    corpus, _ = with_neighbours
+    two_documents = 2 * 30 + 3
+    for parts in examples_of(retrieving(corpus, vocabulary, length=two_documents)[0], vocabulary):
+        assert 2 <= len(parts) <= 4 and len(parts[-1]) == 16
+
+
+def test_every_token_but_padding_has_a_target_and_masks_reach_into_neighbours(with_neighbours, vocabulary):
+    corpus, _ = with_neighbours
+    batch = retrieving(corpus, vocabulary, objective=ObjectiveConfig(whole_segment_share=0.0, mean_spans=4.0))[1]
+    np.testing.assert_array_equal(batch.targets != vocabulary.pad, batch.tokens != vocabulary.pad)
+    masks = batch.tokens >= vocabulary.first_mask
+    # The first mark of a masked document, in its first half: far from the document's own, last, pair.
+    assert (batch.positions[masks] < 40).any()
+
+
+@pytest.mark.parametrize("packing", ["whole", "stream"])
+def test_with_neighbours_two_processes_build_what_one_builds_and_any_step_comes_alone(
+    with_neighbours, vocabulary, packing
+):
+    corpus, _ = with_neighbours
+    whole = retrieving(corpus, vocabulary, packing)
+    expected = [whole[step] for step in range(4)][3]
+    halves = [retrieving(corpus, vocabulary, packing, process_index=i, process_count=2)[3] for i in range(2)]
+    for name, array in expected.asdict().items():
+        np.testing.assert_array_equal(array, np.concatenate([half.asdict()[name] for half in halves]))
+
+
+def test_a_stream_of_neighbours_is_full(with_neighbours, vocabulary):
+    corpus, _ = with_neighbours
+    batch = retrieving(corpus, vocabulary, "stream", length=64)[0]
+    assert (batch.tokens != vocabulary.pad).all()
