@@ -1,4 +1,4 @@
-"""Shows what is in a prepared corpus: its documents, and the packed, masked sequences that training sees.
+"""Shows what is in a prepared corpus: its documents, their neighbours, and the packed sequences that training sees.
 
 Prints them as text and writes a page with pictures. Marks are shown as they are, `[picture 4x4]` stands for a whole
 picture and `[5 codes]` for a part of one.
@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Int
 
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.batches import Batch, BatchSource, open_retrieval
+from cm3leon_jax.data.batches import Batch, BatchSource, Retrieval, open_retrieval
 from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.neighbours import NONE
 from cm3leon_jax.data.prepare import summary
 from cm3leon_jax.documents import encode_png
 from cm3leon_jax.errors import UserError
@@ -49,6 +50,8 @@ class Shown:
 
     title: str
     pieces: tuple[Piece, ...]
+    # Of a document, the best first: those found by its text, then those found by its pictures.
+    neighbours: tuple[Shown, ...] = ()
 
     @property
     def line(self) -> str:
@@ -70,8 +73,9 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     vocabulary = Vocabulary.load(config.vocabulary.path)
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
     split = arguments.split or config.corpus.train_split
-    documents = list(_documents(corpus, vocabulary, split, arguments.count))
-    sequences = list(_sequences(config, corpus, vocabulary, split, arguments.count))
+    retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
+    documents = list(_documents(corpus, vocabulary, split, arguments.count, retrieval))
+    sequences = list(_sequences(config, corpus, vocabulary, split, arguments.count, retrieval))
     image_tokenizer, absence = _image_tokenizer(config, corpus)
 
     print(f"{corpus.path}, made by {corpus.manifest['created_by']} from {corpus.manifest['mixture']!r}\n")
@@ -80,6 +84,8 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
         print(f"\n{heading} of {split!r}")
         for entry in shown:
             print(f"\n  {entry.title}\n    {entry.line}")
+            for neighbour in entry.neighbours:
+                print(f"    {neighbour.title}: {neighbour.line}")
     page = arguments.html or workdir / "inspect.html"
     with replacing(page) as temporary:
         temporary.write_text(_page(corpus, split, documents, sequences, image_tokenizer, absence), encoding="utf-8")
@@ -141,22 +147,45 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _documents(corpus: PreparedCorpus, vocabulary: Vocabulary, split: str, count: int) -> Iterator[Shown]:
-    """The first documents, in turn from each task."""
+def _documents(
+    corpus: PreparedCorpus, vocabulary: Vocabulary, split: str, count: int, retrieval: Retrieval | None
+) -> Iterator[Shown]:
+    """The first documents, in turn from each task, with their neighbours."""
     tasks = corpus.splits(split)
     by_task = [[(name, index) for index in range(min(count, task.num_documents))] for name, task in tasks.items()]
     in_turn = [entry for turn in zip_longest(*by_task) for entry in turn if entry is not None]
     for name, index in in_turn[:count]:
         ids = tasks[name].document(index)
-        yield Shown(f"{name} {index}, {len(ids)} tokens", pieces(ids, vocabulary, corpus.image_length))
+        neighbours = tuple(_neighbours(corpus, vocabulary, name, split, index, retrieval)) if retrieval else ()
+        title = f"{name} {index}, {len(ids)} tokens"
+        if retrieval and not neighbours:
+            title += ", no neighbours"
+        yield Shown(title, pieces(ids, vocabulary, corpus.image_length), neighbours)
+
+
+def _neighbours(
+    corpus: PreparedCorpus, vocabulary: Vocabulary, task: str, split: str, index: int, retrieval: Retrieval
+) -> Iterator[Shown]:
+    places, scores = retrieval.lists.of_split(task, split)
+    for rank, (place, score) in enumerate(zip(places[index].tolist(), scores[index].tolist(), strict=True)):
+        if place == NONE:
+            continue
+        found_by = "text" if rank < retrieval.config.num_by_text else "picture"
+        origin, number = retrieval.lists.memory.origin(place)
+        ids = retrieval.lists.memory.document(place)
+        yield Shown(f"by {found_by}, {score:.2f}, {origin} {number}", pieces(ids, vocabulary, corpus.image_length))
 
 
 def _sequences(
-    config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary, split: str, count: int
+    config: Config,
+    corpus: PreparedCorpus,
+    vocabulary: Vocabulary,
+    split: str,
+    count: int,
+    retrieval: Retrieval | None,
 ) -> Iterator[Shown]:
     """The first sequences of training, document by document."""
     rows = dataclasses.replace(config.batch, batch_size=count)
-    retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
     batch = BatchSource(corpus, vocabulary, config.objective, rows, split, retrieval=retrieval)[0]
     for row in range(count):
         parts = list(_row_documents(batch, row, vocabulary))
@@ -195,7 +224,8 @@ def _page(
     image_tokenizer: ImageTokenizer | None,
     absence: str,
 ) -> str:
-    placed = [piece for shown in (*documents, *sequences) for piece in shown.pieces if piece.offset is not None]
+    everything = [*documents, *(neighbour for document in documents for neighbour in document.neighbours), *sequences]
+    placed = [piece for shown in everything for piece in shown.pieces if piece.offset is not None]
     pictures = dict(zip(placed, _drawn(placed, image_tokenizer), strict=True)) if image_tokenizer and placed else {}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cm3leon_jax", "data"), autoescape=True, undefined=jinja2.StrictUndefined,
