@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     vocabulary = Vocabulary.load(config.vocabulary.path)
     image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
     path = Path(config.corpus.path)
-    plan = _plan(config.corpus, vocabulary, image_tokenizer)
+    tasks = open_mixture(config.corpus)
+    plan = _plan(config.corpus, vocabulary, image_tokenizer, tasks)
     _check_plan(path, plan)
     if (path / "manifest.json").exists():
         manifest = read_json(path / "manifest.json", "the corpus manifest")
@@ -45,13 +46,15 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
         )
     else:
         write_json(path / "plan.json", plan)
-        manifest = _prepare(config.corpus, path, plan, vocabulary, image_tokenizer)
+        manifest = _prepare(config.corpus, path, plan, tasks, vocabulary, image_tokenizer)
         print(f"the corpus is at {path}")
     print(summary(manifest))
     return 0
 
 
-def _plan(corpus: CorpusConfig, vocabulary: Vocabulary, image_tokenizer: ImageTokenizer) -> dict[str, Any]:
+def _plan(
+    corpus: CorpusConfig, vocabulary: Vocabulary, image_tokenizer: ImageTokenizer, tasks: Sequence[TaskReader]
+) -> dict[str, Any]:
     """All that the tokens on disk depend on."""
     if vocabulary.num_image_codes != image_tokenizer.config.codebook_size:
         raise UserError(
@@ -78,39 +81,54 @@ def _plan(corpus: CorpusConfig, vocabulary: Vocabulary, image_tokenizer: ImageTo
             "grid": image_tokenizer.config.grid,
             "image_length": image_tokenizer.config.image_length,
         },
+        "sources": {task.name: provenance for task in tasks if (provenance := task.provenance())},
     }
 
 
 def _check_plan(path: Path, plan: dict[str, Any]) -> None:
     if not (path / "plan.json").exists():
         return
-    found = read_json(path / "plan.json", "the plan of the corpus")
-    for name, value in plan.items():
-        if found.get(name) == value:
-            continue
-        was, now = found.get(name), value
-        if isinstance(value, dict):
-            was, now = was["fingerprint"], now["fingerprint"]
-        raise UserError(
-            f"the corpus {path} was prepared with another {name.replace('_', ' ')} ({was}, now it is {now}): "
-            "delete that folder, or choose another config.corpus.path"
-        )
+    found = _identity(read_json(path / "plan.json", "the plan of the corpus"))
+    for name, now in _identity(plan).items():
+        if (was := found.get(name)) != now:
+            raise UserError(
+                f"the corpus {path} was prepared with another {name} ({was}, now it is {now}): "
+                "delete that folder, or choose another config.corpus.path"
+            )
+
+
+def _identity(plan: dict[str, Any]) -> dict[str, Any]:
+    """Readable names of the plan's values, each with what tells it from another."""
+    parts = {name: value for name, value in plan.items() if name != "sources"}
+    return {
+        name.replace("_", " "): value["fingerprint"] if isinstance(value, dict) else value
+        for name, value in parts.items()
+    } | {
+        f"{name} of the task {task}": value
+        for task, provenance in plan.get("sources", {}).items()
+        for name, value in provenance.items()
+    }
 
 
 def _prepare(
-    corpus: CorpusConfig, path: Path, plan: dict[str, Any], vocabulary: Vocabulary, image_tokenizer: ImageTokenizer
+    corpus: CorpusConfig,
+    path: Path,
+    plan: dict[str, Any],
+    tasks: Sequence[TaskReader],
+    vocabulary: Vocabulary,
+    image_tokenizer: ImageTokenizer,
 ) -> dict[str, Any]:
-    tasks = open_mixture(corpus)
     tokens = DocumentTokenizer(vocabulary, image_tokenizer, corpus.encode_batch_size)
     manifest: dict[str, Any] = {
         "created_by": f"cm3leon_jax {cm3leon_jax.__version__}",
-        **plan,
+        **{name: value for name, value in plan.items() if name != "sources"},
         "tasks": {},
     }
     for task in tasks:
         splits = [split for split in (corpus.train_split, corpus.held_out_split) if split in task.splits]
         manifest["tasks"][task.name] = {
             "rate": task.rate,
+            "source": plan["sources"].get(task.name, {}),
             "splits": {split: _write_split(task, split, path / task.name / split, tokens, corpus) for split in splits},
         }
     if not any(task["splits"].get(corpus.train_split, {}).get("num_documents") for task in manifest["tasks"].values()):

@@ -35,6 +35,10 @@ class TaskReader:
         """How many examples the task says it has; None if it does not say."""
         return self._task.num_input_examples(split)
 
+    def provenance(self) -> dict[str, str]:
+        """What the documents follow from besides the task's name, if its data source says so (`tasks.TracedSource`)."""
+        return getattr(self._task.source, "provenance", dict)()
+
     def documents(self, split: str, start: int = 0) -> Iterator[Document | Malformed]:
         """The documents from example `start` on, always in the same order."""
         import tensorflow as tf

@@ -5,6 +5,9 @@ bytes of a picture file, and `is_image`, which says which of them are pictures. 
 `add_tfds_task` in a module that `config.corpus.modules` names, or register any seqio Task with `OUTPUT_FEATURES`, whose
 last preprocessor may be `captioned_picture`. A folder or a TFDS builder also goes straight into
 `config.corpus.mixture`, with no Python: `folder:/path/to/pictures`, `tfds:coco_captions:image:captions/text`.
+
+Where a task's data follow from more than its name, its data source is a `TracedSource` and says from what: this stands
+in the corpus manifest, and a corpus that was begun with another is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cm3leon_jax.data import digits
+from cm3leon_jax.data import digits, emoji
+from cm3leon_jax.documents import encode_png
 from cm3leon_jax.errors import UserError
 
 _PASS_THROUGH = seqio.PassThroughVocabulary(size=1)
@@ -310,3 +314,26 @@ _add_task("digits_text_first", _DIGITS, picture_first=False)
 _add_task("digits_picture_first", _DIGITS, picture_first=True)
 # As many documents in each order: the first order teaches drawing, the second naming.
 seqio.MixtureRegistry.add("digits", [("digits_text_first", 1.0), ("digits_picture_first", 1.0)])
+
+
+class TracedSource(seqio.FunctionDataSource):
+    """A function data source that says what its data follow from: texts by name, such as a file's hash."""
+
+    def __init__(self, *arguments: Any, provenance: Callable[[], dict[str, str]], **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.provenance = provenance
+
+
+def _emoji(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+    # What is missing is said here: an error inside of tf.data would lose its type.
+    emoji.load_font()
+    emoji.captions()
+
+    def examples() -> Iterator[dict[str, str | bytes]]:
+        for caption, pixels in emoji.pictures(split):
+            yield {"image": encode_png(pixels), "caption": caption}
+
+    return tf.data.Dataset.from_generator(examples, output_signature=_CAPTIONED)
+
+
+_add_task("emoji", TracedSource(_emoji, emoji.SPLITS, provenance=emoji.provenance), picture_first=False)

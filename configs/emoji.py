@@ -1,0 +1,69 @@
+"""Emoji: a small CM3Leon that retrieves, on about 3,800 pictures of 32 pixels with their names.
+
+The corpus is drawn from a colour font (`apt-get install fonts-noto-color-emoji`), a tenth of it held out. Neighbours
+are found by words and thumbnails, with nothing trained for it. `configs/emoji.py:64` draws 64 pixels instead of 32.
+
+    cm3leon train-text-tokenizer  --config=configs/emoji.py --workdir=runs/emoji
+    cm3leon train-image-tokenizer --config=configs/emoji.py --workdir=runs/emoji
+    cm3leon prepare               --config=configs/emoji.py --workdir=runs/emoji
+    cm3leon train                 --config=configs/emoji.py --workdir=runs/emoji
+    cm3leon evaluate              --config=configs/emoji.py --workdir=runs/emoji
+"""
+
+from ml_collections import ConfigDict
+
+from cm3leon_jax.errors import UserError
+
+
+def get_config(size: str = "32") -> ConfigDict:
+    if size not in ("32", "64"):
+        raise UserError(f"configs/emoji.py:{size}: the pictures are of 32 or 64 pixels")
+    resolution = int(size)
+    config = ConfigDict()
+    config.corpus = dict(mixture="emoji", num_sample_pictures=64)
+    config.vocabulary = dict(num_text_tokens=2048, num_masks=16)
+    config.image_tokenizer = dict(
+        resolution=resolution,
+        base_channels=8,
+        channel_multipliers=(1, 2, 8),
+        num_res_blocks=0,
+        mid_block=False,
+        norm_groups=8,
+        latent_channels=64,
+        embedding_dim=8,
+        codebook_size=512,
+    )
+    config.image_tokenizer_training = dict(
+        num_images=0,
+        num_steps=2000,
+        batch_size=32,
+        learning_rate=4e-3,
+        warmup_steps=50,
+        final_learning_rate_share=0.05,
+        beta1=0.9,
+        beta2=0.99,
+        codebook_update="ema",
+        ema_decay=0.98,
+        dead_code_threshold=0.1,
+        dead_code_every=50,
+        discriminator_weight=0.0,
+    )
+    config.bi_encoder = dict(kind="tfidf", embedding_dim=1024, resolution=8)
+    config.retrieval = dict(enabled=True, min_score=0.1, num_drawn=2, draw="uniform")
+    config.batch = dict(batch_size=16, sequence_length=512 if size == "32" else 1024)
+    config.model = dict(
+        num_layers=6,
+        model_dim=192,
+        num_heads=6,
+        positions="learned+rotary",
+        picture_places=(resolution // 4) ** 2,
+        init_std=0.02,
+        position_init_std=0.02,
+        compute_dtype="float32",
+        remat="all",
+    )
+    config.optimizer = dict(peak_learning_rate=3e-3, warmup_steps=50)
+    config.train = dict(num_tokens=1000 * 16 * 512, log_every=20, save_every=500, eval_every=200, sample_every=0)
+    config.sampling = dict(temperature=0.7, max_text_tokens=32)
+    config.evaluate = dict(num_documents=0)
+    return config
