@@ -3,6 +3,8 @@
 Writes the parameters as the checkpoint of step 0, from which `cm3leon train` starts with a fresh optimizer, and the
 folder's vocabulary and image tokenizer to where the config says. Around a text-only vocabulary the ids of pictures and
 marks are laid; their rows of the embedding table, and positions beyond the folder's, are initialised as for a new run.
+
+A CLIP folder becomes the run's bi-encoder instead, at config.bi_encoder.path.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json
 from cm3leon_jax.image_tokenizer.codec import CONFIG_FILE, ImageTokenizer, architecture
+from cm3leon_jax.interchange import clip_import
 from cm3leon_jax.interchange.huggingface_export import FORMAT_VERSION, IMAGE_TOKENIZER_FOLDER, RECORD_FILE
 from cm3leon_jax.interchange.opt_config import differences, model_fields
 from cm3leon_jax.interchange.opt_names import IN_LAYERS, OUTSIDE_LAYERS, PREFIX, TIED, Index, OptTensor, Shape
@@ -46,10 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `cm3leon import`."""
     folder = Path(arguments.source)
+    opt = read_json(folder / "config.json", f"the config.json of --from={folder}")
+    if isinstance(opt, dict) and opt.get("model_type") == clip_import.MODEL_TYPE:
+        return clip_import.run(config, folder, opt)
     checkpoints = workdir / "checkpoints"
     if checkpoints.exists() and any(checkpoints.iterdir()):
         raise UserError(f"{workdir} holds a run already: give another --workdir, or delete {checkpoints}")
-    opt = read_json(folder / "config.json", f"the config.json of --from={folder}")
     fields = model_fields(opt, f"{folder}/config.json")
     record = _record(folder)
     vocabulary = read_vocabulary(folder, opt["vocab_size"], config)

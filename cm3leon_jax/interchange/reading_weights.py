@@ -30,8 +30,12 @@ class StoredTensor:
     read: Callable[[Index], Float32[np.ndarray, "..."]]
 
 
-def open_weights(folder: Path) -> dict[str, StoredTensor]:
+def open_weights(folder: Path, without: tuple[str, ...] = ()) -> dict[str, StoredTensor]:
     """All tensors of a folder, opened and not read; safetensors where there are both.
+
+    Args:
+      folder: with the weights.
+      without: endings of the names of tensors that are left out, of whatever type they are.
 
     Raises:
       UserError: if there are no weights, or files are missing, damaged, or could run code when read.
@@ -39,9 +43,9 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
     for name, opened in ((_SAFETENSORS, _open_safetensors), (_PYTORCH, _open_pytorch)):
         index = folder / f"{name}.index.json"
         if index.exists():
-            return _merged(opened(folder / part) for part in _parts(index))
+            return _merged(opened(folder / part, without) for part in _parts(index))
         if (folder / name).exists():
-            return opened(folder / name)
+            return opened(folder / name, without)
     raise UserError(f"no weights in {folder}: neither {_SAFETENSORS} nor {_PYTORCH}, nor an index of either")
 
 
@@ -63,10 +67,10 @@ def _merged(parts: Iterable[dict[str, StoredTensor]]) -> dict[str, StoredTensor]
     return result
 
 
-def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
+def _open_safetensors(file: Path, without: tuple[str, ...]) -> dict[str, StoredTensor]:
     try:
         opened = safetensors.safe_open(file, framework="numpy")
-        found = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        found = {name: opened.get_slice(name) for name in opened.keys() if not name.endswith(without)}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} is damaged ({error}): get it again") from None
 
@@ -78,7 +82,7 @@ def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
     return {name: stored(name, tensor) for name, tensor in found.items()}
 
 
-def _open_pytorch(file: Path) -> dict[str, StoredTensor]:
+def _open_pytorch(file: Path, without: tuple[str, ...]) -> dict[str, StoredTensor]:
     try:
         import torch
     except ImportError:
@@ -100,6 +104,7 @@ def _open_pytorch(file: Path) -> dict[str, StoredTensor]:
 
     if not isinstance(found, dict):
         raise UserError(f"{file} holds a {type(found).__name__}, not tensors by name")
+    found = {name: tensor for name, tensor in found.items() if not str(name).endswith(without)}
     for name, tensor in found.items():
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             raise UserError(f"{file}: {name} is no tensor of floats")

@@ -1,0 +1,291 @@
+"""A Hugging Face folder of the CLIP architecture as the run's bi-encoder: ViT-B/32, B/16, L/14 and every other size.
+
+Reads config.json, the weights, tokenizer.json (or vocab.json and merges.txt) and, where it is there,
+preprocessor_config.json; writes the folder config.bi_encoder.path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from jaxtyping import Float32
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+from cm3leon_jax.config import Config
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import read_json
+from cm3leon_jax.interchange.opt_names import OptTensor
+from cm3leon_jax.interchange.reading_weights import StoredTensor, open_weights
+from cm3leon_jax.progress import Progress
+from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE, load_bi_encoder
+from cm3leon_jax.retrieval.clip import ACTIVATIONS, CHANNELS, ClipArchitecture, Tower
+from cm3leon_jax.retrieval.clip_encoder import ClipEncoder, parameter_shapes
+from cm3leon_jax.retrieval.clip_inputs import Colours, Marks
+
+MODEL_TYPE = "clip"
+
+# What transformers takes where a config says nothing: ViT-B/32.
+_TEXT_DEFAULTS = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 49407,
+}
+_IMAGE_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": CHANNELS,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+# The end token that the first published configs name, wrongly; their texts are read at the highest id.
+_LEGACY_END = 2
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+# How the published tokenizer cuts a text into words.
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+_AS_IT_IS, _TRANSPOSED, _VECTOR = ((0,), (1,)), ((1,), (0,)), ((0,),)
+_CONVOLUTION = ((3,), (2,), (0,), (1,))
+_TO_HEADS, _FROM_HEADS, _HEADS = ((1, 2), (0,)), ((2,), (0, 1)), ((0, 1),)
+_LOGIT_SCALE = "logit_scale"
+_NORMS = {
+    "text": {"last_norm": "final_layer_norm"},
+    # Misspelt, as published.
+    "image": {"first_norm": "pre_layrnorm", "last_norm": "post_layernorm"},
+}
+_IN_LAYERS = {
+    "attention_norm.scale": OptTensor("layer_norm1.weight", _VECTOR),
+    "attention_norm.bias": OptTensor("layer_norm1.bias", _VECTOR),
+    "attention.query": OptTensor("self_attn.q_proj.weight", _TO_HEADS),
+    "attention.query_bias": OptTensor("self_attn.q_proj.bias", _HEADS),
+    "attention.key": OptTensor("self_attn.k_proj.weight", _TO_HEADS),
+    "attention.key_bias": OptTensor("self_attn.k_proj.bias", _HEADS),
+    "attention.value": OptTensor("self_attn.v_proj.weight", _TO_HEADS),
+    "attention.value_bias": OptTensor("self_attn.v_proj.bias", _HEADS),
+    "attention.output": OptTensor("self_attn.out_proj.weight", _FROM_HEADS),
+    "attention.output_bias": OptTensor("self_attn.out_proj.bias", _VECTOR),
+    "feed_forward_norm.scale": OptTensor("layer_norm2.weight", _VECTOR),
+    "feed_forward_norm.bias": OptTensor("layer_norm2.bias", _VECTOR),
+    "feed_forward.up": OptTensor("mlp.fc1.weight", _TRANSPOSED),
+    "feed_forward.up_bias": OptTensor("mlp.fc1.bias", _VECTOR),
+    "feed_forward.down": OptTensor("mlp.fc2.weight", _TRANSPOSED),
+    "feed_forward.down_bias": OptTensor("mlp.fc2.bias", _VECTOR),
+}
+
+
+def names() -> dict[str, OptTensor]:
+    """Where each parameter lies, but the temperature; "{}" stands for the layer."""
+    found = {
+        "text.token_embedding": OptTensor("text_model.embeddings.token_embedding.weight", _AS_IT_IS),
+        "image.patch_embedding": OptTensor("vision_model.embeddings.patch_embedding.weight", _CONVOLUTION),
+        "image.class_embedding": OptTensor("vision_model.embeddings.class_embedding", _VECTOR),
+    }
+    for ours, theirs, projection in (("text", "text", "text"), ("image", "vision", "visual")):
+        model = f"{theirs}_model"
+        found[f"{ours}.position_embedding"] = OptTensor(f"{model}.embeddings.position_embedding.weight", _AS_IT_IS)
+        found[f"{ours}.projection"] = OptTensor(f"{projection}_projection.weight", _TRANSPOSED)
+        for name, norm in _NORMS[ours].items():
+            found[f"{ours}.{name}.scale"] = OptTensor(f"{model}.{norm}.weight", _VECTOR)
+            found[f"{ours}.{name}.bias"] = OptTensor(f"{model}.{norm}.bias", _VECTOR)
+        for name, tensor in _IN_LAYERS.items():
+            found[f"{ours}.blocks.{name}"] = OptTensor(f"{model}.encoder.layers.{{}}.{tensor.name}", tensor.axes)
+    return found
+
+
+def run(config: Config, folder: Path, stored: Mapping[str, Any]) -> int:
+    """Imports a folder, given the object in its config.json."""
+    path = Path(config.bi_encoder.path)
+    architecture = read_architecture(stored, folder)
+    tokenizer_json, marks = read_tokenizer(folder, stored, architecture)
+    colours = read_colours(folder, architecture)
+    weights = read_parameters(architecture, open_weights(folder, without=(".position_ids",)), folder)
+    encoder = ClipEncoder(architecture, weights, tokenizer_json, marks, colours)
+    if (path / CONFIG_FILE).exists():
+        if load_bi_encoder(path).fingerprint != encoder.fingerprint:
+            raise UserError(
+                f"config.bi_encoder.path {path} holds another bi-encoder than the folder's: name another path, or "
+                "delete it"
+            )
+        print(f"the bi-encoder {path} is that of {folder} already: nothing to do")
+        return 0
+    encoder.save(path)
+    count = sum(value.size for value in weights.values())
+    print(f"imported the bi-encoder {encoder.fingerprint} with {count:,} parameters into {path}")
+    return 0
+
+
+def read_architecture(stored: Mapping[str, Any], folder: Path) -> ClipArchitecture:
+    """The shapes that a config.json describes.
+
+    Raises:
+      UserError: names every field with a value for which there is no code here.
+    """
+    text, image = _part(stored, "text", _TEXT_DEFAULTS), _part(stored, "vision", _IMAGE_DEFAULTS)
+    allowed = {
+        "text_config.hidden_act": (text["hidden_act"], tuple(ACTIVATIONS)),
+        "vision_config.hidden_act": (image["hidden_act"], tuple(ACTIVATIONS)),
+        "vision_config.num_channels": (image["num_channels"], (CHANNELS,)),
+    }
+    wrong = [
+        f"{name} is {value!r}, not {' or '.join(map(repr, known))}"
+        for name, (value, known) in allowed.items()
+        if value not in known
+    ]
+    sizes = {f"text_config.{name}": text[name] for name in _TEXT_DEFAULTS if name.startswith(("hidden_size", "num_"))}
+    sizes |= {f"vision_config.{name}": image[name] for name in ("hidden_size", "image_size", "patch_size")}
+    wrong += [f"{name} is {value!r}, no whole number" for name, value in sizes.items() if not isinstance(value, int)]
+    if not wrong and image["image_size"] % image["patch_size"]:
+        wrong = [f"vision_config.image_size {image['image_size']} is no multiple of patch_size {image['patch_size']}"]
+    if wrong:
+        raise UserError(f"{folder}/config.json describes no CLIP that can be imported: {'; '.join(wrong)}")
+    return ClipArchitecture(
+        embedding_dim=stored.get("projection_dim", 512),
+        vocabulary_size=text["vocab_size"],
+        max_text_tokens=text["max_position_embeddings"],
+        resolution=image["image_size"],
+        patch_size=image["patch_size"],
+        text=_tower(text),
+        image=_tower(image),
+    )
+
+
+def read_parameters(
+    architecture: ClipArchitecture, weights: Mapping[str, StoredTensor], folder: Path
+) -> dict[str, Float32[np.ndarray, "..."]]:
+    """The parameters of `clip.Clip` by name.
+
+    Raises:
+      UserError: names the first tensor that is missing, has another shape, or has no place in the model.
+    """
+    shapes, table = parameter_shapes(architecture), names()
+    del shapes[_LOGIT_SCALE]
+    layers = {name: shape[0] if ".blocks." in name else None for name, shape in shapes.items()}
+    expected: dict[str, tuple[int, ...]] = {_LOGIT_SCALE: ()}
+    for name, shape in shapes.items():
+        tensor, count = table[name], layers[name]
+        keys = [tensor.name] if count is None else [tensor.name.format(layer) for layer in range(count)]
+        expected |= dict.fromkeys(keys, tensor.shape(shape if count is None else shape[1:]))
+    for key in sorted(expected.keys() | weights.keys()):
+        found = weights[key].shape if key in weights else "absent"
+        if found != expected.get(key, "absent"):
+            raise UserError(
+                f"{folder}: tensor {key} is {found}, by config.json it has to be {expected.get(key, 'absent')}: they "
+                "do not belong together"
+            )
+
+    def read(tensor: OptTensor, key: str, shape: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
+        return np.ascontiguousarray(tensor.to_ours(weights[key].read, shape, (slice(None),) * len(shape)))
+
+    result = {_LOGIT_SCALE: np.asarray(weights[_LOGIT_SCALE].read(()), np.float32)}
+    progress = Progress("import", len(shapes), unit="parameter")
+    for name, shape in shapes.items():
+        tensor, count = table[name], layers[name]
+        if count is None:
+            result[name] = read(tensor, tensor.name, shape)
+        else:
+            parts = (read(tensor, tensor.name.format(layer), shape[1:]) for layer in range(count))
+            result[name] = np.stack(list(parts))
+        progress.advance()
+    progress.close()
+    return result
+
+
+def read_tokenizer(folder: Path, stored: Mapping[str, Any], architecture: ClipArchitecture) -> tuple[str, Marks]:
+    """The tokenizer as JSON of the `tokenizers` library, and the ids of its marks."""
+    special: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            special |= read_json(folder / name, "the tokenizer's config")
+    tokenizer = _tokenizer(folder, _content(special.get("unk_token"), _END))
+    start, end = _content(special.get("bos_token"), _START), _content(special.get("eos_token"), _END)
+    pad = _content(special.get("pad_token"), end)
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    absent, largest = [name for name in (start, end, pad) if name not in ids], max(ids.values())
+    if absent or largest >= architecture.vocabulary_size:
+        what = f"has no token {absent[0]}" if absent else f"has the id {largest}"
+        raise UserError(
+            f"{folder}: its tokenizer {what}, its config.json says vocab_size {architecture.vocabulary_size}: they do "
+            "not belong together"
+        )
+    says = _part(stored, "text", _TEXT_DEFAULTS)["eos_token_id"]
+    if says not in (_LEGACY_END, ids[end]):
+        raise UserError(
+            f"{folder}: its tokenizer ends a text with the id {ids[end]}, its config.json reads it at {says} "
+            "(text_config.eos_token_id): they do not belong together"
+        )
+    return tokenizer.to_str(), Marks(ids[start], ids[end], ids[pad], ends_at_highest=says == _LEGACY_END)
+
+
+def read_colours(folder: Path, architecture: ClipArchitecture) -> Colours:
+    """What pictures are normalised by; CLIP's own where the folder does not say."""
+    file = folder / "preprocessor_config.json"
+    if not file.exists():
+        return Colours()
+    stored = read_json(file, "the folder's preprocessing")
+    sides = stored.get("crop_size" if stored.get("do_center_crop", True) else "size", architecture.resolution)
+    if set(sides.values() if isinstance(sides, dict) else [sides]) != {architecture.resolution}:
+        raise UserError(
+            f"{file} makes pictures of {sides}, config.json says {architecture.resolution} pixels a side: they do not "
+            "belong together"
+        )
+    if not stored.get("do_normalize", True):
+        return Colours((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    mean, std = stored.get("image_mean", Colours.mean), stored.get("image_std", Colours.std)
+    if len(mean) != CHANNELS or len(std) != CHANNELS or 0 in std:
+        raise UserError(f"{file} is damaged: image_mean {mean} and image_std {std} are not {CHANNELS} numbers each")
+    return Colours(tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def _part(stored: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    # Old folders repeat each part under a second name, which counts.
+    found = stored.get(f"{name}_config_dict") or stored.get(f"{name}_config") or {}
+    return {**defaults, **{key: value for key, value in found.items() if value is not None}}
+
+
+def _tower(part: Mapping[str, Any]) -> Tower:
+    return Tower(
+        part["num_hidden_layers"],
+        part["hidden_size"],
+        part["num_attention_heads"],
+        part["intermediate_size"],
+        part["hidden_act"],
+        part["layer_norm_eps"],
+    )
+
+
+def _content(token: Any, default: str) -> str:
+    """A special token as one file or the other writes it."""
+    return (token.get("content") if isinstance(token, dict) else token) or default
+
+
+def _tokenizer(folder: Path, unknown: str) -> tokenizers.Tokenizer:
+    file, pair = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
+    if not file.exists() and not all(part.exists() for part in pair):
+        raise UserError(f"no tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt")
+    try:
+        if file.exists():
+            return tokenizers.Tokenizer.from_file(str(file))
+        model = models.BPE.from_file(*map(str, pair), unk_token=unknown, end_of_word_suffix="</w>")
+    except Exception as error:  # The library raises a bare Exception for a file that it cannot parse.
+        raise UserError(f"the tokenizer in {folder} is damaged ({error}): get it again") from None
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
