@@ -28,25 +28,26 @@ def get_config(size: str = "32") -> ConfigDict:
         channel_multipliers=(1, 2, 8),
         num_res_blocks=0,
         mid_block=False,
-        norm_groups=8,
+        norm_groups=2,
         latent_channels=64,
         embedding_dim=8,
         codebook_size=512,
     )
     config.image_tokenizer_training = dict(
         num_images=0,
-        num_steps=2000,
-        batch_size=32,
+        num_steps=9000,
+        batch_size=8,
         learning_rate=4e-3,
         warmup_steps=50,
         final_learning_rate_share=0.05,
         beta1=0.9,
         beta2=0.99,
         codebook_update="ema",
-        ema_decay=0.98,
-        dead_code_threshold=0.1,
+        ema_decay=0.99,
+        dead_code_threshold=0.05,
         dead_code_every=50,
         discriminator_weight=0.0,
+        log_every=500,
     )
     config.bi_encoder = dict(kind="tfidf", embedding_dim=1024, resolution=8)
     config.retrieval = dict(enabled=True, min_score=0.1, num_drawn=2, draw="uniform")
