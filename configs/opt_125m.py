@@ -20,6 +20,8 @@ from configs import cm3leon_350m
 def get_config() -> ConfigDict:
     config = cm3leon_350m.get_config()
     config.vocabulary.num_text_tokens = 50_272 - 4
+    # 2,048 positions hold one picture beside a text, and no neighbour.
+    config.retrieval.enabled = False
     config.batch.sequence_length = 2048
     config.model.update(num_layers=12, model_dim=768, num_heads=12, biases=True, affine_norms=True)
     return config

@@ -22,7 +22,7 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches import Batch, BatchSource, Retrieval, open_retrieval
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import NONE
-from cm3leon_jax.data.prepare import summary
+from cm3leon_jax.data.tokenizing import summary
 from cm3leon_jax.documents import encode_png
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import replacing

@@ -1,15 +1,19 @@
 """The command `inspect`: marks are visible, and parts of pictures find their place."""
 
 import argparse
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from cm3leon_jax import cli
-from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, VocabularyConfig
+from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, RetrievalConfig, VocabularyConfig
 from cm3leon_jax.data import inspection
+from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.neighbours import NONE
 from cm3leon_jax.errors import UserError
+from tests.conftest import write_neighbours
 
 IMAGE_LENGTH = 16
 
@@ -91,6 +95,29 @@ def test_prints_and_writes_a_page(config, tmp_path, corpus, monkeypatch, capsys,
     assert "<break> [picture 4x4]" in out and "sequence 2, " in out and "the page has no pictures" in out
     page = (tmp_path / "inspect.html").read_text()
     assert "&lt;break&gt;" in page and "[picture 4x4]" in page and "<script" not in page
+
+
+def test_neighbours_are_shown_with_scores_and_by_what_they_were_found(config, tmp_path, corpus, monkeypatch, capsys):
+    retrieval = RetrievalConfig(enabled=True, num_by_text=2, num_by_image=2, num_drawn=0)
+    elsewhere = PreparedCorpus(tmp_path / "corpus", corpus.manifest)
+    shutil.copytree(corpus.path, elsewhere.path)
+    sizes = {
+        name: {split: found["num_documents"] for split, found in task["splits"].items()}
+        for name, task in corpus.manifest["tasks"].items()
+    }
+    kept = {
+        task: {split: np.tile([3, NONE, 41, NONE], (n, 1)) for split, n in splits.items()}
+        for task, splits in sizes.items()
+    }
+    kept["first"]["train"][1] = NONE
+    write_neighbours(elsewhere, retrieval, ["first", "second"], kept)
+    monkeypatch.setattr(inspection.PreparedCorpus, "open", lambda path, vocabulary: elsewhere)
+    arguments = argparse.Namespace(split=None, count=4, html=None)
+    assert inspection.run(replace(config, retrieval=retrieval), tmp_path, arguments) == 0
+    out, page = capsys.readouterr().out, (tmp_path / "inspect.html").read_text()
+    assert out.count("by text, 0.50, first 3: ") == out.count("by picture, 0.50, second 1: ") == 3
+    assert out.count("tokens, no neighbours") == 1
+    assert page.count("by text, 0.50, first 3") == 3
 
 
 def test_a_wrong_count_and_split_are_named(config, tmp_path, corpus, monkeypatch):

@@ -66,7 +66,7 @@ def test_a_memory_of_named_tasks_and_one_that_does_not_exist(corpus):
 
 
 def test_lists_that_are_missing_or_of_something_else_are_refused(corpus, tmp_path, vocabulary):
-    with pytest.raises(UserError, match="no neighbours at .*run `cm3leon prepare`"):
+    with pytest.raises(UserError, match=r"no neighbours at .*run `cm3leon prepare`"):
         NeighbourLists.open(corpus, CONFIG, "train")
     write_neighbours(corpus, CONFIG, ["first"], lists_of(corpus, ["first"]))
     with pytest.raises(UserError, match=r"config.retrieval.max_score = 0.9, now it is 0.8"):

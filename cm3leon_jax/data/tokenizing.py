@@ -6,7 +6,6 @@ out, counted, and listed in manifest.json.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 import cm3leon_jax
-from cm3leon_jax.config import Config, CorpusConfig
+from cm3leon_jax.config import CorpusConfig
 from cm3leon_jax.data.corpus import FORMAT_VERSION
 from cm3leon_jax.data.reading import Malformed, TaskReader, open_mixture
 from cm3leon_jax.data.shard_writer import NUM_LISTED, DocumentTokenizer, OpenedDocument, ShardWriter, record_file
@@ -30,26 +29,26 @@ from cm3leon_jax.vocabulary import Vocabulary
 _COUNTS = ("num_documents", "num_tokens", "num_text_tokens", "num_image_tokens")
 
 
-def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
-    """The command `prepare`."""
-    vocabulary = Vocabulary.load(config.vocabulary.path)
-    image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
-    path = Path(config.corpus.path)
-    tasks = open_mixture(config.corpus)
-    plan = _plan(config.corpus, vocabulary, image_tokenizer, tasks)
+def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer) -> dict[str, Any]:
+    """Writes the shards of `corpus.path` that are missing; returns the corpus's manifest.
+
+    Raises:
+      UserError: if the mixture cannot be read, or the folder holds a corpus of another one or of other tokenizers.
+    """
+    path = Path(corpus.path)
+    tasks = open_mixture(corpus)
+    plan = _plan(corpus, tokens.vocabulary, tokens.image_tokenizer, tasks)
     _check_plan(path, plan)
     if (path / "manifest.json").exists():
-        manifest = read_json(path / "manifest.json", "the corpus manifest")
         print(
             f"the corpus {path} is complete: nothing to do (its folder has to be deleted to prepare it again, "
             "its manifest.json to take in new rates of the mixture)"
         )
-    else:
-        write_json(path / "plan.json", plan)
-        manifest = _prepare(config.corpus, path, plan, tasks, vocabulary, image_tokenizer)
-        print(f"the corpus is at {path}")
-    print(summary(manifest))
-    return 0
+        return read_json(path / "manifest.json", "the corpus manifest")
+    write_json(path / "plan.json", plan)
+    manifest = _write_splits(corpus, path, plan, tasks, tokens)
+    print(f"the corpus is at {path}")
+    return manifest
 
 
 def _plan(
@@ -110,15 +109,13 @@ def _identity(plan: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prepare(
+def _write_splits(
     corpus: CorpusConfig,
     path: Path,
     plan: dict[str, Any],
     tasks: Sequence[TaskReader],
-    vocabulary: Vocabulary,
-    image_tokenizer: ImageTokenizer,
+    tokens: DocumentTokenizer,
 ) -> dict[str, Any]:
-    tokens = DocumentTokenizer(vocabulary, image_tokenizer, corpus.encode_batch_size)
     manifest: dict[str, Any] = {
         "created_by": f"cm3leon_jax {cm3leon_jax.__version__}",
         **{name: value for name, value in plan.items() if name != "sources"},

@@ -1,0 +1,112 @@
+"""How much of a batch is real tokens: packing policy, sequence length and number of neighbours, at the paper's sizes.
+
+    python benchmarks/packing.py
+
+Documents are one picture of 1,024 codes with a caption of 9 tokens on average (340M pairs held 3B text tokens), each
+with four neighbours of the same kind; the rows are those that training builds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from cm3leon_jax.config import BatchConfig, ObjectiveConfig, RetrievalConfig
+from cm3leon_jax.data.batches import BatchSource, open_retrieval
+from cm3leon_jax.data.corpus import FORMAT_VERSION, PreparedCorpus, offsets_file, token_dtype, tokens_file
+from cm3leon_jax.data.neighbours import (
+    RETRIEVAL_FORMAT,
+    documents_identity,
+    list_settings,
+    neighbours_file,
+    scores_file,
+)
+from cm3leon_jax.vocabulary import Vocabulary
+
+IMAGE_LENGTH = 1024
+MEAN_CAPTION = 8.8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=2_000)
+    arguments = parser.parse_args()
+    texts = [f"word {index}" for index in range(100)]
+    vocabulary = Vocabulary.train(texts, num_text_tokens=512, num_image_codes=8192, num_masks=64, progress=False)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = _corpus(Path(folder), vocabulary, arguments.documents)
+        print("neighbours  packing  length   real tokens   examples a row   rows begun inside   neighbours kept")
+        for num_drawn, draw in ((0, "fixed"), (2, "uniform"), (2, "fixed"), (3, "fixed")):
+            for packing in ("stream", "whole"):
+                for length in (4096, 4224):
+                    _measure(corpus, vocabulary, num_drawn, draw, packing, length, arguments.rows)
+
+
+def _corpus(path: Path, vocabulary: Vocabulary, num_documents: int) -> PreparedCorpus:
+    rng = np.random.default_rng(0)
+    # Log-normal with the mean asked for; captions of the web have a long tail.
+    captions = np.clip(np.rint(rng.lognormal(np.log(MEAN_CAPTION) - 0.5 * 0.6**2, 0.6, num_documents)), 1, 100)
+    text, codes = vocabulary.encode_text("word")[0], np.arange(IMAGE_LENGTH) + vocabulary.first_image_code
+    documents = [np.concatenate([np.full(int(n), text), [vocabulary.break_], codes]) for n in captions]
+    folder = path / "pairs" / "train"
+    folder.mkdir(parents=True)
+    np.concatenate(documents).astype(token_dtype(vocabulary.size)).tofile(tokens_file(folder, 0))
+    np.save(offsets_file(folder, 0), np.cumsum([0, *map(len, documents)]))
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "vocabulary": {"fingerprint": vocabulary.fingerprint, "size": vocabulary.size},
+        "image_tokenizer": {"image_length": IMAGE_LENGTH},
+        "tasks": {"pairs": {"rate": 1.0, "splits": {"train": {"num_documents": num_documents, "num_shards": 1}}}},
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    corpus = PreparedCorpus.open(path, vocabulary)
+    folder = path / "retrieval" / "pairs" / "train"
+    folder.mkdir(parents=True)
+    np.save(neighbours_file(folder, 0), rng.integers(0, num_documents, (num_documents, 4)))
+    np.save(scores_file(folder, 0), np.zeros((num_documents, 4), np.float32))
+    record = {
+        "format_version": RETRIEVAL_FORMAT,
+        "corpus": documents_identity(corpus),
+        "settings": list_settings(RetrievalConfig()),
+        "memory": ["pairs"],
+        "fingerprint": "random",
+    }
+    (path / "retrieval" / "manifest.json").write_text(json.dumps(record))
+    return corpus
+
+
+def _measure(
+    corpus: PreparedCorpus, vocabulary: Vocabulary, num_drawn: int, draw: str, packing: str, length: int, rows: int
+) -> None:
+    config = RetrievalConfig(enabled=True, num_drawn=num_drawn, draw=draw)
+    batch = BatchConfig(batch_size=100, sequence_length=length, packing=packing)
+    source = BatchSource(
+        corpus, vocabulary, ObjectiveConfig(), batch, retrieval=open_retrieval(corpus, config, "train")
+    )
+    real = examples = begun = breaks = 0
+    for step in range(rows // 100):
+        found = source[step]
+        real += int((found.tokens != vocabulary.pad).sum())
+        # An example stands between two `</s>`.
+        ends = int((found.tokens == vocabulary.end).sum() + (found.targets[:, -1] == vocabulary.end).sum())
+        is_whole = (found.tokens != vocabulary.pad) & (found.positions == 0)
+        examples += int(is_whole.sum()) if packing == "whole" else ends // 2
+        begun += int((found.tokens[:, 0] != vocabulary.end).sum())
+        breaks += int((found.targets == vocabulary.break_).sum())
+    wanted = num_drawn / 2 if draw == "uniform" else num_drawn
+    # Beside the one of its own, a document has two breaks for each neighbour.
+    kept = (breaks / examples - 1) / 2 / wanted if wanted and packing == "whole" else 1.0
+    what = f"0 to {num_drawn}" if draw == "uniform" else f"{num_drawn}"
+    print(
+        f"{what:<11} {packing:<8} {length:>6} {real / (rows * length):13.1%} {examples / rows:16.2f} "
+        f"{begun / rows:18.1%} {kept:17.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()

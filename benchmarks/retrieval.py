@@ -1,0 +1,201 @@
+"""What retrieved documents are worth: held-out perplexity of pictures with neighbours, without, and with random ones.
+
+For runs of configs/emoji.py: python benchmarks/retrieval.py RUN [RUN ..] [--steps=500,1000]
+
+Beside the models stands what needs none: a unigram of each place of a picture, mixed with copying the code that the
+neighbours have at the same place. Every document is scored as it is (nothing masked), its picture's codes alone; the
+neighbours are those found by its text, since by its picture would tell what is to be predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from cm3leon_jax import config_file
+from cm3leon_jax.checkpoints import Checkpoints, abstract_on
+from cm3leon_jax.config import Config
+from cm3leon_jax.data import emoji
+from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.neighbours import NONE, NeighbourLists
+from cm3leon_jax.data.objective import picture_places
+from cm3leon_jax.model.sharding import make_mesh, shardings
+from cm3leon_jax.model.transformer import abstract_model
+from cm3leon_jax.training.loss import cross_entropy
+from cm3leon_jax.vocabulary import Vocabulary
+
+_ROWS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out documents, their neighbours by text, and which of them have a variant in training."""
+
+    documents: list[Int[np.ndarray, "n"]]
+    neighbours: Int[np.ndarray, "documents kept"]
+    has_sibling: Bool[np.ndarray, "documents"]
+    lists: NeighbourLists
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="workdirs of finished or running trainings")
+    parser.add_argument("--steps", default="", help="checkpoints to look at, such as 500,1000 (default: the last)")
+    parser.add_argument("--output", type=Path, help="also write the table as JSON lines")
+    arguments = parser.parse_args()
+    lines = []
+    for number, run in enumerate(arguments.runs):
+        config = _config(run)
+        vocabulary = Vocabulary.load(config.vocabulary.path)
+        corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
+        held_out = _held_out(config, corpus, vocabulary)
+        if number == 0:
+            lines += _show("no model", 0, copying(held_out, corpus, config, vocabulary), held_out)
+        with Checkpoints(run / "checkpoints", config.train.keep_checkpoints) as checkpoints:
+            steps = [int(step) for step in arguments.steps.split(",") if step] or [checkpoints.latest_step]
+            for step in steps:
+                mesh = make_mesh(config.mesh)
+                graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
+                parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
+                losses = partial(nats, graph=graph, parameters=parameters, vocabulary=vocabulary, mesh=mesh)
+                found = {
+                    name: losses(rows_with(held_out, places, vocabulary)) for name, places in choices(held_out).items()
+                }
+                lines += _show(str(run), step, found, held_out)
+    if arguments.output:
+        arguments.output.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _config(run: Path) -> Config:
+    """A run's own config, with its paths as they were."""
+    stored = json.loads((run / "config.json").read_text())
+    return config_file._build(Config, stored, "config", str(run / "config.json"))
+
+
+def _held_out(config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary) -> HeldOut:
+    lists = NeighbourLists.open(corpus, dataclasses.replace(config.retrieval, enabled=True), config.corpus.train_split)
+    split = corpus.task_split("emoji", config.corpus.held_out_split)
+    documents = [split.document(index) for index in range(split.num_documents)]
+    places, _ = lists.of_split("emoji", config.corpus.held_out_split)
+    names = [emoji.named(vocabulary.decode_text(document.tolist())) for document in documents]
+    has_sibling = np.array([name is not None and emoji.sibling_in_training(name) for name in names])
+    return HeldOut(documents, np.asarray(places[:, : config.retrieval.num_by_text]), has_sibling, lists)
+
+
+def choices(held_out: HeldOut) -> dict[str, Int[np.ndarray, "documents k"]]:
+    """Which neighbours stand in front, in each comparison."""
+    n, most = held_out.neighbours.shape
+    random = np.random.default_rng(0).integers(0, len(held_out.lists.memory), (n, most))
+    named = {"none": held_out.neighbours[:, :0]}
+    for count in range(1, most + 1):
+        # The best stands nearest to the document.
+        named[f"top {count}"] = held_out.neighbours[:, :count][:, ::-1]
+    return named | {"random 1": random[:, :1], f"random {most}": random}
+
+
+def rows_with(
+    held_out: HeldOut, places: Int[np.ndarray, "documents k"], vocabulary: Vocabulary
+) -> list[Int[np.ndarray, "n"]]:
+    """`</s> (neighbour <break>) .. document </s>`."""
+    end, mark = np.array([vocabulary.end]), np.array([vocabulary.break_])
+    rows = []
+    for document, mine in zip(held_out.documents, places.tolist(), strict=True):
+        front = [part for place in mine if place != NONE for part in (held_out.lists.memory.document(place), mark)]
+        rows.append(np.concatenate([end, *front, document, end]).astype(np.int32))
+    return rows
+
+
+def nats(
+    rows: list[Int[np.ndarray, "n"]], graph: nnx.GraphDef, parameters: nnx.State, vocabulary: Vocabulary, mesh: Mesh
+) -> Float[np.ndarray, "documents codes"]:
+    """The loss of each code of each row's last picture."""
+    length = -(-max(len(row) for row in rows) // 32) * 32
+    results = []
+    for start in range(0, len(rows), _ROWS):
+        chunk = rows[start : start + _ROWS]
+        tokens = np.full((_ROWS, length), vocabulary.pad, np.int32)
+        places = np.zeros_like(tokens)
+        for index, row in enumerate(chunk):
+            tokens[index, : len(row)], places[index, : len(row)] = row, picture_places(row, vocabulary)
+        losses = np.asarray(_losses(graph, parameters, tokens, places))
+        for index, row in enumerate(chunk):
+            codes = np.flatnonzero(vocabulary.is_image(row))
+            last = codes[codes > np.flatnonzero(~vocabulary.is_image(row[:-1]))[-1]]
+            results.append(losses[index, last - 1])
+    return np.stack(results)
+
+
+@jax.jit
+def _losses(
+    graph: nnx.GraphDef, parameters: nnx.State, tokens: Int[Array, "B L"], places: Int[Array, "B L"]
+) -> Float[Array, "B L-1"]:
+    model = nnx.merge(graph, parameters)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = model(tokens, positions, jnp.zeros_like(tokens), places)
+    return cross_entropy(model.logits(hidden[:, :-1]), tokens[:, 1:])
+
+
+def copying(
+    held_out: HeldOut, corpus: PreparedCorpus, config: Config, vocabulary: Vocabulary
+) -> dict[str, Float[np.ndarray, "documents codes"]]:
+    """A unigram of each place, alone and mixed with copying from neighbours; the mixture's weight is the best one."""
+
+    def picture(document: Int[np.ndarray, "n"]) -> Int[np.ndarray, "codes"]:
+        return vocabulary.decode_image(document[vocabulary.is_image(document)])
+
+    split = corpus.task_split("emoji", config.corpus.train_split)
+    train = np.stack([picture(split.document(index)) for index in range(split.num_documents)])
+    num_codes, length = vocabulary.num_image_codes, train.shape[1]
+    counts = np.full((length, num_codes), 0.1)
+    for code in train:
+        counts[np.arange(length), code] += 1
+    unigram = counts / counts.sum(axis=1, keepdims=True)
+    targets = np.stack([picture(document) for document in held_out.documents])
+    alone = unigram[np.arange(length), targets]
+    results = {"unigram": -np.log(alone)}
+    for name, places in choices(held_out).items():
+        if name == "none":
+            continue
+        is_there = places != NONE
+        agree = np.stack(
+            [
+                [(train[place] == target) if place != NONE else np.zeros(length, bool) for place in mine]
+                for mine, target in zip(places.tolist(), targets, strict=True)
+            ]
+        )
+        share = agree.sum(axis=1) / np.maximum(1, is_there.sum(axis=1))[:, None]
+        weight = np.where(is_there.any(axis=1), 1.0, 0.0)[:, None]
+        losses = [-np.log((1 - weight * w) * alone + weight * w * share + 1e-12) for w in np.linspace(0.05, 0.95, 19)]
+        results[f"unigram, copying {name}"] = min(losses, key=np.mean)
+    return results
+
+
+def _show(
+    what: str, step: int, found: Mapping[str, Float[np.ndarray, "documents codes"]], held_out: HeldOut
+) -> list[dict[str, float | str]]:
+    lines: list[dict[str, float | str]] = []
+    groups = {"all": np.ones_like(held_out.has_sibling), "sibling": held_out.has_sibling, "rest": ~held_out.has_sibling}
+    for name, losses in found.items():
+        line: dict[str, float | str] = {"run": what, "step": step, "neighbours": name}
+        for group, members in groups.items():
+            line[group] = float(np.exp(losses[members].mean()))
+        print(f"{what:<24} {step:>6} {name:<28}" + "".join(f" {group} {line[group]:7.2f}" for group in groups))
+        lines.append(line)
+    sizes = ", ".join(f"{int(members.sum())} {group}" for group, members in groups.items())
+    print(f"{'':<24} documents: {sizes}", flush=True)
+    return lines
+
+
+if __name__ == "__main__":
+    main()

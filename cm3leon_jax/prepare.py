@@ -1,0 +1,33 @@
+"""From raw documents to a prepared corpus: token shards and, for retrieval, vectors and neighbour lists.
+
+Each stage goes on where an interrupted run of it stopped, and leaves alone what is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.shard_writer import DocumentTokenizer
+from cm3leon_jax.data.tokenizing import summary, write_token_shards
+from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.retrieval.bi_encoder import load_bi_encoder
+from cm3leon_jax.retrieval.neighbour_search import find_neighbours, neighbour_summary
+from cm3leon_jax.vocabulary import Vocabulary
+
+
+def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
+    """The command `prepare`."""
+    tokens = DocumentTokenizer(
+        Vocabulary.load(config.vocabulary.path),
+        ImageTokenizer.load(config.image_tokenizer.path),
+        config.corpus.encode_batch_size,
+    )
+    # What is missing shows before the hours that tokens may take.
+    encoder = load_bi_encoder(config.bi_encoder.path) if config.retrieval.enabled else None
+    print(summary(write_token_shards(config.corpus, tokens)))
+    if encoder is not None:
+        print(neighbour_summary(find_neighbours(config, PreparedCorpus.open(config.corpus.path), tokens, encoder)))
+    return 0

@@ -1,0 +1,304 @@
+"""Finds the neighbours of every document of a prepared corpus: vectors, search, choice, lists (data/neighbours.py).
+
+Started again, it goes on at the first shard that is missing. Beside the lists it leaves
+
+    CORPUS/retrieval/memory.npy     float16 [rows, dim]: the vectors that are searched
+    CORPUS/retrieval/places.npy     int64 [rows]: which document of the memory each of them is
+    CORPUS/retrieval/index.faiss    the same vectors, for one query at a time (retrieval/index.py)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float16, Float32, Int64
+from tqdm import tqdm
+
+from cm3leon_jax.config import Config, RetrievalConfig
+from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.neighbours import (
+    NONE,
+    RETRIEVAL_FORMAT,
+    MemoryDocuments,
+    documents_identity,
+    list_settings,
+    memory_tasks,
+    neighbours_file,
+    refuse_other_settings,
+    scores_file,
+)
+from cm3leon_jax.data.reading import TaskReader, open_mixture
+from cm3leon_jax.data.shard_writer import DocumentTokenizer
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import read_json, replacing, write_json
+from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.retrieval.bi_encoder import BiEncoder
+from cm3leon_jax.retrieval.choice import Candidates, Chosen, choose
+from cm3leon_jax.retrieval.document_vectors import queries_file, vectors_file, whole_vectors, write_vectors
+from cm3leon_jax.retrieval.search import Search
+
+# Documents whose neighbours are chosen at a time: their candidates' vectors are held together.
+_BLOCK = 1024
+
+
+def find_neighbours(
+    config: Config, corpus: PreparedCorpus, tokens: DocumentTokenizer, encoder: BiEncoder
+) -> dict[str, Any]:
+    """Writes CORPUS/retrieval; returns its manifest.
+
+    Args:
+      config: the run's.
+      corpus: whose documents are looked at.
+      tokens: what the corpus was tokenized with.
+      encoder: makes the vectors.
+
+    Raises:
+      UserError: if the memory is empty, or what is there was found in another way.
+    """
+    folder = corpus.path / "retrieval"
+    plan = _plan(config, corpus, encoder)
+    if (folder / "manifest.json").exists():
+        manifest = read_json(folder / "manifest.json", "the manifest of the neighbours")
+        _refuse_another_plan(folder, manifest, plan, corpus)
+        print(f"the neighbours {folder} are complete: nothing to do")
+        return manifest
+    if (folder / "plan.json").exists():
+        _refuse_another_plan(folder, read_json(folder / "plan.json", "the plan of the neighbours"), plan, corpus)
+    write_json(folder / "plan.json", plan)
+
+    readers = {task.name: task for task in open_mixture(config.corpus)}
+    for task, split in _splits(corpus):
+        _write_vectors(readers[task], split, corpus, tokens, encoder, config.retrieval)
+    documents = MemoryDocuments(corpus, tuple(plan["memory"]), config.corpus.train_split)
+    _write_memory(folder, corpus, documents, config)
+    memory = Memory.open(folder)
+    search = memory.search(make_mesh(config.mesh), config.retrieval)
+    counts = {
+        f"{task}/{split}": _write_lists(task, split, corpus, documents, memory, search, config)
+        for task, split in _splits(corpus)
+    }
+    from cm3leon_jax.retrieval import index
+
+    manifest = plan | {
+        "num_rows": len(memory.vectors),
+        "index": index.build(memory.vectors, folder / "index.faiss"),
+        "neighbours": counts,
+    }
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def neighbour_summary(manifest: dict[str, Any]) -> str:
+    """A line a task and split: how many of its documents have neighbours."""
+    lines = [f"memory of {manifest['num_rows']:,} documents ({', '.join(manifest['memory'])})"]
+    for name, found in manifest["neighbours"].items():
+        per_document = found["num_neighbours"] / max(1, found["num_documents"])
+        lines.append(
+            f"{name}: {per_document:.2f} neighbours a document, mean score {found['mean_score']:.2f}; "
+            f"{found['num_without']:,} of {found['num_documents']:,} documents have none"
+        )
+    return "\n".join(lines)
+
+
+class Memory:
+    """The vectors that are searched, and which document each of them is."""
+
+    def __init__(self, vectors: Float16[np.ndarray, "rows dim"], places: Int64[np.ndarray, "rows"]) -> None:
+        self.vectors, self.places = vectors, places
+
+    @classmethod
+    def open(cls, folder: Path) -> Memory:
+        """Maps what `prepare` wrote."""
+        try:
+            return cls(np.load(folder / "memory.npy", mmap_mode="r"), np.load(folder / "places.npy", mmap_mode="r"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the neighbours at {folder} are damaged ({error}): delete {folder} and run `cm3leon prepare` again"
+            ) from None
+
+    def search(self, mesh: Mesh, config: RetrievalConfig) -> Search:
+        """Ready to search on all devices."""
+        return Search(self.vectors, mesh, config.search, config.search_recall)
+
+    def candidates(self, scores: Float32[np.ndarray, "n C"], rows: Int64[np.ndarray, "n C"]) -> Candidates:
+        """What a search found, with the vectors of what it found."""
+        return Candidates(rows, scores, self.vectors[np.maximum(rows, 0)].astype(np.float32))
+
+    def rows_of(self, places: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+        """Where documents of the memory lie among the vectors; -1 for one that is not searched."""
+        rows = np.searchsorted(self.places, places)
+        found = self.places[np.minimum(rows, len(self.places) - 1)] == places
+        return np.where(found, rows, NONE).astype(np.int64)
+
+
+def _plan(config: Config, corpus: PreparedCorpus, encoder: BiEncoder) -> dict[str, Any]:
+    """All that the lists depend on."""
+    plan = {
+        "format_version": RETRIEVAL_FORMAT,
+        "bi_encoder": encoder.fingerprint,
+        "corpus": documents_identity(corpus),
+        "settings": list_settings(config.retrieval),
+        "memory": list(memory_tasks(config.retrieval, corpus, config.corpus.train_split)),
+    }
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    return plan | {"fingerprint": digest[:16]}
+
+
+def _refuse_another_plan(folder: Path, found: dict[str, Any], plan: dict[str, Any], corpus: PreparedCorpus) -> None:
+    refuse_other_settings(folder, found, plan["settings"], corpus)
+    if found["bi_encoder"] != plan["bi_encoder"]:
+        raise UserError(
+            f"the neighbours at {folder} were found with another bi-encoder (fingerprint {found['bi_encoder']}, this "
+            f"one is {plan['bi_encoder']}): delete {folder} and run `cm3leon prepare` again, or point "
+            "config.bi_encoder.path to the one they were found with"
+        )
+
+
+def _splits(corpus: PreparedCorpus) -> list[tuple[str, str]]:
+    return [(name, split) for name, task in corpus.manifest["tasks"].items() for split in task["splits"]]
+
+
+def _write_vectors(
+    reader: TaskReader,
+    split: str,
+    corpus: PreparedCorpus,
+    tokens: DocumentTokenizer,
+    encoder: BiEncoder,
+    config: RetrievalConfig,
+) -> None:
+    shards, folder = corpus.path / reader.name / split, corpus.path / "retrieval" / reader.name / split
+    write_vectors(
+        reader,
+        split,
+        _num_shards(corpus, reader.name, split),
+        tokens,
+        shards,
+        folder,
+        encoder,
+        config.query_dropout,
+        config.seed,
+    )
+
+
+def _num_shards(corpus: PreparedCorpus, task: str, split: str) -> int:
+    return corpus.manifest["tasks"][task]["splits"][split]["num_shards"]
+
+
+def _write_memory(folder: Path, corpus: PreparedCorpus, documents: MemoryDocuments, config: Config) -> None:
+    """Gathers the vectors of all documents that can be neighbours."""
+    if (folder / "places.npy").exists():
+        return
+    split = config.corpus.train_split
+    places: list[np.ndarray] = []
+    first = 0
+    with replacing(folder / "memory.npy") as temporary:
+        parts = []
+        for task in documents.tasks:
+            for shard in range(_num_shards(corpus, task, split)):
+                vectors = np.load(vectors_file(folder / task / split, shard), mmap_mode="r")
+                is_there = (np.asarray(vectors) != 0).any(axis=2)
+                fits = is_there.all(axis=1) if config.retrieval.both_modalities else is_there.any(axis=1)
+                places.append(first + np.flatnonzero(fits))
+                parts.append((task, shard, fits))
+                first += len(vectors)
+        rows = np.concatenate(places)
+        if not len(rows):
+            both = ", with text and picture both (config.retrieval.both_modalities)"
+            raise UserError(
+                f"the memory is empty: none of {first:,} documents of {', '.join(documents.tasks)} can be a "
+                f"neighbour{both * config.retrieval.both_modalities}; name other tasks in config.retrieval.memory_tasks"
+            )
+        dim = vectors.shape[-1]
+        memory = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(len(rows), dim))
+        start = 0
+        for task, shard, fits in parts:
+            vectors = np.load(vectors_file(folder / task / split, shard), mmap_mode="r")
+            found = whole_vectors(vectors[fits])
+            memory[start : start + len(found)] = found
+            start += len(found)
+        memory.flush()
+        del memory
+    # Written last: it says that the vectors are complete.
+    with replacing(folder / "places.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, rows.astype(np.int64))
+
+
+def _write_lists(
+    task: str,
+    split: str,
+    corpus: PreparedCorpus,
+    documents: MemoryDocuments,
+    memory: Memory,
+    search: Search,
+    config: Config,
+) -> dict[str, Any]:
+    """Writes the lists of a task and split where they are missing; returns their numbers."""
+    folder = corpus.path / "retrieval" / task / split
+    first_place = documents.first_place(task) if split == config.corpus.train_split else None
+    first = 0
+    num_neighbours = num_without = 0
+    total_score = 0.0
+    for shard in range(_num_shards(corpus, task, split)):
+        vectors = np.load(vectors_file(folder, shard), mmap_mode="r")
+        own = np.full(len(vectors), NONE, np.int64)
+        if first_place is not None:
+            own = memory.rows_of(first_place + first + np.arange(len(vectors)))
+        first += len(vectors)
+        if not scores_file(folder, shard).exists():
+            queries = np.load(queries_file(folder, shard), mmap_mode="r")
+            rows, found_scores = _chosen(
+                vectors, queries, own, memory, search, config.retrieval, f"neighbours {task} {split}"
+            )
+            places = np.where(rows == NONE, NONE, memory.places[np.maximum(rows, 0)])
+            for file, array in (
+                (neighbours_file(folder, shard), places.astype(np.int64)),
+                (scores_file(folder, shard), found_scores),
+            ):
+                with replacing(file) as temporary, temporary.open("wb") as opened:
+                    np.save(opened, array)
+        places, scores = np.load(neighbours_file(folder, shard)), np.load(scores_file(folder, shard))
+        has = places != NONE
+        num_neighbours += int(has.sum())
+        num_without += int((~has.any(axis=1)).sum())
+        total_score += float(scores[has].sum(dtype=np.float64))
+    return {
+        "num_documents": first,
+        "num_without": num_without,
+        "num_neighbours": num_neighbours,
+        "mean_score": total_score / max(1, num_neighbours),
+    }
+
+
+def _chosen(
+    vectors: Float16[np.ndarray, "n 2 dim"],
+    queries: Float16[np.ndarray, "n 2 dim"],
+    own: Int64[np.ndarray, "n"],
+    memory: Memory,
+    search: Search,
+    config: RetrievalConfig,
+    what: str,
+) -> tuple[Int64[np.ndarray, "n kept"], Float32[np.ndarray, "n kept"]]:
+    """Rows and scores of the neighbours of a shard's documents: those found by text, then those found by pictures."""
+    rows_and_scores = []
+    with tqdm(total=len(vectors), unit=" documents", desc=what, disable=None) as progress:
+        for start in range(0, max(1, len(vectors)), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            whole = whole_vectors(vectors[block])
+            taken = Chosen.none(len(whole), whole.shape[1])
+            for part, count in enumerate((config.num_by_text, config.num_by_image)):
+                query = queries[block, part].astype(np.float32)
+                # One more than asked for, since a document finds itself.
+                scores, rows = search(query, config.num_candidates + 1)
+                found = memory.candidates(scores, np.where(query.any(axis=1, keepdims=True), rows, NONE))
+                taken = taken.and_then(
+                    choose(found, own[block], whole, taken, count, config.max_score, config.min_score)
+                )
+            rows_and_scores.append((taken.rows, taken.scores))
+            progress.update(len(whole))
+    rows, scores = zip(*rows_and_scores, strict=True)
+    return np.concatenate(rows), np.concatenate(scores)

@@ -1,0 +1,207 @@
+"""From a folder of captioned pictures to a prepared corpus: round trip, skipped documents, interruption, refusals."""
+
+import argparse
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from cm3leon_jax import prepare
+from cm3leon_jax.config import Config, CorpusConfig, ImageTokenizerConfig, VocabularyConfig
+from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.reading import TaskReader, open_mixture
+from cm3leon_jax.data.shard_writer import ShardWriter
+from cm3leon_jax.documents import encode_png, open_picture
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizer.vqgan import VQGAN, parameters
+from cm3leon_jax.vocabulary import Vocabulary
+
+NUM_PICTURES = 40
+IMAGE_TOKENIZER = ImageTokenizerConfig(
+    resolution=8, in_channels=1, base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, latent_channels=8,
+    embedding_dim=4, codebook_size=32,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Captioned pictures, two of them unreadable."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for index in range(NUM_PICTURES):
+        file = folder / f"{index:02d}.png"
+        pixels = rng.integers(0, 256, (8, 8, 1)).astype(np.uint8)
+        file.write_bytes(encode_png(pixels)[: 30 if index in (7, 20) else None])
+        file.with_suffix(".txt").write_text("a " + "very " * (index % 5) + f"small picture {index} <break>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image_tokenizer(tmp_path_factory):
+    """One folder for all tests, so that the encoder is compiled once."""
+    path = tmp_path_factory.mktemp("image_tokenizer")
+    ImageTokenizer(IMAGE_TOKENIZER, parameters(VQGAN(IMAGE_TOKENIZER, nnx.Rngs(0)))).save(path)
+    return ImageTokenizer.load(path)
+
+
+@pytest.fixture
+def config(folder, tmp_path, vocabulary, image_tokenizer):
+    vocabulary.save(tmp_path / "vocabulary")
+    return Config(
+        corpus=CorpusConfig(
+            path=str(tmp_path / "corpus"), mixture=f"folder:{folder}", tokens_per_shard=300, encode_batch_size=8,
+            num_sample_pictures=5,
+        ),
+        vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
+        image_tokenizer=image_tokenizer.config,
+    )  # fmt: skip
+
+
+def run(config):
+    return prepare.run(config, Path(), argparse.Namespace())
+
+
+def files(path):
+    """Content of every file below a folder."""
+    return {
+        str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in path.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_documents_are_read_back_as_they_were(config, vocabulary, image_tokenizer, capsys):
+    assert run(config) == 0
+    corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
+    assert corpus.image_length == 16
+    (task,) = open_mixture(config.corpus)
+    for split in ("train", "validation"):
+        stored = corpus.task_split(task.name, split)
+        readable = [d for d in task.documents(split) if d.segments[1].encoded[-4:] == b"\xaeB`\x82"]
+        entry = corpus.manifest["tasks"][task.name]["splits"][split]
+        assert stored.num_documents == entry["num_documents"] == len(readable)
+        assert entry["num_tokens"] == stored.lengths.sum()
+        assert entry["num_tokens"] == entry["num_text_tokens"] + entry["num_image_tokens"] + len(readable)
+        for index, document in enumerate(readable):
+            ids = stored.document(index)
+            (break_,) = np.flatnonzero(ids == vocabulary.break_)
+            assert vocabulary.decode_text(ids[:break_].tolist()) == document.segments[0].text
+            pixels = open_picture(document.segments[1].encoded, 8, 1)
+            codes = image_tokenizer.encode(pixels[None], config.corpus.encode_batch_size)[0]
+            np.testing.assert_array_equal(vocabulary.decode_image(ids[break_ + 1 :]), codes)
+            if split == "train" and index < 5:
+                sample = Image.open(f"{config.corpus.path}/{task.name}/train/samples/{index:05d}.png")
+                np.testing.assert_array_equal(np.asarray(sample)[..., None], pixels)
+    assert corpus.manifest["tasks"][task.name]["splits"]["train"]["num_shards"] > 2
+
+    capsys.readouterr()
+    before = files(tmp := PreparedCorpus.open(config.corpus.path).path)
+    assert run(config) == 0
+    assert "is complete: nothing to do" in capsys.readouterr().out
+    assert files(tmp) == before
+
+
+def test_unreadable_pictures_are_skipped_counted_and_listed(config, capsys):
+    run(config)
+    assert "skipped 2 documents (2 for unreadable picture)" in capsys.readouterr().out
+    corpus = PreparedCorpus.open(config.corpus.path)
+    (task,) = corpus.manifest["tasks"].values()
+    skipped = [entry["skipped"] for entry in task["splits"].values()]
+    assert sum(entry["total"] for entry in skipped) == 2
+    assert sum(entry["by_reason"].get("unreadable picture", 0) for entry in skipped) == 2
+    listed = [one for entry in skipped for one in entry["first"]]
+    assert len(listed) == 2 and all(one["reason"].startswith("unreadable picture: segment 1: ") for one in listed)
+    (reader,) = open_mixture(config.corpus)
+    train = list(reader.documents("train"))
+    for one in task["splits"]["train"]["skipped"]["first"]:
+        assert any(f"picture {index} " in train[one["index"]].text for index in (7, 20))
+
+
+@pytest.mark.parametrize("examples_before", [3, 20])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(config, tmp_path, monkeypatch, examples_before):
+    run(config)
+    whole = files(tmp_path / "corpus")
+
+    again = replace(config, corpus=replace(config.corpus, path=str(tmp_path / "again")))
+    taken = 0
+
+    def add(self, index, document):
+        nonlocal taken
+        taken += 1
+        if taken > examples_before:
+            raise KeyboardInterrupt
+        original(self, index, document)
+
+    original = ShardWriter.add
+    monkeypatch.setattr(ShardWriter, "add", add)
+    with pytest.raises(KeyboardInterrupt):
+        run(again)
+    assert not (tmp_path / "again" / "manifest.json").exists()
+    monkeypatch.setattr(ShardWriter, "add", original)
+    # What a killed process leaves behind.
+    (split,) = (tmp_path / "again").glob("*/train")
+    (split / ".tokens-00009.bin.1.partial").write_bytes(b"half")
+    run(again)
+    assert files(tmp_path / "again") == whole
+
+
+def test_a_corpus_of_other_parts_is_refused(config, vocabulary, tmp_path):
+    run(config)
+    other = replace(config, corpus=replace(config.corpus, mixture="digits"))
+    with pytest.raises(UserError, match=r"prepared with another mixture .*digits.*delete that folder"):
+        run(other)
+    Vocabulary.train(["other words"] * 3, 288, 32, 8, progress=False).save(tmp_path / "vocabulary")
+    with pytest.raises(UserError, match="prepared with another vocabulary"):
+        run(config)
+    Vocabulary.train(["other words"] * 3, 288, 64, 8, progress=False).save(tmp_path / "vocabulary")
+    with pytest.raises(UserError, match="the vocabulary has 64 image codes, the image tokenizer 32"):
+        run(config)
+
+
+def test_a_mixture_without_readable_documents_is_refused(config, tmp_path):
+    (tmp_path / "broken").mkdir()
+    for index in range(3):
+        (tmp_path / "broken" / f"{index}.png").write_bytes(b"no picture")
+        (tmp_path / "broken" / f"{index}.txt").write_text("text")
+    with pytest.raises(UserError, match="has no readable documents"):
+        run(replace(config, corpus=replace(config.corpus, mixture=f"folder:{tmp_path / 'broken'}")))
+    record = json.loads(next((tmp_path / "corpus").glob("*/train/shard-00000.json")).read_text())
+    assert record["skipped"]["by_reason"] == {"unreadable picture": 2}
+
+
+def test_what_a_task_follows_from_is_noted_and_binds_the_corpus(config, folder, monkeypatch):
+    def provenance(self):
+        return {"font": font}
+
+    font = "first"
+    monkeypatch.setattr(TaskReader, "provenance", provenance)
+    run(config)
+    (task,) = open_mixture(config.corpus)
+    manifest = json.loads(Path(config.corpus.path, "manifest.json").read_text())
+    assert manifest["tasks"][task.name]["source"] == {"font": "first"}
+    assert "sources" not in manifest
+    run(config)
+    font = "second"
+    before = files(Path(config.corpus.path))
+    message = rf"prepared with another font of the task {task.name} \(first, now it is second\): delete that folder"
+    with pytest.raises(UserError, match=message):
+        run(config)
+    Path(config.corpus.path, "manifest.json").unlink()
+    with pytest.raises(UserError, match=message):
+        run(config)
+    del before[Path("manifest.json").name]
+    assert files(Path(config.corpus.path)) == before
+
+
+def test_a_task_that_follows_from_its_name_alone_has_no_source(config):
+    run(config)
+    (task,) = open_mixture(config.corpus)
+    assert task.provenance() == {}
+    manifest = json.loads(Path(config.corpus.path, "manifest.json").read_text())
+    assert manifest["tasks"][task.name]["source"] == {}

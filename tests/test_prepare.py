@@ -1,0 +1,213 @@
+"""Neighbours of a folder of captioned pictures: what is found, what never is, interruption, refusals."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cm3leon_jax import prepare
+from cm3leon_jax.config import BiEncoderConfig, Config, CorpusConfig, RetrievalConfig, VocabularyConfig
+from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.neighbours import NONE, NeighbourLists
+from cm3leon_jax.data.reading import read_documents
+from cm3leon_jax.documents import encode_png
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.retrieval import neighbour_search
+from cm3leon_jax.retrieval.document_vectors import unit, vectors_file
+from cm3leon_jax.retrieval.retriever import Retriever
+from cm3leon_jax.retrieval.tfidf import fit_documents
+
+WORDS = ("seven", "nine", "zero")
+NUM_PICTURES = 45
+RETRIEVAL = RetrievalConfig(enabled=True, min_score=0.15)
+
+
+def picture_of(index: int, noise: int = 0) -> np.ndarray:
+    """Bright on the side that its word says, with noise of its own."""
+    rng = np.random.default_rng(1000 * noise + index)
+    pixels = rng.integers(0, 90, (8, 8, 1)).astype(np.uint8)
+    pixels[:, 2 * (index % 3) : 2 * (index % 3) + 4] += 150
+    return pixels
+
+
+def write_pair(folder: Path, name: str, pixels: np.ndarray, caption: str) -> None:
+    (folder / f"{name}.png").write_bytes(encode_png(pixels))
+    (folder / f"{name}.txt").write_text(caption)
+
+
+def caption_of(index: int) -> str:
+    return f"the {WORDS[index % 3]} number {index}"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(NUM_PICTURES):
+        write_pair(folder, f"{index:02d}", picture_of(index), caption_of(index))
+    return folder
+
+
+@pytest.fixture
+def config(folder, tmp_path, vocabulary, image_tokenizer) -> Config:
+    vocabulary.save(tmp_path / "vocabulary")
+    image_tokenizer.save(tmp_path / "image_tokenizer")
+    config = Config(
+        corpus=CorpusConfig(
+            path=str(tmp_path / "corpus"), mixture=f"folder:{folder}", tokens_per_shard=400, encode_batch_size=8
+        ),
+        vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
+        image_tokenizer=replace(image_tokenizer.config, path=str(tmp_path / "image_tokenizer")),
+        bi_encoder=BiEncoderConfig(path=str(tmp_path / "bi_encoder"), kind="tfidf", embedding_dim=512, resolution=8),
+        retrieval=RETRIEVAL,
+    )
+    save_encoder(config)
+    return config
+
+
+def save_encoder(config: Config, most: int | None = None) -> None:
+    fit_documents(read_documents(config.corpus, "train"), 512, 8, 8, most).save(config.bi_encoder.path)
+
+
+def run(config: Config) -> int:
+    return prepare.run(config, Path(), argparse.Namespace())
+
+
+def opened(config: Config) -> tuple[PreparedCorpus, NeighbourLists]:
+    corpus = PreparedCorpus.open(config.corpus.path)
+    return corpus, NeighbourLists.open(corpus, config.retrieval, "train")
+
+
+def number_in(tokens: np.ndarray, vocabulary) -> int:
+    return int(vocabulary.decode_text(tokens.tolist()).split()[-1])
+
+
+def test_neighbours_are_near_and_none_is_the_document_itself(config, vocabulary, capsys):
+    assert run(config) == 0
+    assert "neighbours a document" in capsys.readouterr().out
+    corpus, lists = opened(config)
+    (task,) = corpus.manifest["tasks"]
+    assert corpus.manifest["tasks"][task]["splits"]["train"]["num_shards"] > 1
+    for split in ("train", "validation"):
+        documents = corpus.task_split(task, split)
+        places, scores = lists.of_split(task, split)
+        assert places.shape == (documents.num_documents, 4)
+        for index, mine in enumerate(places.tolist()):
+            found = [place for place in mine if place != NONE]
+            assert len(set(found)) == len(found) > 0
+            own = number_in(documents.document(index), vocabulary)
+            others = [number_in(lists.memory.document(place), vocabulary) for place in found]
+            assert own not in others
+            # Words and pictures go by threes.
+            assert all((other - own) % 3 == 0 for other in others)
+        assert ((scores >= 0.15) | (places == NONE)).all() and scores.max() <= 0.9
+
+
+def test_a_copy_of_a_held_out_document_is_never_retrieved(config, folder, vocabulary, capsys):
+    run(config)
+    corpus, _ = opened(config)
+    (task,) = corpus.manifest["tasks"]
+    (held_out,) = {number_in(corpus.task_split(task, "validation").document(0), vocabulary)}
+    # A copy with a word more and other noise in a few pixels, in the training split of a new corpus.
+    copied = picture_of(held_out)
+    copied[0, :3] += 5
+    write_pair(folder, "copy of it", copied, f"{caption_of(held_out)}!")
+    copies = replace(config, corpus=replace(config.corpus, path=config.corpus.path + "_with_copy"))
+    run(copies)
+    corpus, lists = opened(copies)
+    task_split = corpus.task_split(task, "validation")
+    assert number_in(task_split.document(0), vocabulary) == held_out
+    train = corpus.task_split(task, "train")
+    (place,) = [i for i in range(train.num_documents) if "!" in vocabulary.decode_text(train.document(i).tolist())]
+    # It is in the memory, and the nearest by far.
+    memory = neighbour_search.Memory.open(corpus.path / "retrieval")
+    own = np.load(vectors_file(corpus.path / "retrieval" / task / "validation", 0)).astype(np.float32)
+    nearest = (unit(own[0].sum(axis=0)) @ memory.vectors.astype(np.float32).T).argmax()
+    assert memory.places[nearest] == place
+    places, _ = lists.of_split(task, "validation")
+    assert place not in places and (places[0] != NONE).any()
+
+
+def test_only_the_training_split_of_the_named_tasks_is_memory(config):
+    run(config)
+    corpus, lists = opened(config)
+    (task,) = corpus.manifest["tasks"]
+    assert len(lists.memory) == corpus.task_split(task, "train").num_documents
+    with pytest.raises(UserError, match="memory_tasks names 'else'"):
+        run(replace(config, retrieval=replace(RETRIEVAL, memory_tasks=("else",))))
+
+
+@pytest.mark.parametrize("stage", ["vectors", "lists"])
+def test_an_interrupted_search_ends_as_an_uninterrupted_one(config, monkeypatch, stage):
+    run(config)
+    retrieval = Path(config.corpus.path) / "retrieval"
+    expected = {file.relative_to(retrieval): file.read_bytes() for file in retrieval.rglob("*-*.npy")}
+    assert len(expected) > 8
+    again = replace(config, corpus=replace(config.corpus, path=config.corpus.path + "_again"))
+    name = {"vectors": "write_vectors", "lists": "_chosen"}[stage]
+    original, calls = getattr(neighbour_search, name), []
+
+    def stop(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(neighbour_search, name, stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(again)
+    monkeypatch.setattr(neighbour_search, name, original)
+    assert run(again) == 0
+    retrieval = Path(again.corpus.path) / "retrieval"
+    assert {file.relative_to(retrieval): file.read_bytes() for file in retrieval.rglob("*-*.npy")} == expected
+
+
+def test_what_is_complete_is_left_alone_and_another_encoder_or_setting_is_refused(config, capsys):
+    run(config)
+    capsys.readouterr()
+    assert run(config) == 0
+    assert "complete: nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"found with config.retrieval.num_by_text = 2, now it is 1"):
+        run(replace(config, retrieval=replace(RETRIEVAL, num_by_text=1)))
+    save_encoder(config, most=5)
+    with pytest.raises(UserError, match="found with another bi-encoder"):
+        run(config)
+    corpus, _ = opened(config)
+    with pytest.raises(UserError, match=r"index .* was built with another bi-encoder"):
+        Retriever.open(config, corpus)
+
+
+def test_a_missing_encoder_is_said_before_tokens_are_written(config, tmp_path):
+    absent = replace(config, bi_encoder=replace(config.bi_encoder, path=str(tmp_path / "absent")))
+    with pytest.raises(UserError, match="no bi-encoder at"):
+        run(absent)
+    assert not Path(config.corpus.path).exists()
+
+
+def test_a_memory_without_documents_of_both_modalities_is_said(config, monkeypatch):
+    original = neighbour_search.write_vectors
+
+    def without_pictures(*args):
+        original(*args)
+        for file in args[5].glob("*-*.npy"):
+            vectors = np.load(file)
+            vectors[:, 1] = 0
+            np.save(file, vectors)
+
+    monkeypatch.setattr(neighbour_search, "write_vectors", without_pictures)
+    with pytest.raises(UserError, match=r"the memory is empty: .*both_modalities"):
+        run(config)
+
+
+def test_a_retriever_finds_by_text_and_by_picture_what_the_lists_would_hold(config, vocabulary):
+    run(config)
+    corpus, _ = opened(config)
+    retriever = Retriever.open(config, corpus)
+    (by_text,) = retriever.by_text(["a seven"], 3)
+    assert len(by_text) == 3 and by_text[0].score >= by_text[1].score >= by_text[2].score
+    assert all("seven" in vocabulary.decode_text(neighbour.tokens.tolist()) for neighbour in by_text)
+    (by_picture,) = retriever.by_picture(picture_of(1, noise=1)[None], 2)
+    assert all("nine" in vocabulary.decode_text(neighbour.tokens.tolist()) for neighbour in by_picture)
+    assert retriever.by_text(["qqq", ""], 2) == [[], []]
