@@ -3,6 +3,9 @@
 The corpus is drawn from a colour font (`apt-get install fonts-noto-color-emoji`), a tenth of it held out. Neighbours
 are found by words and thumbnails, with nothing trained for it. `configs/emoji.py:64` draws 64 pixels instead of 32.
 
+Image tokenizer: 64 codes out of 512 a picture, about 400 CPU seconds of training (four times that for 64 pixels).
+Expected on the held-out emoji: 23.9 dB, all 512 codes in use.
+
     cm3leon train-text-tokenizer  --config=configs/emoji.py --workdir=runs/emoji
     cm3leon train-image-tokenizer --config=configs/emoji.py --workdir=runs/emoji
     cm3leon prepare               --config=configs/emoji.py --workdir=runs/emoji
@@ -28,6 +31,7 @@ def get_config(size: str = "32") -> ConfigDict:
         channel_multipliers=(1, 2, 8),
         num_res_blocks=0,
         mid_block=False,
+        # Of 8 channels at the full side: with a group each, they would lose their means, and the picture its colours.
         norm_groups=2,
         latent_channels=64,
         embedding_dim=8,
@@ -50,7 +54,9 @@ def get_config(size: str = "32") -> ConfigDict:
         log_every=500,
     )
     config.bi_encoder = dict(kind="tfidf", embedding_dim=1024, resolution=8)
-    config.retrieval = dict(enabled=True, min_score=0.1, num_drawn=2, draw="uniform")
+    config.retrieval = dict(
+        enabled=True, num_by_text=4, num_by_image=2, min_score=0.1, num_drawn=2, draw="uniform"
+    )
     config.batch = dict(batch_size=16, sequence_length=512 if size == "32" else 1024)
     config.model = dict(
         num_layers=6,
