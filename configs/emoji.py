@@ -54,9 +54,7 @@ def get_config(size: str = "32") -> ConfigDict:
         log_every=500,
     )
     config.bi_encoder = dict(kind="tfidf", embedding_dim=1024, resolution=8)
-    config.retrieval = dict(
-        enabled=True, num_by_text=4, num_by_image=2, min_score=0.1, num_drawn=2, draw="uniform"
-    )
+    config.retrieval = dict(enabled=True, num_by_text=4, num_by_image=2, min_score=0.1, num_drawn=2, draw="uniform")
     config.batch = dict(batch_size=16, sequence_length=512 if size == "32" else 1024)
     config.model = dict(
         num_layers=6,
