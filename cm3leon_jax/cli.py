@@ -15,6 +15,10 @@ from cm3leon_jax.errors import UserError
 COMMANDS = {
     "train-text-tokenizer": ("cm3leon_jax.data.text_tokenizer", "learn the vocabulary from the mixture's texts"),
     "train-image-tokenizer": ("cm3leon_jax.image_tokenizer.training", "train the VQGAN on the mixture's pictures"),
+    "train-bi-encoder": (
+        "cm3leon_jax.retrieval.train_bi_encoder",
+        "train what finds neighbours: CLIP, or word statistics",
+    ),
     "prepare": ("cm3leon_jax.prepare", "turn a seqio mixture into token shards and neighbour lists"),
     "inspect": ("cm3leon_jax.data.inspection", "look into a prepared corpus: documents and packed sequences"),
     "train": ("cm3leon_jax.training.train", "train the transformer; run it again to continue"),

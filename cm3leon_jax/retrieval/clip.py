@@ -8,6 +8,7 @@ pixels along a side. Every parameter carries the logical names of its axes; whic
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from cm3leon_jax.config import BiEncoderConfig
 from cm3leon_jax.model.attention import attention
+from cm3leon_jax.model.sharding import parameter_name
 
 CHANNELS = 3
 
@@ -84,9 +87,9 @@ class ClipArchitecture:
         return (self.resolution // self.patch_size) ** 2
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, logical_axes: tuple[str, ...]) -> nnx.Param:
-    value = std * jax.random.normal(rngs.params(), shape) if std else jnp.zeros(shape)
-    return nnx.Param(value, logical_axes=logical_axes)
+def _parameter(shape: tuple[int, ...], std: float, logical_axes: tuple[str, ...], mean: float = 0.0) -> nnx.Param:
+    """Its mean everywhere; `initial_parameters` adds a normal of this deviation."""
+    return nnx.Param(jnp.full(shape, mean, jnp.float32), logical_axes=logical_axes, mean=mean, std=std)
 
 
 class LayerNorm(nnx.Module):
@@ -94,8 +97,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, tower: Tower) -> None:
         self.epsilon = tower.layer_norm_epsilon
-        self.scale = nnx.Param(jnp.ones(tower.dim), logical_axes=("embed",))
-        self.bias = nnx.Param(jnp.zeros(tower.dim), logical_axes=("embed",))
+        self.scale = _parameter((tower.dim,), 0.0, ("embed",), mean=1.0)
+        self.bias = _parameter((tower.dim,), 0.0, ("embed",))
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Mean 0 and variance 1 over the last axis, then scaled and shifted."""
@@ -107,17 +110,17 @@ class LayerNorm(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention with biases."""
 
-    def __init__(self, tower: Tower, rngs: nnx.Rngs) -> None:
+    def __init__(self, tower: Tower) -> None:
         D, H, Dh = tower.dim, tower.num_heads, tower.head_dim
         std, output_std = D**-0.5, D**-0.5 * (2 * tower.num_layers) ** -0.5
-        self.query = _normal(rngs, (D, H, Dh), std, ("embed", "heads", "head"))
-        self.key = _normal(rngs, (D, H, Dh), std, ("embed", "heads", "head"))
-        self.value = _normal(rngs, (D, H, Dh), std, ("embed", "heads", "head"))
-        self.output = _normal(rngs, (H, Dh, D), output_std, ("heads", "head", "embed"))
-        self.query_bias = _normal(rngs, (H, Dh), 0.0, ("heads", "head"))
-        self.key_bias = _normal(rngs, (H, Dh), 0.0, ("heads", "head"))
-        self.value_bias = _normal(rngs, (H, Dh), 0.0, ("heads", "head"))
-        self.output_bias = _normal(rngs, (D,), 0.0, ("embed",))
+        self.query = _parameter((D, H, Dh), std, ("embed", "heads", "head"))
+        self.key = _parameter((D, H, Dh), std, ("embed", "heads", "head"))
+        self.value = _parameter((D, H, Dh), std, ("embed", "heads", "head"))
+        self.output = _parameter((H, Dh, D), output_std, ("heads", "head", "embed"))
+        self.query_bias = _parameter((H, Dh), 0.0, ("heads", "head"))
+        self.key_bias = _parameter((H, Dh), 0.0, ("heads", "head"))
+        self.value_bias = _parameter((H, Dh), 0.0, ("heads", "head"))
+        self.output_bias = _parameter((D,), 0.0, ("embed",))
 
     def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "L L"]) -> Float[Array, "B L D"]:
         """Each position attends to those that the mask lets through."""
@@ -131,13 +134,13 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """Two layers with an activation between."""
 
-    def __init__(self, tower: Tower, rngs: nnx.Rngs) -> None:
+    def __init__(self, tower: Tower) -> None:
         D, F = tower.dim, tower.ffn_dim
         self.activation = ACTIVATIONS[tower.activation]
-        self.up = _normal(rngs, (D, F), (2 * D) ** -0.5, ("embed", "ffn"))
-        self.down = _normal(rngs, (F, D), D**-0.5 * (2 * tower.num_layers) ** -0.5, ("ffn", "embed"))
-        self.up_bias = _normal(rngs, (F,), 0.0, ("ffn",))
-        self.down_bias = _normal(rngs, (D,), 0.0, ("embed",))
+        self.up = _parameter((D, F), (2 * D) ** -0.5, ("embed", "ffn"))
+        self.down = _parameter((F, D), D**-0.5 * (2 * tower.num_layers) ** -0.5, ("ffn", "embed"))
+        self.up_bias = _parameter((F,), 0.0, ("ffn",))
+        self.down_bias = _parameter((D,), 0.0, ("embed",))
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Applies to each position alone."""
@@ -148,11 +151,11 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """One layer; the norms are on what each part reads."""
 
-    def __init__(self, tower: Tower, rngs: nnx.Rngs) -> None:
+    def __init__(self, tower: Tower) -> None:
         self.attention_norm = LayerNorm(tower)
-        self.attention = Attention(tower, rngs)
+        self.attention = Attention(tower)
         self.feed_forward_norm = LayerNorm(tower)
-        self.feed_forward = FeedForward(tower, rngs)
+        self.feed_forward = FeedForward(tower)
 
     def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "L L"]) -> Float[Array, "B L D"]:
         """x + attention, then x + feed-forward."""
@@ -160,15 +163,10 @@ class Block(nnx.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-def _stacked(tower: Tower, rngs: nnx.Rngs) -> Block:
+def _stacked(tower: Tower) -> Block:
     """All layers as one module whose parameters have a leading axis of layers."""
-
-    @nnx.split_rngs(splits=tower.num_layers)
-    @nnx.vmap(in_axes=(0,), out_axes=0)
-    def make(rngs: nnx.Rngs) -> Block:
-        return Block(tower, rngs)
-
-    return make(rngs)
+    graph, parameters = nnx.split(Block(tower))
+    return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.stack([leaf] * tower.num_layers), parameters))
 
 
 def _through(blocks: Block, x: Float[Array, "B L D"], mask: Bool[Array, "L L"]) -> Float[Array, "B L D"]:
@@ -185,15 +183,15 @@ def _through(blocks: Block, x: Float[Array, "B L D"], mask: Bool[Array, "L L"]) 
 class TextTower(nnx.Module):
     """Causal transformer; a text is the state at its end token."""
 
-    def __init__(self, architecture: ClipArchitecture, rngs: nnx.Rngs) -> None:
+    def __init__(self, architecture: ClipArchitecture) -> None:
         tower, size = architecture.text, architecture.vocabulary_size
-        self.token_embedding = _normal(rngs, (size, tower.dim), 0.02, ("vocab", "embed"))
+        self.token_embedding = _parameter((size, tower.dim), 0.02, ("vocab", "embed"))
         shape = (architecture.max_text_tokens, tower.dim)
-        self.position_embedding = _normal(rngs, shape, 0.01, ("position", "embed"))
-        self.blocks = _stacked(tower, rngs)
+        self.position_embedding = _parameter(shape, 0.01, ("position", "embed"))
+        self.blocks = _stacked(tower)
         self.last_norm = LayerNorm(tower)
         shape = (tower.dim, architecture.embedding_dim)
-        self.projection = _normal(rngs, shape, tower.dim**-0.5, ("embed", "position"))
+        self.projection = _parameter(shape, tower.dim**-0.5, ("embed", "position"))
 
     def __call__(self, tokens: Int[Array, "B T"], ends: Int[Array, "B"]) -> Float[Array, "B E"]:
         """Embeddings of texts, not of unit norm.
@@ -211,19 +209,19 @@ class TextTower(nnx.Module):
 class ImageTower(nnx.Module):
     """Vision transformer; a picture is the state at a class token in front of its patches."""
 
-    def __init__(self, architecture: ClipArchitecture, rngs: nnx.Rngs) -> None:
+    def __init__(self, architecture: ClipArchitecture) -> None:
         tower, side = architecture.image, architecture.patch_size
         std, pixels = tower.dim**-0.5, (side, side, CHANNELS)
         self.patch_size = side
         patch_std = math.prod(pixels) ** -0.5
-        self.patch_embedding = _normal(rngs, (*pixels, tower.dim), patch_std, ("position",) * 3 + ("embed",))
-        self.class_embedding = _normal(rngs, (tower.dim,), std, ("embed",))
+        self.patch_embedding = _parameter((*pixels, tower.dim), patch_std, ("position",) * 3 + ("embed",))
+        self.class_embedding = _parameter((tower.dim,), std, ("embed",))
         shape = (architecture.num_patches + 1, tower.dim)
-        self.position_embedding = _normal(rngs, shape, std, ("position", "embed"))
+        self.position_embedding = _parameter(shape, std, ("position", "embed"))
         self.first_norm = LayerNorm(tower)
-        self.blocks = _stacked(tower, rngs)
+        self.blocks = _stacked(tower)
         self.last_norm = LayerNorm(tower)
-        self.projection = _normal(rngs, (tower.dim, architecture.embedding_dim), std, ("embed", "position"))
+        self.projection = _parameter((tower.dim, architecture.embedding_dim), std, ("embed", "position"))
 
     def __call__(self, pixels: Float[Array, "B R R 3"], kept: Bool[Array, "B P"] | None = None) -> Float[Array, "B E"]:
         """Embeddings of pictures, not of unit norm.
@@ -248,15 +246,32 @@ class ImageTower(nnx.Module):
 class Clip(nnx.Module):
     """Both towers, and the temperature that their products are divided by, as the log of its inverse."""
 
-    def __init__(self, architecture: ClipArchitecture, rngs: nnx.Rngs, temperature: float = 0.07) -> None:
-        self.text = TextTower(architecture, rngs)
-        self.image = ImageTower(architecture, rngs)
-        self.logit_scale = nnx.Param(jnp.asarray(-math.log(temperature), jnp.float32), logical_axes=())
+    def __init__(self, architecture: ClipArchitecture) -> None:
+        self.text = TextTower(architecture)
+        self.image = ImageTower(architecture)
+        self.logit_scale = _parameter((), 0.0, ())
 
 
 def abstract_clip(architecture: ClipArchitecture) -> Clip:
     """The module with shapes in place of arrays; nothing is allocated."""
-    return nnx.eval_shape(lambda: Clip(architecture, nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Clip(architecture))
+
+
+def initial_parameters(architecture: ClipArchitecture, temperature: float, seed: int) -> nnx.State:
+    """Random parameters on the host, as CLIP began; each follows from the seed and its name alone."""
+
+    def drawn(path: tuple[Any, ...], leaf: nnx.Variable) -> nnx.Variable:
+        # Compiling as many random generators would take longer than a small run's first 100 steps.
+        random = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(parameter_name(path).encode())]))
+        mean, std = leaf.get_metadata("mean"), leaf.get_metadata("std")
+        shape = leaf.get_value().shape
+        value = mean + std * random.standard_normal(shape, np.float32) if std else np.full(shape, mean)
+        return leaf.replace(np.asarray(value, np.float32))
+
+    abstract = nnx.state(abstract_clip(architecture))
+    state = jax.tree_util.tree_map_with_path(drawn, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    state["logit_scale"] = state["logit_scale"].replace(np.float32(-math.log(temperature)))
+    return state
 
 
 def end_places(tokens: Int[Array, "B T"], end: int | None) -> Int[Array, "B"]:

@@ -29,15 +29,15 @@ def optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransfor
             b2=config.beta2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            mask=_decays,
+            mask=decays,
         ),
     )
 
 
-def _decays(parameters: Any) -> Any:
+def decays(parameters: Any) -> Any:
     """Which parameters weight decay falls on, by their names."""
 
-    def decays(path: tuple[Any, ...], leaf: Any) -> bool:
+    def is_decayed(path: tuple[Any, ...], leaf: Any) -> bool:
         return not any(name.endswith(("bias", "scale")) for name in parameter_name(path).split("."))
 
-    return jax.tree_util.tree_map_with_path(decays, parameters)
+    return jax.tree_util.tree_map_with_path(is_decayed, parameters)

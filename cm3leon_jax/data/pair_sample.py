@@ -1,0 +1,120 @@
+"""The captioned pictures that the bi-encoder learns from, drawn from the mixture's training split.
+
+BI_ENCODER/sample/pictures.npy     uint8 [n, R, R, 3], memory-mapped
+BI_ENCODER/sample/texts.jsonl      one JSON string a line
+BI_ENCODER/sample/sample.json      what they were drawn from; another mixture or size draws them again
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from cm3leon_jax.config import Config
+from cm3leon_jax.documents import Document, Picture, UnreadablePicture, open_picture
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import read_json, replacing, write_json
+
+_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class PairSample:
+    """Texts and pictures, one of each a pair."""
+
+    texts: list[str]
+    pictures: UInt8[np.ndarray, "n R R 3"]
+
+
+def load_pair_sample(config: Config) -> PairSample:
+    """The first `bi_encoder_training.num_pairs` different pairs: documents with a text and exactly one picture.
+
+    They are drawn on the first call, in a process of their own, so that TensorFlow never enters the caller's.
+
+    Raises:
+      UserError: if the mixture cannot be read or holds no such documents.
+    """
+    folder = Path(config.bi_encoder.path) / "sample"
+    wanted = _provenance(config)
+    record = read_json(folder / "sample.json", "the pair sample") if (folder / "sample.json").exists() else {}
+    is_there = (folder / "pictures.npy").exists() and (folder / "texts.jsonl").exists()
+    if not is_there or {name: record.get(name) for name in wanted} != wanted:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
+            child.submit(_draw, config, folder, wanted).result()
+    texts = [json.loads(line) for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    return PairSample(texts, np.load(folder / "pictures.npy", mmap_mode="r"))
+
+
+def _provenance(config: Config) -> dict[str, Any]:
+    return {
+        "mixture": config.corpus.mixture,
+        "split": config.corpus.train_split,
+        "asked": config.bi_encoder_training.num_pairs,
+        "resolution": config.bi_encoder.resolution,
+    }
+
+
+def _draw(config: Config, folder: Path, provenance: dict[str, Any]) -> None:
+    from cm3leon_jax.data.reading import read_documents
+
+    resolution, asked = provenance["resolution"], provenance["asked"] or None
+    seen: set[bytes] = set()
+    unreadable = 0
+    # The record goes first and comes back last, so that pairs never lie beside the record of others.
+    (folder / "sample.json").unlink(missing_ok=True)
+    with (
+        replacing(folder / "pictures.npy") as temporary,
+        temporary.open("wb") as pictures,
+        replacing(folder / "texts.jsonl") as temporary_texts,
+        temporary_texts.open("w", encoding="utf-8") as texts,
+        tqdm(total=asked, unit=" pairs", desc="pair sample", disable=None) as progress,
+    ):
+        _write_header(pictures, 0, resolution)
+        for document in read_documents(config.corpus, config.corpus.train_split):
+            picture = _only_picture(document)
+            if picture is None or not document.text.strip():
+                continue
+            digest = hashlib.blake2b(picture.encoded + b"\0" + document.text.encode(), digest_size=12).digest()
+            if digest in seen:
+                continue
+            try:
+                pixels = open_picture(picture.encoded, resolution, _CHANNELS)
+            except UnreadablePicture:
+                unreadable += 1
+                continue
+            seen.add(digest)
+            pictures.write(pixels.tobytes())
+            texts.write(json.dumps(document.text) + "\n")
+            progress.update()
+            if len(seen) == asked:
+                break
+        if not seen:
+            raise UserError(
+                f"config.corpus.mixture {config.corpus.mixture!r} has no documents of a text and one readable picture "
+                f"in its split {config.corpus.train_split!r} ({unreadable} are unreadable): CLIP learns from them; "
+                "take config.bi_encoder.kind='tfidf', or import a CLIP folder"
+            )
+        pictures.seek(0)
+        _write_header(pictures, len(seen), resolution)
+    write_json(folder / "sample.json", {**provenance, "count": len(seen), "unreadable": unreadable})
+
+
+def _only_picture(document: Document) -> Picture | None:
+    pictures = [segment for segment in document.segments if isinstance(segment, Picture)]
+    return pictures[0] if len(pictures) == 1 else None
+
+
+def _write_header(file: Any, count: int, resolution: int) -> None:
+    # NumPy leaves room for the first axis to grow, so the header is as long for 0 pictures as for the final number,
+    # and the pictures can be streamed before their number is known.
+    shape = (count, resolution, resolution, _CHANNELS)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

@@ -1,0 +1,202 @@
+"""Makes the bi-encoder that retrieval finds neighbours by: trains CLIP on the mixture, or counts its words.
+
+Reads the values under `bi_encoder` and `bi_encoder_training` of the config. CLIP uses all devices, and reads texts with
+the run's vocabulary; an interrupted training goes on when it is run again.
+
+  BI_ENCODER/config.json, model.safetensors, ...    the finished encoder, for `prepare` and `generate`
+  BI_ENCODER/checkpoints                            the whole training state; a second run goes on from the last one
+  WORKDIR/bi_encoder_metrics.jsonl                  one JSON object a logged step
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from cm3leon_jax.checkpoints import refuse_changes
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.pair_sample import PairSample, load_pair_sample
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import read_json
+from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.retrieval import clip_training
+from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE, BiEncoder, load_bi_encoder
+from cm3leon_jax.retrieval.clip import ClipArchitecture
+from cm3leon_jax.retrieval.clip_encoder import ClipEncoder
+from cm3leon_jax.retrieval.clip_inputs import ClipTokenizer, Colours, Marks
+from cm3leon_jax.vocabulary import Vocabulary
+
+METRICS_FILE = "bi_encoder_metrics.jsonl"
+HELD_OUT_SHARE = 0.02
+FEWEST_HELD_OUT = 16
+# They may change between a run and its continuation.
+FREE_VALUES = ("num_steps", "log_every", "save_every")
+# Rows of a table are rounded up to a multiple of this, so that it shards and tiles well.
+_ROWS = 128
+# Pairs searched side by side for `recall`.
+_CHUNK = 1024
+
+
+def run(config: Config, workdir: Path, arguments: Namespace) -> int:
+    """The command `cm3leon train-bi-encoder`."""
+    del arguments
+    path = Path(config.bi_encoder.path)
+    if config.bi_encoder.kind == "tfidf":
+        record = _record(config)
+        if not _is_finished(path, record):
+            _refuse_to_orphan_neighbours(config)
+            _count(config, record)
+        return 0
+    vocabulary = Vocabulary.load(config.vocabulary.path)
+    record = _record(config) | {
+        "vocabulary": vocabulary.fingerprint,
+        "values": dataclasses.asdict(config.bi_encoder_training),
+    }
+    if not _is_finished(path, record):
+        _refuse_to_orphan_neighbours(config)
+        _train(config, workdir, vocabulary, record)
+    return 0
+
+
+def split_sample(sample: PairSample) -> tuple[PairSample, PairSample]:
+    """Pairs to train on, and the last 2% (at least 16) to measure on.
+
+    Raises:
+      UserError: if no more than half would be left to train on.
+    """
+    count = len(sample.texts)
+    held_out = max(FEWEST_HELD_OUT, round(HELD_OUT_SHARE * count))
+    if count < 2 * held_out:
+        raise UserError(
+            f"the mixture gave {count} pairs of a text and a picture to train the bi-encoder on: at least "
+            f"{2 * held_out}, {held_out} of which are held out"
+        )
+    cut = count - held_out
+    return PairSample(sample.texts[:cut], sample.pictures[:cut]), PairSample(sample.texts[cut:], sample.pictures[cut:])
+
+
+def recall(encoder: BiEncoder, pairs: PairSample) -> dict[str, float]:
+    """Share of the texts whose nearest picture is theirs, and of the pictures whose nearest text is (recall@1).
+
+    Where the pair that is found has the same text, or the same picture, it is right: no encoder could tell.
+    """
+    _, same_text = np.unique(np.array(pairs.texts, dtype=object), return_inverse=True)
+    digests = [hashlib.blake2b(np.ascontiguousarray(picture)).digest() for picture in pairs.pictures]
+    _, same_picture = np.unique(np.array(digests, dtype=object), return_inverse=True)
+    texts, pictures = encoder.encode_texts(pairs.texts), encoder.encode_pictures(pairs.pictures)
+
+    def is_right(found: Int64[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+        return (same_text[found] == same_text) | (same_picture[found] == same_picture)
+
+    return {
+        "text_to_picture": float(is_right(_nearest(texts, pictures)).mean()),
+        "picture_to_text": float(is_right(_nearest(pictures, texts)).mean()),
+    }
+
+
+def _nearest(queries: np.ndarray, others: np.ndarray) -> Int64[np.ndarray, "n"]:
+    chunks = [queries[start : start + _CHUNK] for start in range(0, len(queries), _CHUNK)]
+    return np.concatenate([np.argmax(chunk @ others.T, axis=1) for chunk in chunks])
+
+
+def _train(config: Config, workdir: Path, vocabulary: Vocabulary, record: dict[str, Any]) -> None:
+    path, training = Path(config.bi_encoder.path), config.bi_encoder_training
+    mesh = make_mesh(config.mesh)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if training.batch_size % ways:
+        raise UserError(
+            f"config.bi_encoder_training.batch_size is {training.batch_size}: it must be a multiple of the {ways} ways "
+            "of the mesh axes data and fsdp"
+        )
+    pairs, held_out = split_sample(load_pair_sample(config))
+    if training.batch_size > len(pairs.texts):
+        raise UserError(
+            f"config.bi_encoder_training.batch_size is {training.batch_size}: at most the {len(pairs.texts)} pairs "
+            "that there are to train on, or a pair would be held against itself"
+        )
+    # Of the run's ids a text has none beyond the text tokens.
+    rows = -(-vocabulary.first_image_code // _ROWS) * _ROWS
+    architecture = ClipArchitecture.of(config.bi_encoder, rows)
+    marks = Marks(vocabulary.start, vocabulary.end, vocabulary.pad)
+    tokenizer_json = (Path(config.vocabulary.path) / "tokenizer.json").read_text(encoding="utf-8")
+    weights = clip_training.train(
+        architecture,
+        training,
+        ClipTokenizer(tokenizer_json, marks, architecture.max_text_tokens),
+        pairs,
+        mesh,
+        path / "checkpoints",
+        workdir / METRICS_FILE,
+        lambda stored: _require_same(stored, record, path / "checkpoints"),
+        record,
+    )
+    encoder = ClipEncoder(architecture, weights, tokenizer_json, marks, Colours())
+    found = recall(encoder, held_out)
+    encoder.save(path, training=record | {"held_out": found})
+    print(
+        f"bi-encoder {encoder.fingerprint} at {path}: on {len(held_out.texts):,} held-out pairs recall@1 "
+        f"{found['text_to_picture']:.1%} text to picture, {found['picture_to_text']:.1%} picture to text"
+    )
+
+
+def _count(config: Config, record: dict[str, Any]) -> None:
+    from cm3leon_jax.retrieval import tfidf
+
+    encoder = tfidf.fit(config)
+    encoder.save(config.bi_encoder.path, training=record)
+    print(f"bi-encoder {encoder.fingerprint} at {config.bi_encoder.path}: word statistics and a thumbnail")
+
+
+def _record(config: Config) -> dict[str, Any]:
+    # What decides the encoder; a continuation must share it with its start.
+    encoder = {name: value for name, value in dataclasses.asdict(config.bi_encoder).items() if name != "path"}
+    record = {"mixture": config.corpus.mixture, "split": config.corpus.train_split}
+    if config.bi_encoder.kind == "clip":
+        return record | {"encoder": encoder}
+    names = ("kind", "embedding_dim", "resolution")
+    values = {
+        "num_pairs": config.bi_encoder_training.num_pairs,
+        "picture_resolution": config.image_tokenizer.resolution,
+    }
+    return record | {"encoder": {name: encoder[name] for name in names}, "values": values}
+
+
+def _is_finished(path: Path, record: dict[str, Any]) -> bool:
+    if not (path / CONFIG_FILE).is_file():
+        return False
+    stored = read_json(path / CONFIG_FILE, "the bi-encoder's config").get("training")
+    if not stored:
+        raise UserError(
+            f"{path} holds a bi-encoder that was not trained by this command: use it as it is, or set another "
+            "config.bi_encoder.path"
+        )
+    _require_same(stored, record, path)
+    fingerprint = load_bi_encoder(path).fingerprint
+    if stored["values"].get("num_steps") != record["values"].get("num_steps"):
+        return False
+    print(f"the bi-encoder {fingerprint} at {path} is already made with this config: nothing to do")
+    return True
+
+
+def _require_same(stored: dict[str, Any], record: dict[str, Any], path: Path) -> None:
+    free = [f"values.{name}" for name in FREE_VALUES]
+    refuse_changes(stored, record, free, f"config.bi_encoder.path: {path} was")
+
+
+def _refuse_to_orphan_neighbours(config: Config) -> None:
+    """Neighbours that were found by one encoder's vectors are not those of another."""
+    manifest = Path(config.corpus.path) / "retrieval" / "manifest.json"
+    stored = Path(config.bi_encoder.path) / CONFIG_FILE
+    if manifest.exists() and stored.exists():
+        found_by = read_json(manifest, "the manifest of the neighbours")["bi_encoder"]
+        if found_by == read_json(stored, "the bi-encoder's config")["fingerprint"]:
+            raise UserError(
+                f"the neighbours in {manifest.parent} were found with the bi-encoder {stored.parent}, which would be "
+                "replaced: delete that folder, or set another config.bi_encoder.path"
+            )

@@ -1,0 +1,85 @@
+"""The pairs for the bi-encoder: drawn once, each pair once, in a process of their own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cm3leon_jax.config import BiEncoderConfig, BiEncoderTrainingConfig, Config, CorpusConfig
+from cm3leon_jax.data import pair_sample, reading
+from cm3leon_jax.data.pair_sample import load_pair_sample
+from cm3leon_jax.documents import Document, Picture, Text, encode_png
+from cm3leon_jax.errors import UserError
+
+
+def picture(value: int, side: int = 8) -> Picture:
+    return Picture(encode_png(np.full((side, side, 3), value, np.uint8)))
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    return Config(
+        corpus=CorpusConfig(mixture="documents"),
+        bi_encoder=BiEncoderConfig(path=str(tmp_path / "bi_encoder"), resolution=4, patch_size=2),
+        bi_encoder_training=BiEncoderTrainingConfig(num_pairs=0),
+    )
+
+
+def drawn(config: Config, documents: list[tuple], monkeypatch: pytest.MonkeyPatch) -> pair_sample.PairSample:
+    """What is drawn from these documents, without a process of its own."""
+    found = [Document(segments) for segments in documents]
+    monkeypatch.setattr(reading, "read_documents", lambda corpus, split: iter(found))
+    folder = Path(config.bi_encoder.path) / "sample"
+    pair_sample._draw(config, folder, pair_sample._provenance(config))
+    return load_pair_sample(config)
+
+
+def test_a_pair_is_a_text_and_its_only_picture(config, monkeypatch):
+    documents = [
+        (Text("one"), picture(10)),
+        (picture(20), Text("two\u2028lines\nof it")),
+        (Text("no picture"),),
+        (picture(30),),
+        (Text("  "), picture(40)),
+        (Text("two pictures"), picture(50), picture(60)),
+        (Text("broken"), Picture(b"no picture")),
+        # The same picture with another text is another pair, the same pair again is none.
+        (Text("a first"), picture(10), Text("and a last")),
+        (Text("one"), picture(10)),
+    ]
+    sample = drawn(config, documents, monkeypatch)
+    assert sample.texts == ["one", "two\u2028lines\nof it", "a first\nand a last"]
+    assert isinstance(sample.pictures, np.memmap) and sample.pictures.shape == (3, 4, 4, 3)
+    assert sample.pictures[:, 0, 0].tolist() == [[10] * 3, [20] * 3, [10] * 3]
+    record = json.loads((Path(config.bi_encoder.path) / "sample" / "sample.json").read_text())
+    assert (record["count"], record["unreadable"]) == (3, 1)
+
+
+def test_a_mixture_without_pairs_is_refused_and_leaves_nothing(config, monkeypatch):
+    with pytest.raises(UserError, match="no documents of a text and one readable picture"):
+        drawn(config, [(Text("alone"),)], monkeypatch)
+    assert not list((Path(config.bi_encoder.path) / "sample").iterdir())
+
+
+@pytest.mark.slow
+def test_pairs_are_drawn_once_and_again_only_for_another_sample(config, tmp_path):
+    for index in range(12):
+        (tmp_path / f"{index}.png").write_bytes(picture(20 * index).encoded)
+        (tmp_path / f"{index}.txt").write_text(f"text {index}")
+    config = replace(config, corpus=CorpusConfig(mixture=f"folder:{tmp_path}"))
+    sample = load_pair_sample(config)
+    assert len(sample.texts) == len(sample.pictures) >= 8
+    for text, pixels in zip(sample.texts, sample.pictures, strict=True):
+        assert text == f"text {pixels[0, 0, 0] // 20}"
+
+    file = Path(config.bi_encoder.path) / "sample" / "pictures.npy"
+    before = file.stat().st_mtime_ns
+    assert load_pair_sample(config).texts == sample.texts
+    assert file.stat().st_mtime_ns == before
+    fewer = load_pair_sample(replace(config, bi_encoder_training=BiEncoderTrainingConfig(num_pairs=3)))
+    assert fewer.texts == sample.texts[:3]
+    np.testing.assert_array_equal(fewer.pictures, sample.pictures[:3])
