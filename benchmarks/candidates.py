@@ -21,6 +21,8 @@ from cm3leon_jax.generation.requests import Request
 from cm3leon_jax.generation.restoring import restore_model
 
 CANDIDATES = 8
+# The demo has no CLIP.
+NAMES = ("likelihood", "caption")
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
     model = restore_model(config, Path(arguments.workdir))
     reader, length = DigitReader(), config.image_tokenizer.image_length
     texts = [text for text in config.evaluate.prompts for _ in range(config.evaluate.samples_per_prompt)]
-    print(f"{'method':12} {'guidance':>8} {'first':>7} " + " ".join(f"{name:>11}" for name in SCORERS))
+    print(f"{'method':12} {'guidance':>8} {'first':>7} " + " ".join(f"{name:>11}" for name in NAMES))
     for method, guidance in (("top_p", 1.0), ("top_p", 3.0), ("contrastive", 3.0), ("mixed", 3.0)):
         sampling = dataclasses.replace(config.sampling, method=method, guidance=guidance, temperature=1.0)
         asked = [prompts.text_to_image(text, length, model.vocabulary) for text in texts for _ in range(CANDIDATES)]
@@ -43,8 +45,8 @@ def main() -> None:
             for index, (answer, picture) in enumerate(zip(answers, codes, strict=True))
         ]
         kept = {"first": np.zeros(len(texts), int)}
-        for name, scorer in SCORERS.items():
-            kept[name] = np.reshape(scorer(candidates, model), (len(texts), CANDIDATES)).argmax(axis=1)
+        for name in NAMES:
+            kept[name] = np.reshape(SCORERS[name](candidates, model), (len(texts), CANDIDATES)).argmax(axis=1)
         shares = []
         for choice in kept.values():
             chosen = codes.reshape(len(texts), CANDIDATES, length)[np.arange(len(texts)), choice]

@@ -469,7 +469,8 @@ class SamplingConfig:
     # Answers drawn for a prompt, of which the ones that score best are kept.
     candidates: int = 1
     # "likelihood": the mean log-likelihood of an answer's tokens, given its prompt; "caption": that of the prompt's
-    # text, given the picture that was drawn for it (for other answers than pictures from a text: "likelihood").
+    # text, given the picture that was drawn for it; "clip": how near the two are by the encoder at bi_encoder.path, as
+    # the paper chooses (both only for pictures from a text, for other answers "likelihood").
     scorer: str = "likelihood"
     # Most text tokens of an answer.
     max_text_tokens: int = 128
@@ -492,7 +493,7 @@ class SamplingConfig:
             f"sampling.contrastive_alpha is {self.contrastive_alpha}: above 0 and at most 1",
         )
         _require(self.amateur_temperature > 0, f"sampling.amateur_temperature is {self.amateur_temperature}: above 0")
-        _one_of("sampling", self, "scorer", "likelihood", "caption")
+        _one_of("sampling", self, "scorer", "likelihood", "caption", "clip")
         _one_of("sampling", self, "cache_dtype", "", "float32", "bfloat16", "int8")
         _require(
             self.speculative_window == 0 or self.speculative_window >= 2,

@@ -44,17 +44,43 @@ def likelihood(candidates: Sequence[Candidate], _: TrainedModel) -> list[float]:
 
 def caption(candidates: Sequence[Candidate], model: TrainedModel) -> list[float]:
     """How likely the prompt's text is as a caption of the picture; the likelihood of answers to other tasks."""
-    scores = likelihood(candidates, model)
+    return _of_drawings(candidates, lambda texts, pictures: text_log_likelihoods(texts, pictures, model))
+
+
+def clip(candidates: Sequence[Candidate], model: TrainedModel) -> list[float]:
+    """How near CLIP finds prompt and picture (arXiv 2309.02591, section 3.2); the likelihood for other tasks.
+
+    Raises:
+      ValueError: if the model was restored without CLIP, which another scorer does not ask for.
+    """
+    encoder = model.clip
+    if encoder is None:
+        raise ValueError("the model was restored without CLIP: config.sampling.scorer has to be 'clip' when it is")
+
+    def products(texts: Sequence[str], pictures: Int[np.ndarray, "n codes"]) -> Float[np.ndarray, "n"]:
+        distinct = list(dict.fromkeys(texts))
+        vectors = encoder.encode_texts(distinct)[[distinct.index(text) for text in texts]]
+        return np.sum(vectors * encoder.encode_pictures(model.image_tokenizer.decode(pictures)), axis=1)
+
+    return _of_drawings(candidates, products)
+
+
+def _of_drawings(
+    candidates: Sequence[Candidate],
+    score: Callable[[Sequence[str], Int[np.ndarray, "n codes"]], Float[np.ndarray, "n"]],
+) -> list[float]:
+    """The likelihood of all, but for pictures drawn from a text `score` of the texts and pictures."""
+    scores = [candidate.answer.score for candidate in candidates]
     drawn = [(index, c.request.prompt, c.picture) for index, c in enumerate(candidates) if is_captioned(c.request)]
     texts, pictures = [text for _, text, _ in drawn], [codes for _, _, codes in drawn if codes is not None]
     if drawn:
-        for (index, _, _), score in zip(drawn, text_log_likelihoods(texts, np.stack(pictures), model), strict=True):
-            scores[index] = float(score)
+        for (index, _, _), found in zip(drawn, score(texts, np.stack(pictures)), strict=True):
+            scores[index] = float(found)
     return scores
 
 
 # By the names of `config.sampling.scorer`.
-SCORERS: dict[str, Scorer] = {"likelihood": likelihood, "caption": caption}
+SCORERS: dict[str, Scorer] = {"likelihood": likelihood, "caption": caption, "clip": clip}
 
 
 def best(scores: Sequence[float], number: int) -> list[int]:
@@ -63,7 +89,7 @@ def best(scores: Sequence[float], number: int) -> list[int]:
 
 
 def is_captioned(request: Request) -> bool:
-    """Whether its answers are pictures that `caption` scores."""
+    """Whether its answers are pictures that `caption` and `clip` score."""
     return request.task == "text_to_image"
 
 

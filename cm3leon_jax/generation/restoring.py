@@ -10,10 +10,13 @@ from jax.sharding import Mesh
 
 from cm3leon_jax.checkpoints import abstract_on, refuse_another_model, trained_checkpoint
 from cm3leon_jax.config import Config
+from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.model.sharding import make_mesh, shardings
 from cm3leon_jax.model.transformer import abstract_model
+from cm3leon_jax.retrieval.bi_encoder import load_bi_encoder
+from cm3leon_jax.retrieval.clip_encoder import ClipEncoder
 from cm3leon_jax.vocabulary import Vocabulary
 
 
@@ -29,11 +32,14 @@ class TrainedModel:
     mesh: Mesh
     vocabulary: Vocabulary
     image_tokenizer: ImageTokenizer
+    # Says how near a picture is to its prompt, where `config.sampling.scorer` asks for it.
+    clip: ClipEncoder | None = None
 
 
 def restore_model(config: Config, workdir: Path) -> TrainedModel:
     """The parameters of the latest checkpoint, with the vocabulary and the image tokenizer they belong to."""
     with trained_checkpoint(workdir, config.train.keep_checkpoints) as (checkpoints, step):
+        clip = _scoring_clip(config) if config.sampling.scorer == "clip" else None
         vocabulary = Vocabulary.load(config.vocabulary.path)
         image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
         mesh = make_mesh(config.mesh)
@@ -45,4 +51,14 @@ def restore_model(config: Config, workdir: Path) -> TrainedModel:
         parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
     decoder = Decoder(config.model, vocabulary, config.batch.sequence_length, mesh)
     decoder.load(parameters)
-    return TrainedModel(step, graph, parameters, decoder, mesh, vocabulary, image_tokenizer)
+    return TrainedModel(step, graph, parameters, decoder, mesh, vocabulary, image_tokenizer, clip)
+
+
+def _scoring_clip(config: Config) -> ClipEncoder:
+    encoder = load_bi_encoder(config.bi_encoder.path)
+    if not isinstance(encoder, ClipEncoder):
+        raise UserError(
+            f"config.sampling.scorer is 'clip', but the bi-encoder at {config.bi_encoder.path} is none, and cannot "
+            "compare a text with a picture: name the path of a CLIP encoder, or another scorer"
+        )
+    return encoder

@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cm3leon_jax.config import MeshConfig
+from cm3leon_jax.checkpoints import Checkpoints
+from cm3leon_jax.config import BiEncoderConfig, MeshConfig, VocabularyConfig
+from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.decoder import Answer
 from cm3leon_jax.generation.ranking import SCORERS, Candidate, best, caption_prompt, text_log_likelihoods
 from cm3leon_jax.generation.requests import Request
+from cm3leon_jax.generation.restoring import restore_model
+from cm3leon_jax.retrieval.tfidf import TfidfEncoder
 from tests.conftest import CAPTIONS
 from tests.generation.conftest import random_model
+from tests.retrieval.conftest import random_encoder
 
 MESHES = [MeshConfig(fsdp=1), MeshConfig(data=2, fsdp=2, tensor=2)]
 
@@ -78,6 +83,46 @@ def test_the_caption_scorer_leaves_other_tasks_to_the_likelihood(trained):
         [plain_log_likelihood("zero", codes[0], trained), plain_log_likelihood("a seven", codes[2], trained)], abs=1e-4
     )
     assert SCORERS["caption"](candidates[1:2], trained) == [-2.0]
+
+
+def test_clip_scores_by_the_product_of_prompt_and_picture(trained, vocabulary, tmp_path):
+    encoder = random_encoder(vocabulary, tmp_path)
+    model = dataclasses.replace(trained, clip=encoder)
+    codes = np.random.default_rng(0).integers(0, 32, (4, 16))
+    requests = [Request(1, 0, prompt="zero"), Request(2, 1, "caption"), Request(3, 2, prompt="a seven")]
+    candidates = [
+        Candidate(request, Answer([], -1.0, 1), picture if request.task == "text_to_image" else None)
+        for request, picture in zip([*requests, requests[0]], codes, strict=True)
+    ]
+    pictures = encoder.encode_pictures(trained.image_tokenizer.decode(codes))
+    texts = encoder.encode_texts(["zero", "", "a seven", "zero"])
+    expected = [-1.0 if index == 1 else float(texts[index] @ pictures[index]) for index in range(4)]
+    assert len(set(expected)) == 4
+    assert SCORERS["clip"](candidates, model) == pytest.approx(expected, abs=1e-5)
+    assert SCORERS["clip"](candidates[1:2], model) == [-1.0]
+    with pytest.raises(ValueError, match="restored without CLIP"):
+        SCORERS["clip"](candidates, trained)
+
+
+def test_an_encoder_that_cannot_score_is_refused_before_anything_is_drawn(tiny_config, vocabulary, tmp_path):
+    path = tmp_path / "bi_encoder"
+    config = dataclasses.replace(
+        tiny_config,
+        sampling=dataclasses.replace(tiny_config.sampling, scorer="clip"),
+        bi_encoder=BiEncoderConfig(path=str(path)),
+    )
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(1, {"parameters": {"x": np.zeros(1)}}, {})
+    with pytest.raises(UserError, match=r"no bi-encoder at .*: run `cm3leon train-bi-encoder` first"):
+        restore_model(config, tmp_path)
+    pixels = np.zeros(12, np.float32)
+    TfidfEncoder(64, 2, 1, np.zeros(1 << 18, np.int64), pixels).save(path)
+    with pytest.raises(UserError, match=r"scorer is 'clip', but the bi-encoder at .* is none"):
+        restore_model(config, tmp_path)
+    # CLIP is taken, and what misses next is the run's.
+    random_encoder(vocabulary, tmp_path).save(path)
+    with pytest.raises(UserError, match="no vocabulary at"):
+        restore_model(dataclasses.replace(config, vocabulary=VocabularyConfig(path=str(tmp_path / "no"))), tmp_path)
 
 
 def test_every_scorer_of_the_config_is_there(tiny_config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,8 @@ def theirs(text: dict[str, Any], image: dict[str, Any], projection_dim: int) -> 
     return model
 
 
-@pytest.fixture(scope="session")
-def clip_encoder(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> ClipEncoder:
-    """Texts of at most 10 tokens with their marks, pictures of 16 patches."""
+def random_encoder(vocabulary: Vocabulary, folder: Path) -> ClipEncoder:
+    """Texts of at most 10 tokens with their marks, pictures of 16 patches; `folder` is for the vocabulary."""
     architecture = ClipArchitecture(
         embedding_dim=24,
         vocabulary_size=vocabulary.first_image_code,
@@ -52,7 +52,11 @@ def clip_encoder(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactor
         name: (0.2 * rng.standard_normal(shape) + name.endswith("scale")).astype(np.float32)
         for name, shape in parameter_shapes(architecture).items()
     }
-    folder = tmp_path_factory.mktemp("vocabulary")
     vocabulary.save(folder)
     marks = Marks(vocabulary.start, vocabulary.end, vocabulary.pad)
     return ClipEncoder(architecture, weights, (folder / "tokenizer.json").read_text(), marks, Colours())
+
+
+@pytest.fixture(scope="session")
+def clip_encoder(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> ClipEncoder:
+    return random_encoder(vocabulary, tmp_path_factory.mktemp("vocabulary"))
