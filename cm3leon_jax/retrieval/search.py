@@ -120,8 +120,10 @@ class Search:
         def shard(slices: tuple[slice, ...] | None) -> np.ndarray:
             start = (slices and slices[0].start) or 0
             found = _refuse_non_finite(np.asarray(vectors[start : start + rows]), start)
-            padded = np.zeros((rows, self.dim), stored)
+            padded = np.empty((rows, self.dim), stored)
             padded[: len(found)] = found
+            # A group that is padding in part must not get a maximum that none of its rows has.
+            padded[len(found) :] = found[-1:] if len(found) else 0
             return padded
 
         self._vectors = jax.make_array_from_callback(
@@ -237,8 +239,7 @@ def _scan_blocks(
             precision=jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None,
             preferred_element_type=jnp.float32,
         )
-        exists = first + start + jnp.arange(plan.block_size) < plan.num_rows
-        return merge(*held, jnp.where(exists, products, -jnp.inf), first + start, plan), None
+        return merge(*held, products, first + start, plan), None
 
     nothing = (jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1, jnp.int32))
     return jax.lax.scan(step, nothing, jnp.arange(plan.num_blocks, dtype=jnp.int32))[0]
@@ -260,14 +261,16 @@ def _merge_exact(
     grouped = scores.reshape(len(scores), -1, plan.group)
     worst = held_scores[:, -1:]
     # Later rows lose against equal scores, so a group must beat what is held.
-    maxima = jnp.where((maxima := grouped.max(axis=2)) > worst, maxima, -jnp.inf)
+    exists = first + plan.group * jnp.arange(grouped.shape[1]) < plan.num_rows
+    maxima = grouped.max(axis=2)
+    maxima = jnp.where((maxima > worst) & exists, maxima, -jnp.inf)
 
     def take(num_groups: int) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
         # In the order of their index, because of equal scores.
         chosen = jnp.sort(jax.lax.top_k(maxima, num_groups)[1], axis=1)[:, :, None]
         found = jnp.take_along_axis(grouped, chosen, axis=1, mode="promise_in_bounds").reshape(len(scores), -1)
         index = (first + chosen * plan.group + jnp.arange(plan.group)).reshape(len(scores), -1)
-        found = jnp.where(found > worst, found, -jnp.inf)
+        found = jnp.where((found > worst) & (index < plan.num_rows), found, -jnp.inf)
         return _best(jnp.concatenate([held_scores, found], 1), jnp.concatenate([held_index, index], 1), k)
 
     most = min(k, grouped.shape[1])
@@ -289,6 +292,7 @@ def _merge_approximate(
     The recall is a block's own, not the whole memory's: neighbours of a query may all lie in one block.
     """
     k = held_scores.shape[1]
+    scores = jnp.where(first + jnp.arange(scores.shape[1]) < plan.num_rows, scores, -jnp.inf)
     found, place = jax.lax.approx_max_k(scores, min(k, scores.shape[1]), recall_target=plan.recall)
     return _best(jnp.concatenate([held_scores, found], 1), jnp.concatenate([held_index, first + place], 1), k)
 

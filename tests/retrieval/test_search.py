@@ -1,0 +1,185 @@
+"""The search finds what FAISS and a plain sort find, on any number of devices, with ties in the order of the index."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cm3leon_jax.config import MeshConfig
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.retrieval import search as search_module
+from cm3leon_jax.retrieval.search import Search
+
+
+def mesh_of(num_devices: int):
+    tensor = 2 if num_devices > 1 else 1
+    return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), jax.devices()[:num_devices])
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def random_vectors(num_rows: int, dim: int) -> np.ndarray:
+    return unit(np.random.default_rng(0).standard_normal((num_rows, dim), dtype=np.float32))
+
+
+def clustered_vectors(num_rows: int, dim: int, num_clusters: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    centres = random_vectors(num_clusters, dim)
+    noise = rng.standard_normal((num_rows, dim), dtype=np.float32)
+    return unit(centres[rng.integers(num_clusters, size=num_rows)] + 0.04 * noise)
+
+
+def sorted_scores(memory: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The plain way: all products, a stable sort."""
+    products = queries.astype(np.float32) @ memory.astype(np.float32).T
+    index = np.argsort(-products, axis=1, kind="stable")[:, :k]
+    scores = np.take_along_axis(products, index, axis=1)
+    missing = ((0, 0), (0, k - index.shape[1]))
+    return np.pad(scores, missing, constant_values=-np.inf), np.pad(index, missing, constant_values=-1)
+
+
+def whole_numbers(seed: int, num_rows: int, num_queries: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Small whole numbers, of which products are exact and often equal."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.integers(-2, 3, (n, dim)).astype(np.float32) for n in (num_rows, num_queries))
+
+
+def assert_same_neighbours(found, expected) -> None:
+    """Scores agree, and so do the neighbours, but where scores are as good as equal."""
+    np.testing.assert_allclose(found[0], expected[0], atol=2e-6)
+    for row, wanted, scores in zip(found[1], expected[1], expected[0], strict=True):
+        # What one found and the other did not can only be as good as the last.
+        clear = scores > scores[-1] + 4e-6
+        assert set(wanted[clear]) <= set(row)
+        assert len(set(row)) == len(row)
+    differ = found[1] != expected[1]
+    gaps = np.minimum(
+        np.abs(np.diff(expected[0], prepend=np.inf, axis=1)), np.abs(np.diff(expected[0], append=-np.inf, axis=1))
+    )
+    at_the_end = expected[0] <= expected[0][:, -1:] + 4e-6
+    assert np.all(~differ | (gaps < 4e-6) | at_the_end)
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize("make", [random_vectors, lambda n, d: clustered_vectors(n, d, 50)], ids=["random", "clusters"])
+def test_neighbours_are_those_of_faiss(num_devices, make):
+    faiss = pytest.importorskip("faiss")
+    memory = make(5003, 64)
+    index = faiss.IndexFlatIP(64)
+    index.add(memory)
+    queries = memory[::41]
+    found = Search(memory, mesh_of(num_devices), block_size=1024, batch_size=64)(queries, 40)
+    assert_same_neighbours(found, index.search(queries, 40))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize("clustered", [False, True])
+def test_neighbours_are_those_of_faiss_in_a_large_memory(num_devices, clustered):
+    faiss = pytest.importorskip("faiss")
+    memory = clustered_vectors(200_000, 512, 1000) if clustered else random_vectors(200_000, 512)
+    index = faiss.IndexFlatIP(512)
+    index.add(memory)
+    queries = memory[:300]
+    found = Search(memory, mesh_of(num_devices))(queries, 64)
+    assert_same_neighbours(found, index.search(queries, 64))
+
+
+@given(
+    num_rows=st.integers(1, 300),
+    num_queries=st.integers(1, 12),
+    k=st.integers(1, 80),
+    num_devices=st.sampled_from([1, 2, 8]),
+    block_size=st.sampled_from([1, 32, 64, 4096]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=12, deadline=None)
+def test_equal_scores_come_in_the_order_of_the_index_on_any_devices(
+    num_rows, num_queries, k, num_devices, block_size, seed
+):
+    memory, queries = whole_numbers(seed, num_rows, num_queries, 4)
+    scores, index = Search(memory, mesh_of(num_devices), block_size=block_size, batch_size=8)(queries, k)
+    expected_scores, expected_index = sorted_scores(memory, queries, k)
+    np.testing.assert_array_equal(scores, expected_scores)
+    np.testing.assert_array_equal(index, expected_index)
+
+
+def test_a_group_may_hold_many_of_the_best_after_better_ones_were_held():
+    # The first block fills what is held; then one group of the second is better throughout.
+    memory = np.ones((4096, 1), np.float32)
+    memory[3000:3100] = np.arange(100, dtype=np.float32)[:, None] + 2
+    scores, index = Search(memory, mesh_of(1), block_size=2048)(np.ones((1, 1), np.float32), 64)
+    np.testing.assert_array_equal(index[0], np.arange(3099, 3035, -1))
+    np.testing.assert_array_equal(scores[0], np.arange(101, 37, -1))
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize("method", ["exact", "approximate"])
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_fewer_rows_than_asked_for_are_filled_up(num_devices, method, num_rows):
+    # Every product is negative, so that a row of padding would win.
+    memory = -1 - np.arange(num_rows, dtype=np.float32)[:, None]
+    scores, index = Search(memory, mesh_of(num_devices), method)(np.ones((3, 1), np.float32), 7)
+    assert index.dtype == np.int64 and scores.dtype == np.float32
+    np.testing.assert_array_equal(index, np.tile([*range(num_rows), *[-1] * (7 - num_rows)], (3, 1)))
+    np.testing.assert_array_equal(scores, np.tile([*memory[:, 0], *[-np.inf] * (7 - num_rows)], (3, 1)))
+
+
+def test_batches_and_no_queries():
+    memory, queries = random_vectors(500, 8), random_vectors(37, 8)
+    search = Search(memory, mesh_of(8), batch_size=16)
+    np.testing.assert_array_equal(search(queries, 5)[1], sorted_scores(memory, queries, 5)[1])
+    scores, index = search(queries[:0], 5)
+    assert scores.shape == index.shape == (0, 5)
+
+
+def test_a_mapped_float16_memory_is_searched_as_it_is(tmp_path):
+    memory, queries = random_vectors(700, 16).astype(np.float16), random_vectors(9, 16)
+    np.save(tmp_path / "memory.npy", memory)
+    mapped = np.load(tmp_path / "memory.npy", mmap_mode="r")
+    assert_same_neighbours(Search(mapped, mesh_of(8))(queries, 10), sorted_scores(memory, queries, 10))
+
+
+def test_bfloat16_scores_are_as_near_as_promised():
+    memory, queries = random_vectors(700, 64), random_vectors(20, 64)
+    scores, index = Search(memory, mesh_of(8), dtype="bfloat16")(queries, 10)
+    products = np.take_along_axis(queries @ memory.T, index, axis=1)
+    np.testing.assert_allclose(scores, products, atol=0.004)
+    assert np.any(scores != products)
+    assert np.all(products > sorted_scores(memory, queries, 10)[0][:, -1:] - 0.008)
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_approximate_search_finds_real_rows_and_enough_of_them(num_devices):
+    memory, queries = random_vectors(3001, 32), random_vectors(40, 32)
+    search = Search(memory, mesh_of(num_devices), "approximate", 0.9, block_size=512)
+    scores, index = search(queries, 20)
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ memory.T, index, axis=1), atol=2e-6)
+    assert np.all(np.diff(scores, axis=1) <= 0)
+    expected = sorted_scores(memory, queries, 20)[1]
+    assert np.mean([len(set(a) & set(b)) / 20 for a, b in zip(index, expected, strict=True)]) >= 0.9
+
+
+def test_the_program_holds_no_scores_of_the_whole_memory():
+    mesh = mesh_of(1)
+    plan = search_module.make_plan(1 << 18, mesh, block_size=1024)
+    queries = jax.ShapeDtypeStruct((64, 8), np.float32)
+    rows = jax.ShapeDtypeStruct((plan.rows_per_device, 8), np.float32)
+    compiled = search_module.nearest.lower(queries, rows, k=4, mesh=mesh, plan=plan).compile()
+    all_scores = 64 * plan.num_rows * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < all_scores / 20
+
+
+def test_a_memory_that_cannot_be_searched_is_refused():
+    with pytest.raises(UserError, match=r"the memory is empty: .*memory_tasks"):
+        Search(np.zeros((0, 4), np.float32), mesh_of(1))
+    broken = random_vectors(100, 4)
+    broken[77, 2] = np.nan
+    with pytest.raises(UserError, match="vector 77 of the memory is not finite"):
+        Search(broken, mesh_of(8))
+    with pytest.raises(UserError, match=r"2\^31"):
+        search_module.make_plan(2**31 - 1, mesh_of(8))
