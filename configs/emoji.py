@@ -54,12 +54,13 @@ def get_config(size: str = "32") -> ConfigDict:
         log_every=500,
     )
     config.bi_encoder = dict(kind="tfidf", embedding_dim=1024, resolution=8)
-    config.retrieval = dict(enabled=True, num_by_text=4, num_by_image=2, min_score=0.1, num_drawn=2, draw="uniform")
-    config.batch = dict(batch_size=16, sequence_length=512 if size == "32" else 1024)
+    config.retrieval = dict(enabled=True, num_by_text=4, num_by_image=2, min_score=0.15, num_drawn=2, draw="uniform")
+    # Rows of five pictures with their texts: one document with two neighbours, and others beside it.
+    config.batch = dict(batch_size=8, sequence_length=384 if size == "32" else 1408)
     config.model = dict(
-        num_layers=6,
-        model_dim=192,
-        num_heads=6,
+        num_layers=4,
+        model_dim=128,
+        num_heads=4,
         positions="learned+rotary",
         picture_places=(resolution // 4) ** 2,
         init_std=0.02,
@@ -67,8 +68,11 @@ def get_config(size: str = "32") -> ConfigDict:
         compute_dtype="float32",
         remat="all",
     )
-    config.optimizer = dict(peak_learning_rate=3e-3, warmup_steps=50)
-    config.train = dict(num_tokens=1000 * 16 * 512, log_every=20, save_every=500, eval_every=200, sample_every=0)
+    config.optimizer = dict(peak_learning_rate=2e-3, warmup_steps=50)
+    config.train = dict(
+        num_tokens=1500 * 8 * config.batch.sequence_length, log_every=20, save_every=250, keep_checkpoints=8,
+        eval_every=250, sample_every=0,
+    )  # fmt: skip
     config.sampling = dict(temperature=0.7, max_text_tokens=32)
     config.evaluate = dict(num_documents=0)
     return config

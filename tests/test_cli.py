@@ -43,7 +43,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(argv, message, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["train", "generate", "evaluate", "train-image-tokenizer", "export", "import"])
+LIGHT = ("train", "generate", "evaluate", "train-image-tokenizer", "train-bi-encoder", "export", "import")
+
+
+@pytest.mark.parametrize("command", LIGHT)
 def test_these_commands_import_neither_tensorflow_nor_pytorch(command):
     module = COMMANDS[command][0]
     code = (

@@ -40,7 +40,8 @@ def test_the_papers_configs_have_its_sizes(name, billions):
     config = config_file.load(str(CONFIGS / f"cm3leon_{name}.py"), "runs/x")
     size = padded_size(config.vocabulary.num_text_tokens, config.image_tokenizer.codebook_size, 512)
     assert parameter_count(config.model, size, config.batch.sequence_length) / 1e9 == pytest.approx(billions, rel=5e-3)
-    assert config.batch.batch_size * config.batch.sequence_length == 2**23
+    # 8.4M tokens a step, and the 3% that hold a fourth picture whole.
+    assert config.batch.batch_size * config.batch.sequence_length == pytest.approx(2**23, rel=0.04)
     assert config.image_tokenizer.image_length == 1024
 
 

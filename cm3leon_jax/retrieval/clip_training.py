@@ -23,10 +23,10 @@ from cm3leon_jax.data.counter_random import permutation_at
 from cm3leon_jax.data.pair_sample import PairSample
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.model.sharding import BATCH_SPEC, batch_sharding, shardings
+from cm3leon_jax.model.weight_decay import decays
 from cm3leon_jax.progress import Progress, StepLog
 from cm3leon_jax.retrieval.clip import Clip, ClipArchitecture, abstract_clip, end_places, initial_parameters, unit
 from cm3leon_jax.retrieval.clip_inputs import ClipTokenizer, Colours, normalised
-from cm3leon_jax.training.optimizer import decays
 
 KEPT_CHECKPOINTS = 2
 

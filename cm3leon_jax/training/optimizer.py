@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import optax
 
 from cm3leon_jax.config import OptimizerConfig
-from cm3leon_jax.model.sharding import parameter_name
+from cm3leon_jax.model.weight_decay import decays
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -32,12 +29,3 @@ def optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransfor
             mask=decays,
         ),
     )
-
-
-def decays(parameters: Any) -> Any:
-    """Which parameters weight decay falls on, by their names."""
-
-    def is_decayed(path: tuple[Any, ...], leaf: Any) -> bool:
-        return not any(name.endswith(("bias", "scale")) for name in parameter_name(path).split("."))
-
-    return jax.tree_util.tree_map_with_path(is_decayed, parameters)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax.config import ModelConfig
@@ -32,6 +32,7 @@ def test_a_matrix_becomes_out_by_in_with_heads_merged():
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_part_comes_back(name, data):
     tensor, ours = TABLE[name], SHAPES[name]

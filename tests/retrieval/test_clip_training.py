@@ -19,10 +19,10 @@ from cm3leon_jax.config import BiEncoderTrainingConfig, MeshConfig
 from cm3leon_jax.data.pair_sample import PairSample
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.model.weight_decay import decays
 from cm3leon_jax.retrieval import clip_training
 from cm3leon_jax.retrieval.clip import abstract_clip
 from cm3leon_jax.retrieval.clip_training import ClipTrainStep, contrastive_loss, learning_rate, places_at
-from cm3leon_jax.training.optimizer import decays
 from tests.conftest import CAPTIONS
 
 TRAINING = BiEncoderTrainingConfig(
