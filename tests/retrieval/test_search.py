@@ -108,13 +108,25 @@ def test_equal_scores_come_in_the_order_of_the_index_on_any_devices(
     np.testing.assert_array_equal(index, expected_index)
 
 
-def test_a_group_may_hold_many_of_the_best_after_better_ones_were_held():
-    # The first block fills what is held; then one group of the second is better throughout.
+@pytest.mark.parametrize("better", [np.arange(3000, 3100), np.arange(2048, 4096, 100)], ids=["together", "apart"])
+def test_what_beats_a_first_block_is_found_together_and_apart(better):
     memory = np.ones((4096, 1), np.float32)
-    memory[3000:3100] = np.arange(100, dtype=np.float32)[:, None] + 2
-    scores, index = Search(memory, mesh_of(1), block_size=2048)(np.ones((1, 1), np.float32), 64)
-    np.testing.assert_array_equal(index[0], np.arange(3099, 3035, -1))
-    np.testing.assert_array_equal(scores[0], np.arange(101, 37, -1))
+    memory[better, 0] = 2 + np.arange(len(better))
+    _, index = Search(memory, mesh_of(1), block_size=2048)(np.ones((1, 1), np.float32), 64)
+    expected = np.concatenate([better[::-1], np.arange(64)])[:64]
+    np.testing.assert_array_equal(index[0], expected)
+
+
+def test_padding_takes_no_place_in_the_choice_of_groups():
+    one = np.ones((1, 1), np.float32)
+    # A last group of three rows, the worst of all, filled up; the best three lie in three groups.
+    rows = np.arange(1003)
+    memory = -1.0 - 100.0 * (rows % 16) - rows // 16
+    assert Search(memory[:, None], mesh_of(1))(one, 3)[1].tolist() == [[0, 16, 32]]
+    # Five groups in two blocks of three: the sixth is padding, beside the best row.
+    memory = np.zeros(80)
+    memory[[79, 48]] = 2, 1
+    assert Search(memory[:, None], mesh_of(1), block_size=48)(one, 2)[1].tolist() == [[79, 48]]
 
 
 @pytest.mark.parametrize("num_devices", [1, 8])
