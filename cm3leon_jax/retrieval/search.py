@@ -64,11 +64,7 @@ def make_plan(
     Raises:
       UserError: if there are no rows, or more than int32 can count.
     """
-    if num_rows < 1:
-        raise UserError(
-            "the memory is empty: no document may be a neighbour; widen config.retrieval.memory_tasks, or set "
-            "config.retrieval.both_modalities to False"
-        )
+    refuse_empty_memory(num_rows)
     group = _GROUP.get(mesh.devices.flat[0].platform, _GROUP_ELSEWHERE)
     groups = -(-num_rows // (group * mesh.size))
     num_blocks = -(-groups // max(1, block_size // group))
@@ -168,6 +164,15 @@ class Search:
             ahead = running
         if ahead is not None:
             yield ahead
+
+
+def refuse_empty_memory(num_rows: int) -> None:
+    """A memory has at least one row."""
+    if num_rows < 1:
+        raise UserError(
+            "the memory is empty: no document may be a neighbour; widen config.retrieval.memory_tasks, or set "
+            "config.retrieval.both_modalities to False"
+        )
 
 
 def _refuse_non_finite(rows: np.ndarray, first: int) -> np.ndarray:
