@@ -360,6 +360,9 @@ class ModelConfig:
     # A second table: the place in its picture that follows a code or a mark. A code that moved to the end of a masked
     # document has lost its place otherwise. 0 leaves it out, as the paper does; else the codes of one picture.
     picture_places: int = 0
+    # Half of what rotary positions turn goes by the place in the picture instead (as in arXiv 2409.12191, section 2.1):
+    # so the same place of two pictures is always the same distance, and copying from a neighbour is soon learned.
+    rotary_pictures: bool = False
     layer_norm_epsilon: float = 1e-5
     init_std: float = 0.006
     position_init_std: float = 0.0002
@@ -383,6 +386,10 @@ class ModelConfig:
         _one_of("model", self, "activation", "relu", "gelu", "gelu_tanh")
         _one_of("model", self, "norm_position", "before", "after")
         _one_of("model", self, "positions", "learned", "rotary", "learned+rotary")
+        _require(
+            not self.rotary_pictures or ("rotary" in self.positions and self.picture_places > 0),
+            "model.rotary_pictures turns by picture places: it needs rotary model.positions and model.picture_places",
+        )
         _one_of("model", self, "remat", "none", "dots", "all")
         _one_of("model", self, "compute_dtype", "bfloat16", "float32")
 
@@ -513,10 +520,13 @@ class EvaluateConfig:
     # Prompts from which pictures are drawn (none: the first held-out texts), and pictures a prompt.
     prompts: tuple[str, ...] = ()
     samples_per_prompt: int = 4
+    # Documents of the corpus put in front of each prompt, at most; they are found by its text.
+    num_retrieved: int = 0
     # "digits" also reads every drawn digit with a classifier trained on real ones; "" does not.
     recognizer: str = ""
 
     def __post_init__(self) -> None:
+        _at_least(0, "evaluate", self, "num_retrieved", "num_documents")
         _at_least(1, "evaluate", self, "num_loss_sequences", "loss_batch_size", "samples_per_prompt")
         _one_of("evaluate", self, "recognizer", "", "digits")
 

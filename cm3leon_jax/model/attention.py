@@ -37,11 +37,24 @@ def attention(
     return jnp.einsum("BHLS,BSHd->BLHd", attention_weights(scores, mask).astype(value.dtype), value)
 
 
-def rotate(x: Float[Array, "B L H Dh"], positions: Int[Array, "B L"]) -> Float[Array, "B L H Dh"]:
-    """Turns the pairs (i, i + Dh/2) of each head by its position: RoPE (Su et al., arXiv 2104.09864, equation 34)."""
+def rotary_angles(
+    positions: Int[Array, "B L"], picture_places: Int[Array, "B L"] | None, head_dim: int
+) -> Float[Array, "B L P"]:
+    """How far each pair of a head is turned at each token (Su et al., arXiv 2104.09864, section 3.2.2).
+
+    Given picture places, every other pair turns by those instead: the same place of two pictures is then the same
+    distance apart wherever the pictures stand (as the axes of Qwen2-VL share the pairs, arXiv 2409.12191, section 2.1).
+    """
+    half = head_dim // 2
+    by = jnp.broadcast_to(positions[..., None], (*positions.shape, half))
+    if picture_places is not None:
+        by = jnp.where(jnp.arange(half) % 2 == 0, by, picture_places[..., None])
+    return by * 10_000.0 ** (-jnp.arange(half) / half)
+
+
+def rotate(x: Float[Array, "B L H Dh"], angles: Float[Array, "B L P"]) -> Float[Array, "B L H Dh"]:
+    """Turns the pairs (i, i + Dh/2) of each head by `rotary_angles`: RoPE (arXiv 2104.09864, equation 34)."""
     half = x.shape[-1] // 2
-    frequencies = 10_000.0 ** (-jnp.arange(half) / half)
-    angles = (positions[..., None] * frequencies)[:, :, None]
-    sin, cos = jnp.sin(angles).astype(x.dtype), jnp.cos(angles).astype(x.dtype)
+    sin, cos = jnp.sin(angles)[:, :, None].astype(x.dtype), jnp.cos(angles)[:, :, None].astype(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

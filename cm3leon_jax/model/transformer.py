@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from cm3leon_jax.config import ModelConfig
-from cm3leon_jax.model.attention import attention, attention_mask, rotate
+from cm3leon_jax.model.attention import attention, attention_mask, rotary_angles, rotate
 from cm3leon_jax.model.cache import LayerCache
 
 # One entry a layer.
@@ -57,6 +57,8 @@ class Places(NamedTuple):
     """Where tokens stand: in their document (-1: padding), in the row or the cache, and where their document starts."""
 
     position: Int[Array, "B L"]
+    # 1 + the place in its picture that follows each; 0 outside of pictures.
+    picture_place: Int[Array, "B L"]
     row_index: Int[Array, "B L"]
     document_start: Int[Array, "B L"]
     # Slot of the cache for the first of them: one for all rows, or one a row.
@@ -77,7 +79,7 @@ class Attention(nnx.Module):
         self.key_bias = bias(shape=(H, Dh), logical_axes=("heads", "head"))
         self.value_bias = bias(shape=(H, Dh), logical_axes=("heads", "head"))
         self.output_bias = bias(shape=(D,), logical_axes=("embed",))
-        self.rotary = "rotary" in config.positions
+        self.rotary, self.rotary_pictures = "rotary" in config.positions, config.rotary_pictures
 
     def __call__(
         self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None
@@ -87,7 +89,9 @@ class Attention(nnx.Module):
         key = _plus(jnp.einsum("BLD,DHd->BLHd", x, self.key[...].astype(x.dtype)), self.key_bias)
         value = _plus(jnp.einsum("BLD,DHd->BLHd", x, self.value[...].astype(x.dtype)), self.value_bias)
         if self.rotary:
-            query, key = rotate(query, places.position), rotate(key, places.position)
+            pictures = places.picture_place if self.rotary_pictures else None
+            angles = rotary_angles(places.position, pictures, query.shape[-1])
+            query, key = rotate(query, angles), rotate(key, angles)
         num_keys = x.shape[1] if cache is None else cache.key.shape[2]
         mask = attention_mask(places.row_index, places.document_start, num_keys)
         if cache is None:
@@ -190,7 +194,8 @@ class Transformer(nnx.Module):
           picture_places: 1 + the place in its picture that follows each token; 0 outside of pictures.
         """
         B, L = tokens.shape
-        places = Places(positions, jnp.broadcast_to(jnp.arange(L), (B, L)), document_start, jnp.zeros((), jnp.int32))
+        row_index = jnp.broadcast_to(jnp.arange(L), (B, L))
+        places = Places(positions, picture_places, row_index, document_start, jnp.zeros((), jnp.int32))
         x = self._embedded(tokens, positions, picture_places)
         graph, parameters = nnx.split(self.blocks)
 
@@ -228,7 +233,7 @@ class Transformer(nnx.Module):
           index: the slot for the first of these tokens, the same for all rows or one a row.
         """
         row_index = jnp.broadcast_to(index[..., None] + jnp.arange(tokens.shape[1]), tokens.shape)
-        places = Places(positions, row_index, document_start, index)
+        places = Places(positions, picture_places, row_index, document_start, index)
         x = self._embedded(tokens, positions, picture_places)
         written: list[Any] = []
         for layer, layer_cache in zip(self.layers(), cache, strict=True):

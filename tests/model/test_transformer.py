@@ -98,6 +98,7 @@ def test_scanned_looped_and_rematerialised_layers_agree(tiny_model, remat):
         dict(positions="learned"),
         dict(positions="rotary"),
         dict(positions="learned+rotary", picture_places=4),
+        dict(positions="rotary", picture_places=4, rotary_pictures=True),
         dict(biases=True, affine_norms=True, activation="gelu"),
         dict(biases=True, norm_position="after", embedding_dim=16),
     ],
