@@ -63,6 +63,7 @@ def get_config(size: str = "32") -> ConfigDict:
         num_heads=4,
         positions="learned+rotary",
         picture_places=(resolution // 4) ** 2,
+        rotary_pictures=True,
         init_std=0.02,
         position_init_std=0.02,
         compute_dtype="float32",

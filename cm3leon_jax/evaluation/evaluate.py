@@ -26,6 +26,7 @@ from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.drawing import draw_pictures
 from cm3leon_jax.generation.requests import MIDDLE_HALF, region_mask
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
+from cm3leon_jax.generation.retrieving import open_retriever
 from cm3leon_jax.model.sharding import refuse_uneven_batch
 from cm3leon_jax.progress import read_step_log
 from cm3leon_jax.training.held_out import held_out_loss
@@ -67,10 +68,10 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
 
     asked = evaluate.prompts or tuple(held_out.texts[:_DEFAULT_PROMPTS])
     texts = [text for text in asked for _ in range(evaluate.samples_per_prompt)]
-    drawn = _timed(f"drawing {len(texts)} pictures", lambda: _draw(texts, model, sampling))
-    plain = _timed(
-        "the same without guidance", lambda: _draw(texts, model, dataclasses.replace(sampling, guidance=1.0))
-    )
+    retrieved = _retrieved(texts, config, model)
+    drawn = _timed(f"drawing {len(texts)} pictures", lambda: _draw(texts, model, sampling, retrieved))
+    unguided = dataclasses.replace(sampling, guidance=1.0)
+    plain = _timed("the same without guidance", lambda: _draw(texts, model, unguided, retrieved))
     by_infill = _timed(
         f"captioning {len(held_out.texts)} pictures by infill", lambda: captions(held_out, model, sampling, True)
     )
@@ -200,8 +201,19 @@ def _originals(corpus: PreparedCorpus, config: Config) -> UInt8[np.ndarray, "n R
     return np.stack([open_picture(file.read_bytes(), image.resolution, image.in_channels) for file in files])
 
 
-def _draw(texts: list[str], model: TrainedModel, sampling: SamplingConfig) -> UInt8[np.ndarray, "n R R C"]:
-    return draw_pictures(texts, model.decoder, model.image_tokenizer, model.vocabulary, sampling)
+def _retrieved(texts: list[str], config: Config, model: TrainedModel) -> list[prompts.Retrieved]:
+    """The documents in front of each text; none where the config asks for none."""
+    count = config.evaluate.num_retrieved
+    if not count:
+        return []
+    found = open_retriever(config, model.vocabulary, count).by_text(texts, count)
+    return [[neighbour.tokens.tolist() for neighbour in of_one] for of_one in found]
+
+
+def _draw(
+    texts: list[str], model: TrainedModel, sampling: SamplingConfig, retrieved: list[prompts.Retrieved]
+) -> UInt8[np.ndarray, "n R R C"]:
+    return draw_pictures(texts, model.decoder, model.image_tokenizer, model.vocabulary, sampling, retrieved)
 
 
 def _timed(what: str, work: Callable[[], _Result]) -> _Result:

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from cm3leon_jax.config import SamplingConfig
 from cm3leon_jax.generation.decoder import Decoder
-from cm3leon_jax.generation.prompts import text_to_image
+from cm3leon_jax.generation.prompts import Retrieved, text_to_image
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -20,10 +20,13 @@ def draw_pictures(
     image_tokenizer: ImageTokenizer,
     vocabulary: Vocabulary,
     sampling: SamplingConfig,
+    retrieved: Sequence[Retrieved] = (),
 ) -> UInt8[np.ndarray, "n R R C"]:
-    """One picture a text."""
+    """One picture a text; `retrieved` are the documents in front of each, if there are any."""
     length = image_tokenizer.config.image_length
-    answers = decoder([text_to_image(text, length, vocabulary) for text in texts], sampling)
+    fronts = retrieved or [()] * len(texts)
+    asked = [text_to_image(text, length, vocabulary, front) for text, front in zip(texts, fronts, strict=True)]
+    answers = decoder(asked, sampling)
     return image_tokenizer.decode(vocabulary.decode_image(np.array([answer.tokens for answer in answers])))
 
 

@@ -39,8 +39,11 @@ from cm3leon_jax.generation.requests import (
     region_mask,
 )
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
+from cm3leon_jax.generation.retrieving import open_retriever, retrieved_for
 from cm3leon_jax.generation.sampling import is_contrastive
 from cm3leon_jax.progress import Progress
+from cm3leon_jax.retrieval.retriever import Neighbour
+from cm3leon_jax.vocabulary import Vocabulary
 
 ANSWERS_FILE, FAILURES_FILE = "generations.jsonl", "failed.jsonl"
 _PICTURE_NAME = re.compile(r"\d{5}(_\d+)?\.png")
@@ -51,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", metavar="FILE", help="prompts as JSON lines")
     parser.add_argument("--prompt", metavar="TEXT", help="one text to draw")
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="answers a prompt (default: 1)")
+    parser.add_argument(
+        "--retrieve",
+        type=int,
+        default=0,
+        metavar="K",
+        help="documents of the corpus put in front, at most (default: 0)",
+    )
     parser.add_argument("--output", metavar="DIR", help="folder of the answers (default: WORKDIR/generations)")
 
 
@@ -62,6 +72,8 @@ class Asked:
     prompt: prompts.Prompt
     # Codes of the request's own picture.
     codes: Int[np.ndarray, "codes"] | None
+    # Documents that were found for it, and stand in front.
+    neighbours: tuple[Neighbour, ...] = ()
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
@@ -70,6 +82,8 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
         raise UserError("give either --prompt=TEXT or --prompts=FILE")
     if arguments.samples < 1:
         raise UserError(f"--samples={arguments.samples}: at least 1")
+    if arguments.retrieve < 0:
+        raise UserError(f"--retrieve={arguments.retrieve}: at least 0")
     output = Path(arguments.output or workdir / "generations")
     requests: list[Request] = []
     failures: list[Failure] = []
@@ -80,7 +94,11 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     num_records = len(requests) + len(failures)
     _refuse_own_pictures(requests, output)
     model = restore_model(config, workdir)
-    failures = generate(requests, failures, model, config, arguments.samples, output)
+    neighbours: dict[int, list[Neighbour]] = {}
+    if arguments.retrieve:
+        retriever = open_retriever(config, model.vocabulary, arguments.retrieve)
+        neighbours = retrieved_for(requests, retriever, arguments.retrieve, config)
+    failures = generate(requests, failures, model, config, arguments.samples, output, neighbours)
     if not failures:
         return 0
     if arguments.prompt:
@@ -99,6 +117,7 @@ def generate(
     config: Config,
     samples: int,
     output: Path,
+    neighbours: Mapping[int, Sequence[Neighbour]] | None = None,
 ) -> list[Failure]:
     """Writes the answers to `output`, in place of those of an earlier run.
 
@@ -109,6 +128,7 @@ def generate(
       config: says how; its `candidates` are drawn for a request, its `scorer` ranks them.
       samples: answers a request, the best first.
       output: folder; made if it is not there.
+      neighbours: documents that stand in front, by the number of the request.
 
     Returns:
       every record that has no answer, in the order of the file.
@@ -120,7 +140,8 @@ def generate(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {output} cannot be made ({error.strerror}): name another with --output") from None
-    asked, refused = _ask(requests, model, config)
+    neighbours = neighbours or {}
+    asked, refused = _ask(requests, model, config, neighbours)
     failures = sorted([*failures, *refused], key=lambda failure: failure.line)
     samples, num_candidates = _numbers(samples, config.sampling)
     answers = _answer(asked, model, config.sampling, num_candidates)
@@ -149,14 +170,23 @@ def _refuse_own_pictures(requests: Sequence[Request], output: Path) -> None:
                 raise UserError(f"{path} would give way to the pictures of this run: give another folder with --output")
 
 
-def _ask(requests: Sequence[Request], model: TrainedModel, config: Config) -> tuple[list[Asked], list[Failure]]:
+def _ask(
+    requests: Sequence[Request], model: TrainedModel, config: Config, neighbours: Mapping[int, Sequence[Neighbour]]
+) -> tuple[list[Asked], list[Failure]]:
     image, v = model.image_tokenizer.config, model.vocabulary
     pictures = read_pictures((path for request in requests for path in request.pictures), model.image_tokenizer)
     asked, refused = [], []
     for request in requests:
+        found = tuple(neighbours.get(request.number, ()))
         try:
             prompt = prompt_of(
-                request, pictures, image, v, config.sampling.max_text_tokens, config.batch.sequence_length
+                request,
+                pictures,
+                image,
+                v,
+                config.sampling.max_text_tokens,
+                config.batch.sequence_length,
+                [neighbour.tokens.tolist() for neighbour in found],
             )
             model.decoder.refuse_too_long([prompt])
             if config.sampling.scorer == "caption" and is_captioned(request):
@@ -166,7 +196,7 @@ def _ask(requests: Sequence[Request], model: TrainedModel, config: Config) -> tu
             refused.append(Failure.of(request.line, error))
             continue
         codes = pictures[request.image] if request.image else None
-        asked.append(Asked(request, prompt, codes if isinstance(codes, np.ndarray) else None))
+        asked.append(Asked(request, prompt, codes if isinstance(codes, np.ndarray) else None, found))
     return asked, refused
 
 
@@ -240,9 +270,16 @@ def _results(
             index = one.request.number * samples + sample
             fields, drawn = _fields(one, of_one[place], f"{index:05d}", model)
             line = {"index": index, "prompt": one.request.prompt, "task": one.request.task, "sample": sample}
+            if one.neighbours:
+                line["retrieved"] = [_retrieved(neighbour, model.vocabulary) for neighbour in one.neighbours]
             lines.append(line | {"image": None, "text": None, "score": own_scores[place]} | fields)
             pictures |= drawn
     return lines, pictures
+
+
+def _retrieved(neighbour: Neighbour, vocabulary: Vocabulary) -> dict[str, Any]:
+    text = vocabulary.decode_text(neighbour.tokens.tolist())
+    return {"task": neighbour.task, "document": neighbour.document, "text": text, "score": neighbour.score}
 
 
 def _picture(asked: Asked, answer: Answer, model: TrainedModel) -> Int[np.ndarray, "codes"] | None:

@@ -247,6 +247,7 @@ def prompt_of(
     vocabulary: Vocabulary,
     max_text_tokens: int,
     sequence_length: int,
+    neighbours: prompts.Retrieved = (),
 ) -> prompts.Prompt:
     """What the model is given to continue.
 
@@ -257,15 +258,17 @@ def prompt_of(
       vocabulary: names the ids.
       max_text_tokens: the most that a text of the answer may have.
       sequence_length: positions of the model, which end a continuation.
+      neighbours: ids of documents that stand in front, behind those that the request names.
 
     Raises:
       UserError: if a picture cannot be read, or the request makes no sense.
     """
     v, most, image_length = vocabulary, max_text_tokens, image.image_length
     codes = {path: _codes(pictures[path]) for path in request.pictures}
-    retrieved = [
+    named = [
         [*v.encode_text(text), v.break_, *v.encode_image(codes[image]).tolist()] for text, image in request.retrieved
     ]
+    retrieved = [*named, *neighbours]
     text = request.prompt
     if request.task == "text_to_image":
         return prompts.text_to_image(text, image_length, v, retrieved)

@@ -45,11 +45,12 @@ def rotary_angles(
     Given picture places, every other pair turns by those instead: the same place of two pictures is then the same
     distance apart wherever the pictures stand (as the axes of Qwen2-VL share the pairs, arXiv 2409.12191, section 2.1).
     """
-    half = head_dim // 2
-    by = jnp.broadcast_to(positions[..., None], (*positions.shape, half))
-    if picture_places is not None:
-        by = jnp.where(jnp.arange(half) % 2 == 0, by, picture_places[..., None])
-    return by * 10_000.0 ** (-jnp.arange(half) / half)
+    half, pair = head_dim // 2, jnp.arange(head_dim // 2)
+    if picture_places is None:
+        return positions[..., None] * 10_000.0 ** (-pair / half)
+    by = jnp.where(pair % 2 == 0, picture_places[..., None], positions[..., None])
+    # Either kind has frequencies from the highest on.
+    return by * 10_000.0 ** (-(pair - pair % 2) / half)
 
 
 def rotate(x: Float[Array, "B L H Dh"], angles: Float[Array, "B L P"]) -> Float[Array, "B L H Dh"]:

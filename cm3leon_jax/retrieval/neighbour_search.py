@@ -37,6 +37,7 @@ from cm3leon_jax.data.shard_writer import DocumentTokenizer
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, replacing, write_json
 from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.retrieval import index
 from cm3leon_jax.retrieval.bi_encoder import BiEncoder
 from cm3leon_jax.retrieval.choice import Candidates, Chosen, choose
 from cm3leon_jax.retrieval.document_vectors import queries_file, vectors_file, whole_vectors, write_vectors
@@ -44,6 +45,8 @@ from cm3leon_jax.retrieval.search import Search
 
 # Documents whose neighbours are chosen at a time: their candidates' vectors are held together.
 _BLOCK = 1024
+# Queries on which an approximate search is measured.
+_NUM_MEASURED = 512
 
 
 def find_neighbours(
@@ -77,18 +80,19 @@ def find_neighbours(
     documents = MemoryDocuments(corpus, tuple(plan["memory"]), config.corpus.train_split)
     _write_memory(folder, corpus, documents, config)
     memory = Memory.open(folder)
-    search = memory.search(make_mesh(config.mesh), config.retrieval)
+    mesh = make_mesh(config.mesh)
+    search = Search(memory.vectors, mesh, config.retrieval.search, config.retrieval.search_recall)
     counts = {
         f"{task}/{split}": _write_lists(task, split, corpus, documents, memory, search, config)
         for task, split in _splits(corpus)
     }
-    from cm3leon_jax.retrieval import index
-
     manifest = plan | {
         "num_rows": len(memory.vectors),
         "index": index.build(memory.vectors, folder / "index.faiss"),
         "neighbours": counts,
     }
+    if config.retrieval.search == "approximate":
+        manifest["measured_recall"] = measured_recall(memory.vectors, search, mesh, config.retrieval.num_candidates)
     write_json(folder / "manifest.json", manifest)
     return manifest
 
@@ -102,7 +106,18 @@ def neighbour_summary(manifest: dict[str, Any]) -> str:
             f"{name}: {per_document:.2f} neighbours a document, mean score {found['mean_score']:.2f}; "
             f"{found['num_without']:,} of {found['num_documents']:,} documents have none"
         )
+    if "measured_recall" in manifest:
+        lines.append(f"approximate search found {manifest['measured_recall']:.1%} of what exact search finds")
     return "\n".join(lines)
+
+
+def measured_recall(vectors: Float16[np.ndarray, "rows dim"], search: Search, mesh: Mesh, count: int) -> float:
+    """The share of the `count` best of a few hundred vectors that a search finds, exact search being right."""
+    rows = np.linspace(0, len(vectors) - 1, min(len(vectors), _NUM_MEASURED)).astype(np.int64)
+    _, found = search(vectors[rows], count)
+    _, right = Search(vectors, mesh)(vectors[rows], count)
+    hits = [len(set(mine) & set(theirs) - {NONE}) for mine, theirs in zip(found.tolist(), right.tolist(), strict=True)]
+    return sum(hits) / int((right != NONE).sum())
 
 
 class Memory:
@@ -120,10 +135,6 @@ class Memory:
             raise UserError(
                 f"the neighbours at {folder} are damaged ({error}): delete {folder} and run `cm3leon prepare` again"
             ) from None
-
-    def search(self, mesh: Mesh, config: RetrievalConfig) -> Search:
-        """Ready to search on all devices."""
-        return Search(self.vectors, mesh, config.search, config.search_recall)
 
     def candidates(self, scores: Float32[np.ndarray, "n C"], rows: Int64[np.ndarray, "n C"]) -> Candidates:
         """What a search found, with the vectors of what it found."""

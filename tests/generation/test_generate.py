@@ -14,6 +14,7 @@ from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.generation.prompts import infill, text_to_image
 from cm3leon_jax.generation.ranking import text_log_likelihoods
 from cm3leon_jax.generation.requests import Request, read_requests
+from cm3leon_jax.retrieval.retriever import Neighbour
 
 
 def written(folder, name="generations.jsonl") -> list[dict]:
@@ -31,10 +32,11 @@ def run(trained, tiny_config, folder, monkeypatch):
     """The command, with the tiny model in place of a checkpoint; writes to the folder's `out`."""
     monkeypatch.setattr(generate, "restore_model", lambda config, workdir: trained)
 
-    def command(*lines, prompt=None, samples=1, output="out", **sampling) -> int:
+    def command(*lines, prompt=None, samples=1, output="out", retrieve=0, **sampling) -> int:
         config = dataclasses.replace(tiny_config, sampling=dataclasses.replace(tiny_config.sampling, **sampling))
         file = None if prompt else str(prompts_file(folder, *lines))
-        arguments = argparse.Namespace(prompts=file, prompt=prompt, samples=samples, output=str(folder / output))
+        out = str(folder / output)
+        arguments = argparse.Namespace(prompts=file, prompt=prompt, samples=samples, retrieve=retrieve, output=out)
         return generate.run(config, folder, arguments)
 
     return command
@@ -247,3 +249,31 @@ def test_a_text_that_only_the_scorer_finds_too_long(run, trained, folder):
     assert run({"prompt": text}) == 0
     assert run({"prompt": text}, scorer="caption") == 2
     assert "do not fit" in written(folder / "out", "failed.jsonl")[0]["error"]
+
+
+def test_documents_that_were_found_stand_in_front_and_are_named(run, folder, vocabulary, trained, monkeypatch):
+    codes = np.arange(16, dtype=np.int32)
+    tokens = np.array([*vocabulary.encode_text("zero"), vocabulary.break_, *vocabulary.encode_image(codes)])
+    neighbour = Neighbour("digits", 7, 0.5, tokens)
+    seen = []
+
+    def found(requests, retriever, count, config):
+        seen.append(([request.number for request in requests], count))
+        return {0: [neighbour]}
+
+    monkeypatch.setattr(generate, "open_retriever", lambda config, vocabulary, count: None)
+    monkeypatch.setattr(generate, "retrieved_for", found)
+    asked = []
+    monkeypatch.setattr(Decoder, "refuse_too_long", lambda self, prompts: asked.extend(prompts))
+    assert run({"prompt": "a seven"}, {"prompt": "a nine"}, retrieve=1) == 0
+    assert seen == [([0, 1], 1)]
+    with_document, without = written(folder / "out")
+    assert with_document["retrieved"] == [{"task": "digits", "document": 7, "text": "zero", "score": 0.5}]
+    assert "retrieved" not in without
+    assert asked[0] == text_to_image("a seven", 16, vocabulary, [tokens.tolist()])
+    assert asked[1] == text_to_image("a nine", 16, vocabulary)
+
+
+def test_a_negative_number_of_documents_is_refused(run):
+    with pytest.raises(UserError, match="--retrieve=-1: at least 0"):
+        run(prompt="a seven", retrieve=-1)

@@ -1,0 +1,88 @@
+"""Neighbours for a single query, from the index that `prepare` left in a corpus: generation with retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int, UInt8
+
+from cm3leon_jax.config import Config, RetrievalConfig
+from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.neighbours import NONE, MemoryDocuments, NeighbourLists
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.retrieval.bi_encoder import BiEncoder, load_bi_encoder
+from cm3leon_jax.retrieval.choice import Chosen, choose
+from cm3leon_jax.retrieval.index import Index
+from cm3leon_jax.retrieval.neighbour_search import Memory
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A document that was found."""
+
+    task: str
+    # Its number in the training split of its task.
+    document: int
+    score: float
+    tokens: Int[np.ndarray, "n"]
+
+
+class Retriever:
+    """Finds documents of a prepared corpus, by the rules its neighbour lists were made by."""
+
+    def __init__(
+        self, encoder: BiEncoder, index: Index, memory: Memory, documents: MemoryDocuments, config: RetrievalConfig
+    ) -> None:
+        self._encoder, self._index, self._memory = encoder, index, memory
+        self._documents, self._config = documents, config
+
+    @classmethod
+    def open(cls, config: Config, corpus: PreparedCorpus) -> Retriever:
+        """Opens CORPUS/retrieval and the bi-encoder that it was made with.
+
+        Raises:
+          UserError: if one of them is missing, or they do not belong together.
+        """
+        lists = NeighbourLists.open(corpus, config.retrieval, config.corpus.train_split)
+        encoder = load_bi_encoder(config.bi_encoder.path)
+        folder, made_with = corpus.path / "retrieval", lists.manifest["bi_encoder"]
+        if made_with != encoder.fingerprint:
+            raise UserError(
+                f"the index {folder / 'index.faiss'} was built with another bi-encoder (fingerprint {made_with}) than "
+                f"the one at {config.bi_encoder.path} ({encoder.fingerprint}): point config.bi_encoder.path to that "
+                f"one, or delete {folder} and run `cm3leon prepare` again"
+            )
+        return cls(encoder, Index.open(folder / "index.faiss"), Memory.open(folder), lists.memory, config.retrieval)
+
+    def by_text(self, texts: Sequence[str], count: int) -> list[list[Neighbour]]:
+        """The nearest documents of each text, best first; fewer where fewer are near enough."""
+        return self._found(self._encoder.encode_texts(texts), count)
+
+    def by_picture(self, pictures: UInt8[np.ndarray, "n R R C"], count: int) -> list[list[Neighbour]]:
+        """The same for pictures."""
+        return self._found(self._encoder.encode_pictures(pictures), count)
+
+    def _found(self, queries: Float32[np.ndarray, "n dim"], count: int) -> list[list[Neighbour]]:
+        scores, rows = self._index.search(queries, max(count, self._config.num_candidates))
+        rows = np.where(queries.any(axis=1, keepdims=True), rows, NONE)
+        num_queries, dim = queries.shape
+        chosen = choose(
+            self._memory.candidates(scores, rows),
+            np.full(num_queries, NONE),
+            np.zeros((num_queries, dim), np.float32),
+            Chosen.none(num_queries, dim),
+            count,
+            self._config.max_score,
+            self._config.min_score,
+        )
+        return [
+            [self._neighbour(row, score) for row, score in zip(found, scores_found, strict=True) if row != NONE]
+            for found, scores_found in zip(chosen.rows.tolist(), chosen.scores.tolist(), strict=True)
+        ]
+
+    def _neighbour(self, row: int, score: float) -> Neighbour:
+        place = int(self._memory.places[row])
+        task, document = self._documents.origin(place)
+        return Neighbour(task, document, score, self._documents.document(place))
