@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from flax import nnx
 
-from cm3leon_jax.config import Config
+from cm3leon_jax.config import Config, ModelConfig
 from cm3leon_jax.errors import UserError
 
 # Most bytes of the pieces in which an array is written: what must be decompressed to read any part of a piece.
@@ -122,7 +122,8 @@ def refuse_another_model(meta: Mapping[str, Any], config: Config, what: str, **o
     """
     trained, given = ({name: pair[side] for name, pair in others.items()} for side in (0, 1))
     trained |= {
-        "model": meta["config"]["model"],
+        # A field that is newer than the checkpoint had its default.
+        "model": dataclasses.asdict(ModelConfig()) | meta["config"]["model"],
         "batch": {"sequence_length": meta["config"]["batch"]["sequence_length"]},
     }
     given |= {"model": dataclasses.asdict(config.model), "batch": {"sequence_length": config.batch.sequence_length}}
@@ -133,12 +134,14 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], may_change
     """Compares what `what` was made with and what is given now, field by field.
 
     Args:
-      before: the stored record, nested dicts as JSON gives them back.
+      before: the stored record, nested dicts as JSON gives them back; a field of its config that it lacks, since it is
+        newer, had its default.
       now: the same for what is asked for now.
       may_change: dotted names of fields, or of whole parts, that may differ.
       what: begins the message, as in "RUN holds a run".
     """
-    stored, given = flat(before), flat(now)
+    defaults = {"config": dataclasses.asdict(Config())} if "config" in before else {}
+    stored, given = flat(defaults) | flat(before), flat(now)
     changed = [
         f"{name} was {stored[name]!r} and is {value!r}"
         for name, value in given.items()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cm3leon_jax.checkpoints import Checkpoints, flat, refuse_changes
+from cm3leon_jax.checkpoints import Checkpoints, flat, refuse_another_model, refuse_changes
 from cm3leon_jax.config import BatchConfig, Config, MeshConfig, TrainConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.model.sharding import make_mesh
@@ -88,3 +88,16 @@ def test_changes_are_named_unless_they_may_be():
         UserError, match=r"the run was made with other values: model.remat was 'all' and is 'none'; use"
     ):
         refuse_changes(before, now, ["shape"], "the run was")
+
+
+def test_a_field_that_is_newer_than_the_record_had_its_default():
+    before = dataclasses.asdict(Config())
+    del before["model"]["rotary_pictures"]
+    same = Config()
+    refuse_changes({"config": before}, {"config": dataclasses.asdict(same)}, [], "the run was")
+    model = dataclasses.replace(same.model, positions="rotary", picture_places=1024, rotary_pictures=True)
+    turned = dataclasses.asdict(dataclasses.replace(same, model=model))
+    with pytest.raises(UserError, match=r"config.model.rotary_pictures was False and is True"):
+        refuse_changes({"config": before}, {"config": turned}, ["config.model.positions"], "the run was")
+    with pytest.raises(UserError, match="model.rotary_pictures was False and is True"):
+        refuse_another_model({"config": before}, dataclasses.replace(same, model=model), "the checkpoint")

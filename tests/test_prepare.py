@@ -205,7 +205,7 @@ def test_a_retriever_finds_by_text_and_by_picture_what_the_lists_would_hold(conf
     run(config)
     corpus, _ = opened(config)
     retriever = Retriever.open(config, corpus)
-    (by_text,) = retriever.by_text(["a seven"], 3)
+    (by_text,) = retriever.by_text(["the seven number"], 3)
     assert len(by_text) == 3 and by_text[0].score >= by_text[1].score >= by_text[2].score
     assert all("seven" in vocabulary.decode_text(neighbour.tokens.tolist()) for neighbour in by_text)
     (by_picture,) = retriever.by_picture(picture_of(1, noise=1)[None], 2)
