@@ -99,5 +99,5 @@ def test_a_field_that_is_newer_than_the_record_had_its_default():
     turned = dataclasses.asdict(dataclasses.replace(same, model=model))
     with pytest.raises(UserError, match=r"config.model.rotary_pictures was False and is True"):
         refuse_changes({"config": before}, {"config": turned}, ["config.model.positions"], "the run was")
-    with pytest.raises(UserError, match="model.rotary_pictures was False and is True"):
+    with pytest.raises(UserError, match=r"model.rotary_pictures was False and is True"):
         refuse_another_model({"config": before}, dataclasses.replace(same, model=model), "the checkpoint")

@@ -142,3 +142,38 @@ def test_from_raw_documents_to_a_report(run, capsys):
         == 2
     )
     assert "batch.seed was 0 and is 1" in capsys.readouterr().err
+
+
+RETRIEVING = (
+    *("--config.bi_encoder.kind=tfidf", "--config.bi_encoder.embedding_dim=512", "--config.bi_encoder.resolution=8"),
+    *("--config.retrieval.enabled=True", "--config.retrieval.num_drawn=1", "--config.batch.sequence_length=96"),
+    "--config.evaluate.num_retrieved=1",
+)
+
+
+@pytest.mark.slow
+def test_with_neighbours_from_raw_documents_to_a_report(run, capsys):
+    for name in ("train-text-tokenizer", "train-image-tokenizer", "train-bi-encoder", "prepare", "inspect", "train"):
+        workdir = run(name, *RETRIEVING, workdir="retrieving")
+    out = capsys.readouterr().out
+    assert "neighbours a document" in out and "by picture, " in out
+    assert "retrieval: 1 neighbour in front of each document" in out
+    run("evaluate", *RETRIEVING, workdir="retrieving")
+    numbers = json.loads((workdir / "evaluation.json").read_text())
+    assert np.isfinite(numbers["held_out_loss_image"])
+    run("generate", *RETRIEVING, "--prompt=the digit one", "--retrieve=1", workdir="retrieving")
+    (answer,) = (json.loads(line) for line in (workdir / "generations" / "generations.jsonl").read_text().splitlines())
+    (found,) = answer["retrieved"]
+    assert "one" in found["text"] and (workdir / "generations" / answer["image"]).exists()
+
+    # Without neighbours it is another run; more of them than fit, or other lists, are refused in a line.
+    config = f"--config={workdir.parent}/configs/tiny.py"
+    assert main(["train", config, f"--workdir={workdir}", *RETRIEVING, "--config.retrieval.enabled=False"]) == 2
+    assert "retrieval.enabled was True and is False" in capsys.readouterr().err
+    assert main(["generate", config, f"--workdir={workdir}", *RETRIEVING, "--prompt=x", "--retrieve=9"]) == 2
+    assert "--retrieve=9 does not fit" in capsys.readouterr().err
+    assert main(["train", config, f"--workdir={workdir}", *RETRIEVING, "--config.retrieval.max_score=0.5"]) == 2
+    assert "found with config.retrieval.max_score = 0.9, now it is 0.5" in capsys.readouterr().err
+    too_many = ("--config.retrieval.num_drawn=4", "--config.batch.sequence_length=80")
+    assert main(["train", config, f"--workdir={workdir}", *RETRIEVING, *too_many]) == 2
+    assert "retrieval.num_drawn 4 does not fit batch.sequence_length 80" in capsys.readouterr().err

@@ -25,6 +25,9 @@ from cm3leon_jax.errors import UserError
 # A CPU's caches like short groups; on an accelerator a group is a row of lanes.
 _GROUP = {"cpu": 16}
 _GROUP_ELSEWHERE = 128
+# Rows of a block. What the approximate search of a TPU reduces is never written, and each block ends with a sort.
+_BLOCK = 16384
+_BLOCK_APPROXIMATE_TPU = 262144
 # Groups taken from a block in which no query finds more than these: most blocks, once good neighbours are held.
 _FEW_GROUPS = 16
 
@@ -57,15 +60,20 @@ def make_plan(
     method: str = "exact",
     recall: float = 0.95,
     dtype: str = "float32",
-    block_size: int = 16384,
+    block_size: int | None = None,
 ) -> SearchPlan:
     """Shares out `num_rows` rows over a mesh, in even blocks of at most `block_size` rows (but one group at least).
+
+    Without a `block_size` it is what suits the device.
 
     Raises:
       UserError: if there are no rows, or more than int32 can count.
     """
     refuse_empty_memory(num_rows)
-    group = _GROUP.get(mesh.devices.flat[0].platform, _GROUP_ELSEWHERE)
+    platform = mesh.devices.flat[0].platform
+    group = _GROUP.get(platform, _GROUP_ELSEWHERE)
+    if block_size is None:
+        block_size = _BLOCK_APPROXIMATE_TPU if (platform, method) == ("tpu", "approximate") else _BLOCK
     groups = -(-num_rows // (group * mesh.size))
     num_blocks = -(-groups // max(1, block_size // group))
     block_size = -(-groups // num_blocks) * group
@@ -89,7 +97,7 @@ class Search:
         recall: float = 0.95,
         *,
         dtype: str = "float32",
-        block_size: int = 16384,
+        block_size: int | None = None,
         batch_size: int = 1024,
     ) -> None:
         """Puts `vectors` on the devices: float16 stays float16, all else becomes float32; "bfloat16" rounds both.
@@ -101,7 +109,7 @@ class Search:
           recall: of "approximate", between 0 and 1.
           dtype: "float32", or "bfloat16" products, summed in float32: about six times faster on a TPU, and scores of
             unit vectors are off by up to 0.004, so that neighbours nearer to each other than that may change places.
-          block_size: rows whose scores a device holds at a time, for a batch.
+          block_size: rows whose scores a device holds at a time, for a batch; by default what suits the device.
           batch_size: queries that go through the memory together.
 
         Raises:

@@ -248,6 +248,6 @@ def _announce(
     print(f"run: {config.num_steps:,} steps of {size}, {origin}")
     if config.retrieval.enabled:
         how_many = "0 to " * (config.retrieval.draw == "uniform") + str(config.retrieval.num_drawn)
-        print(f"retrieval: {how_many} neighbours in front of each document")
+        print(f"retrieval: {how_many} neighbour{'s' * (config.retrieval.num_drawn != 1)} in front of each document")
     if source.num_too_long:
         print(f"note: {source.num_too_long:,} documents are longer than a sequence and lose their last segments")

@@ -43,7 +43,7 @@ def test_texts_find_what_is_to_be_drawn_and_pictures_what_is_asked_about(tiny_co
 
 def test_more_documents_than_fit_are_refused(tiny_config, vocabulary):
     # Nine pictures of 16 codes, each with a token of text and a break, make 162 tokens.
-    with pytest.raises(UserError, match=r"--retrieve=8 does not fit: .*sequence_length 160 has room for at most 7 documents"):
+    with pytest.raises(UserError, match=r"--retrieve=8 does not fit: .*_length 160 has room for at most 7 documents"):
         open_retriever(tiny_config, vocabulary, 8)
 
 
