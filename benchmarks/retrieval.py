@@ -52,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="workdirs of finished or running trainings")
     parser.add_argument("--steps", default="", help="checkpoints to look at, such as 500,1000 (default: the last)")
+    parser.add_argument("--neighbours", default="", help="comparisons to make, such as 'none,top 1' (default: all)")
     parser.add_argument("--output", type=Path, help="also write the table as JSON lines")
     arguments = parser.parse_args()
     lines = []
@@ -69,9 +70,8 @@ def main() -> None:
                 graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
                 parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
                 losses = partial(nats, graph=graph, parameters=parameters, vocabulary=vocabulary, mesh=mesh)
-                found = {
-                    name: losses(rows_with(held_out, places, vocabulary)) for name, places in choices(held_out).items()
-                }
+                asked = [name for name in arguments.neighbours.split(",") if name] or list(choices(held_out))
+                found = {name: losses(rows_with(held_out, choices(held_out)[name], vocabulary)) for name in asked}
                 lines += _show(str(run), step, found, held_out)
     if arguments.output:
         arguments.output.write_text("".join(json.dumps(line) + "\n" for line in lines))
