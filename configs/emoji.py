@@ -4,8 +4,8 @@ The corpus is drawn from a colour font (`apt-get install fonts-noto-color-emoji`
 are found by words and thumbnails, with nothing trained for it. `configs/emoji.py:64` draws 64 pixels instead of 32.
 
 Image tokenizer: 64 codes out of 512 a picture, about 400 CPU seconds of training (four times that for 64 pixels).
-Expected on the held-out emoji: 23.9 dB, all 512 codes in use. Transformer: about 25 CPU minutes; held-out perplexity of a
-picture's codes 11.2 with the two nearest neighbours (`benchmarks/retrieval.py`; RESULTS.md has what they are worth).
+Expected on the held-out emoji: 23.9 dB, all 512 codes in use. Transformer: about 25 CPU minutes, to a perplexity of
+11.2 a held-out code with the two nearest neighbours (`benchmarks/retrieval.py`; RESULTS.md has what they are worth).
 
     cm3leon train-text-tokenizer  --config=configs/emoji.py
     cm3leon train-image-tokenizer --config=configs/emoji.py
