@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import replacing
 
 
@@ -64,6 +66,63 @@ class StepLog:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+class TrainingLog:
+    """The bar and the metrics file of a small training; both continue where a checkpoint did."""
+
+    def __init__(
+        self,
+        what: str,
+        file: Path,
+        first: int,
+        num_steps: int,
+        log_every: int,
+        batch: tuple[int, str],
+        mend: str,
+        describe: Callable[[Mapping[str, float]], str],
+    ) -> None:
+        """
+        Args:
+          what: is trained.
+          file: of the JSON lines.
+          first: the step to continue at.
+          num_steps: at the end.
+          log_every: steps between two lines.
+          batch: what a step takes: how many, and of what, such as (64, "images").
+          mend: what to do if the loss is no longer finite.
+          describe: a logged step's values in a few words.
+        """
+        self._what, self._log_every, self._batch = what, log_every, batch
+        self._mend, self._describe = mend, describe
+        self._lines, self._progress = StepLog(file, first), Progress(what, num_steps, first)
+        self._since = (first, time.perf_counter())
+
+    def step(self, done: int, metrics: Mapping[str, Any], force: bool) -> None:
+        """Advances the bar; on every `log_every`-th step, and with `force`, waits for the values and looks at them.
+
+        Raises:
+          UserError: if the loss, or a gradient norm beside it, is not finite.
+        """
+        self._progress.advance()
+        logged = done % self._log_every == 0
+        if not (logged or force):
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values.get("grad_norm", 0.0))):
+            raise UserError(f"the {self._what}'s loss is {values['loss']} at step {done:,}: {self._mend}")
+        if not logged:
+            return
+        (last, then), now = self._since, time.perf_counter()
+        (size, unit), self._since = self._batch, (done, now)
+        values[f"{unit}_per_second"] = (done - last) * size / (now - then)
+        self._lines.write(done, values)
+        self._progress.say(done, f"{self._describe(values)}, {values[f'{unit}_per_second']:.0f} {unit}/s")
+
+    def close(self) -> None:
+        """Ends the bar, closes the file."""
+        self._progress.close()
+        self._lines.close()
 
 
 def read_step_log(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,8 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json
 from cm3leon_jax.image_tokenizer.codec import CONFIG_FILE, ImageTokenizer, architecture
 from cm3leon_jax.image_tokenizer.lpips import SMALLEST_SIDE, load_lpips
-from cm3leon_jax.image_tokenizer.train_step import Metrics, Recipe, TrainingState, initial_state, make_train_step
-from cm3leon_jax.progress import Progress, StepLog
+from cm3leon_jax.image_tokenizer.train_step import Recipe, TrainingState, initial_state, make_train_step
+from cm3leon_jax.progress import TrainingLog
 
 METRICS_FILE = "image_tokenizer_metrics.jsonl"
 KEPT_CHECKPOINTS = 2
@@ -110,7 +109,19 @@ def train(
                 f"{checkpoints} is at step {first:,}, beyond config.image_tokenizer_training.num_steps "
                 f"{training.num_steps:,}: raise it, or delete the folder"
             )
-        log = _Log(metrics_file, first, training)
+        log = TrainingLog(
+            "image tokenizer",
+            metrics_file,
+            first,
+            training.num_steps,
+            training.log_every,
+            (training.batch_size, "images"),
+            "lower config.image_tokenizer_training.learning_rate, or lengthen warmup_steps, and run it again",
+            lambda values: (
+                f"loss {values['loss']:.3f}, PSNR {values['psnr']:.1f} dB, {values['codes_used']:.0f} codes "
+                f"(perplexity {values['perplexity']:.0f})"
+            ),
+        )
         try:
             for step in range(first, training.num_steps):
                 batch = jax.device_put(batch_at(pictures, training, step), split)
@@ -214,43 +225,3 @@ def _refuse_to_orphan_corpus(config: Config) -> None:
                 "further would make that corpus unreadable; delete the corpus, or set another "
                 "config.image_tokenizer.path"
             )
-
-
-class _Log:
-    """The progress bar and the metrics file; both continue where a checkpoint did."""
-
-    def __init__(self, file: Path, first: int, training: ImageTokenizerTrainingConfig) -> None:
-        self._lines = StepLog(file, first)
-        self._training = training
-        self._progress = Progress("image tokenizer", training.num_steps, first)
-        self._since = (first, time.perf_counter())
-
-    def step(self, done: int, metrics: Metrics, force: bool) -> None:
-        """Advances the bar; on every `log_every`-th step, and with `force`, waits for the values and writes them."""
-        self._progress.advance()
-        logged = done % self._training.log_every == 0
-        if not (logged or force):
-            return
-        values = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"the image tokenizer's loss is {values['loss']} at step {done:,}: "
-                "lower config.image_tokenizer_training.learning_rate, or lengthen warmup_steps, and run it again"
-            )
-        if not logged:
-            return
-        last, then = self._since
-        now = time.perf_counter()
-        values["images_per_second"] = (done - last) * self._training.batch_size / (now - then)
-        self._since = (done, now)
-        self._lines.write(done, values)
-        self._progress.say(
-            done,
-            f"loss {values['loss']:.3f}, PSNR {values['psnr']:.1f} dB, {values['codes_used']:.0f} codes "
-            f"(perplexity {values['perplexity']:.0f}), {values['images_per_second']:.0f} images/s",
-        )
-
-    def close(self) -> None:
-        """Ends the bar, closes the file."""
-        self._progress.close()
-        self._lines.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from cm3leon_jax.data.pair_sample import PairSample
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.model.sharding import BATCH_SPEC, batch_sharding, shardings
 from cm3leon_jax.model.weight_decay import decays
-from cm3leon_jax.progress import Progress, StepLog
+from cm3leon_jax.progress import TrainingLog
 from cm3leon_jax.retrieval.clip import Clip, ClipArchitecture, abstract_clip, end_places, initial_parameters, unit
 from cm3leon_jax.retrieval.clip_inputs import ClipTokenizer, Colours, normalised
 
@@ -190,7 +189,16 @@ def train(
                 f"{checkpoints} is at step {first:,}, beyond config.bi_encoder_training.num_steps "
                 f"{training.num_steps:,}: raise it, or delete the folder"
             )
-        log = _Log(metrics_file, first, training)
+        log = TrainingLog(
+            "bi-encoder",
+            metrics_file,
+            first,
+            training.num_steps,
+            training.log_every,
+            (training.batch_size, "pairs"),
+            "lower config.bi_encoder_training.peak_learning_rate, or lengthen warmup_steps, and run it again",
+            lambda values: f"loss {values['loss']:.3f}, temperature {values['temperature']:.3f}",
+        )
         try:
             for step in range(first, training.num_steps):
                 places = places_at(len(pairs.texts), training, step)
@@ -204,44 +212,3 @@ def train(
         finally:
             log.close()
     return {name: np.asarray(value) for name, value in flat(nnx.to_pure_dict(state.parameters)).items()}
-
-
-class _Log:
-    """The progress bar and the metrics file; both continue where a checkpoint did."""
-
-    def __init__(self, file: Path, first: int, training: BiEncoderTrainingConfig) -> None:
-        self._lines = StepLog(file, first)
-        self._training = training
-        self._progress = Progress("bi-encoder", training.num_steps, first)
-        self._since = (first, time.perf_counter())
-
-    def step(self, done: int, metrics: Metrics, force: bool) -> None:
-        """Advances the bar; on every `log_every`-th step, and with `force`, waits for the values and writes them."""
-        self._progress.advance()
-        logged = done % self._training.log_every == 0
-        if not (logged or force):
-            return
-        values = {name: float(value) for name, value in metrics.items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            raise UserError(
-                f"the bi-encoder's loss is {values['loss']} and its gradient norm {values['grad_norm']} at step "
-                f"{done:,}: lower config.bi_encoder_training.peak_learning_rate, or lengthen warmup_steps, and run it "
-                "again"
-            )
-        if not logged:
-            return
-        last, then = self._since
-        now = time.perf_counter()
-        values["pairs_per_second"] = (done - last) * self._training.batch_size / (now - then)
-        self._since = (done, now)
-        self._lines.write(done, values)
-        self._progress.say(
-            done,
-            f"loss {values['loss']:.3f}, temperature {values['temperature']:.3f}, "
-            f"{values['pairs_per_second']:.0f} pairs/s",
-        )
-
-    def close(self) -> None:
-        """Ends the bar, closes the file."""
-        self._progress.close()
-        self._lines.close()
