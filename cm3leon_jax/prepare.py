@@ -13,7 +13,7 @@ from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.shard_writer import DocumentTokenizer
 from cm3leon_jax.data.tokenizing import summary, write_token_shards
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
-from cm3leon_jax.retrieval.bi_encoder import load_bi_encoder
+from cm3leon_jax.retrieval.loading import load_bi_encoder
 from cm3leon_jax.retrieval.neighbour_search import find_neighbours, neighbour_summary
 from cm3leon_jax.vocabulary import Vocabulary
 

@@ -139,7 +139,7 @@ def test_only_the_training_split_of_the_named_tasks_is_memory(config):
         run(replace(config, retrieval=replace(RETRIEVAL, memory_tasks=("else",))))
 
 
-@pytest.mark.parametrize("stage", ["vectors", "lists"])
+@pytest.mark.parametrize("stage", [pytest.param("vectors", marks=pytest.mark.slow), "lists"])
 def test_an_interrupted_search_ends_as_an_uninterrupted_one(config, monkeypatch, stage):
     run(config)
     retrieval = Path(config.corpus.path) / "retrieval"

@@ -15,8 +15,8 @@ from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.model.sharding import make_mesh, shardings
 from cm3leon_jax.model.transformer import abstract_model
-from cm3leon_jax.retrieval.bi_encoder import load_bi_encoder
 from cm3leon_jax.retrieval.clip_encoder import ClipEncoder
+from cm3leon_jax.retrieval.loading import load_bi_encoder
 from cm3leon_jax.vocabulary import Vocabulary
 
 

@@ -21,10 +21,11 @@ from cm3leon_jax.files import read_json
 from cm3leon_jax.interchange.opt_names import OptTensor
 from cm3leon_jax.interchange.reading_weights import StoredTensor, open_weights
 from cm3leon_jax.progress import Progress
-from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE, load_bi_encoder
+from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE
 from cm3leon_jax.retrieval.clip import ACTIVATIONS, CHANNELS, ClipArchitecture, Tower
 from cm3leon_jax.retrieval.clip_encoder import ClipEncoder, parameter_shapes
 from cm3leon_jax.retrieval.clip_inputs import Colours, Marks
+from cm3leon_jax.retrieval.loading import load_bi_encoder
 
 MODEL_TYPE = "clip"
 

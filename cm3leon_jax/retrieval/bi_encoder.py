@@ -6,15 +6,12 @@ On disk it is a folder of `config.json`, which names its kind and its fingerprin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
 from cm3leon_jax.data import counter_random
-from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json
 
 CONFIG_FILE = "config.json"
 
@@ -46,26 +43,3 @@ def dropped(count: int, dropout: float, key: int) -> Bool[np.ndarray, "count"]:
     if count and out.all():
         out[int(np.argmax(drawn))] = False
     return out
-
-
-def load_bi_encoder(path: str | Path) -> BiEncoder:
-    """Reads the folder that an encoder's `save` wrote.
-
-    Raises:
-      UserError: if there is none, or its files are damaged or do not belong together.
-    """
-    path = Path(path)
-    if not (path / CONFIG_FILE).is_file():
-        raise UserError(
-            f"no bi-encoder at {path}: run `cm3leon train-bi-encoder` first, or `cm3leon import` a CLIP folder"
-        )
-    kind = read_json(path / CONFIG_FILE, "the bi-encoder's config").get("kind")
-    if kind == "clip":
-        from cm3leon_jax.retrieval.clip_encoder import ClipEncoder
-
-        return ClipEncoder.load(path)
-    if kind == "tfidf":
-        from cm3leon_jax.retrieval.tfidf import TfidfEncoder
-
-        return TfidfEncoder.load(path)
-    raise UserError(f"{path / CONFIG_FILE} names the kind {kind!r}, which is none of clip, tfidf: make it again")

@@ -12,9 +12,10 @@ from cm3leon_jax.config import Config, RetrievalConfig
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import NONE, MemoryDocuments, NeighbourLists
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.retrieval.bi_encoder import BiEncoder, load_bi_encoder
+from cm3leon_jax.retrieval.bi_encoder import BiEncoder
 from cm3leon_jax.retrieval.choice import Chosen, choose
 from cm3leon_jax.retrieval.index import Index
+from cm3leon_jax.retrieval.loading import load_bi_encoder
 from cm3leon_jax.retrieval.neighbour_search import Memory
 
 

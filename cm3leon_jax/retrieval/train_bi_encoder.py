@@ -26,10 +26,11 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json
 from cm3leon_jax.model.sharding import make_mesh
 from cm3leon_jax.retrieval import clip_training
-from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE, BiEncoder, load_bi_encoder
+from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE, BiEncoder
 from cm3leon_jax.retrieval.clip import ClipArchitecture
 from cm3leon_jax.retrieval.clip_encoder import ClipEncoder
 from cm3leon_jax.retrieval.clip_inputs import ClipTokenizer, Colours, Marks
+from cm3leon_jax.retrieval.loading import load_bi_encoder
 from cm3leon_jax.vocabulary import Vocabulary
 
 METRICS_FILE = "bi_encoder_metrics.jsonl"

@@ -14,7 +14,7 @@ from tokenizers import pre_tokenizers
 from cm3leon_jax.cli import main
 from cm3leon_jax.config import BiEncoderConfig, Config
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.retrieval.bi_encoder import load_bi_encoder
+from cm3leon_jax.retrieval.loading import load_bi_encoder
 from tests.interchange.conftest import import_folder
 from tests.retrieval.conftest import TINY_IMAGE, TINY_TEXT, theirs
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.image_tokenizer.vqgan import bind
-from cm3leon_jax.retrieval.bi_encoder import load_bi_encoder
 from cm3leon_jax.retrieval.clip import abstract_clip, unit
 from cm3leon_jax.retrieval.clip_encoder import ClipEncoder
 from cm3leon_jax.retrieval.clip_inputs import Colours, Marks, kept_patches, normalised
+from cm3leon_jax.retrieval.loading import load_bi_encoder
 from tests.conftest import CAPTIONS
 
 LONG = "a handwritten seven " * 9

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from cm3leon_jax.documents import Document, Picture, Text, encode_png
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.retrieval.bi_encoder import load_bi_encoder
+from cm3leon_jax.retrieval.loading import load_bi_encoder
 from cm3leon_jax.retrieval.tfidf import TfidfEncoder, fit_documents
 
 NAMES = ("woman astronaut", "man astronaut", "red apple", "green apple", "flag of the moon", "a red car", "a car")

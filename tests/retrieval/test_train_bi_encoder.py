@@ -24,7 +24,7 @@ from cm3leon_jax.documents import Document, Picture, Text, encode_png
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
 from cm3leon_jax.retrieval import train_bi_encoder
-from cm3leon_jax.retrieval.bi_encoder import load_bi_encoder
+from cm3leon_jax.retrieval.loading import load_bi_encoder
 from cm3leon_jax.retrieval.tfidf import TfidfEncoder
 from cm3leon_jax.retrieval.train_bi_encoder import recall, run, split_sample
 from cm3leon_jax.vocabulary import Vocabulary
