@@ -130,6 +130,7 @@ def test_a_copy_of_a_held_out_document_is_never_retrieved(config, folder, vocabu
     assert place not in places and (places[0] != NONE).any()
 
 
+@pytest.mark.slow
 def test_only_the_training_split_of_the_named_tasks_is_memory(config):
     run(config)
     corpus, lists = opened(config)
@@ -139,7 +140,8 @@ def test_only_the_training_split_of_the_named_tasks_is_memory(config):
         run(replace(config, retrieval=replace(RETRIEVAL, memory_tasks=("else",))))
 
 
-@pytest.mark.parametrize("stage", [pytest.param("vectors", marks=pytest.mark.slow), "lists"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["vectors", "lists"])
 def test_an_interrupted_search_ends_as_an_uninterrupted_one(config, monkeypatch, stage):
     run(config)
     retrieval = Path(config.corpus.path) / "retrieval"

@@ -140,6 +140,7 @@ def test_what_the_font_has_no_picture_for_is_left_out():
         assert emoji.draw(font, characters) is None
 
 
+@pytest.mark.slow
 @needs_font
 def test_the_task_yields_caption_and_picture():
     (task,) = open_mixture(CorpusConfig(mixture="emoji"))

@@ -193,6 +193,7 @@ def test_no_guidance_is_the_prompt_alone(model, decoder, vocabulary):
     assert decoder([prompt], sampling)[0].tokens == greedy_without_cache(model, vocabulary, alone, sampling)
 
 
+@pytest.mark.slow
 def test_an_answer_does_not_depend_on_its_neighbours(decoder, vocabulary):
     asked = all_prompts(vocabulary)
     asked = [asked[0], asked[1], asked[6]]

@@ -150,6 +150,7 @@ def test_the_best_candidates_are_kept(run, trained, tiny_config, folder, scorer)
             np.testing.assert_array_equal(open_picture((folder / "out" / answer["image"]).read_bytes(), 8, 1), pixels)
 
 
+@pytest.mark.slow
 def test_every_other_candidate_of_a_prompt_is_contrastive(run, trained, folder, monkeypatch):
     recording = Recording(trained.decoder)
     model = dataclasses.replace(trained, decoder=recording)

@@ -37,6 +37,7 @@ def steps(folder) -> list[int]:
     return [line["step"] for line in read_step_log(folder / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_next_run_goes_on(config, tmp_path, monkeypatch, capsys):
     def signalled(source, first_step, num_steps):
         for step in range(first_step, num_steps):
@@ -61,6 +62,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(config, tmp_path, monkeypatch, 
     assert "finished: step 6 of 6" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_with_the_step(config, tmp_path, monkeypatch):
     wild = dataclasses.replace(config, optimizer=OptimizerConfig(peak_learning_rate=1e30, warmup_steps=1))
     with pytest.raises(UserError, match=r"the run diverged: .* at step \d; lower config.optimizer.peak_learning_rate"):
@@ -68,6 +70,7 @@ def test_a_run_that_diverges_stops_with_the_step(config, tmp_path, monkeypatch):
     assert latest_step(tmp_path / "run") is None
 
 
+@pytest.mark.slow
 def test_another_corpus_does_not_continue_the_run(config, tmp_path, corpus, monkeypatch):
     assert train.run(config, tmp_path / "run", Namespace()) == 0
     monkeypatch.setitem(corpus.manifest["tasks"]["second"], "rate", 3.0)
