@@ -15,7 +15,8 @@ from cm3leon_jax.data.reading import read_documents
 from cm3leon_jax.documents import encode_png
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.retrieval import neighbour_search
-from cm3leon_jax.retrieval.document_vectors import unit, vectors_file
+from cm3leon_jax.retrieval.bi_encoder import unit
+from cm3leon_jax.retrieval.document_vectors import vectors_file
 from cm3leon_jax.retrieval.retriever import Retriever
 from cm3leon_jax.retrieval.tfidf import fit_documents
 

@@ -43,3 +43,9 @@ def dropped(count: int, dropout: float, key: int) -> Bool[np.ndarray, "count"]:
     if count and out.all():
         out[int(np.argmax(drawn))] = False
     return out
+
+
+def unit(vectors: Float32[np.ndarray, "... dim"]) -> Float32[np.ndarray, "... dim"]:
+    """Vectors of unit norm; zeros stay zeros."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
-NONE = -1
+from cm3leon_jax.data.neighbours import NONE
 
 
 @dataclass(frozen=True)

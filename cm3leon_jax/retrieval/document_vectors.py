@@ -23,7 +23,7 @@ from cm3leon_jax.data.shard_writer import DocumentTokenizer, OpenedDocument, rec
 from cm3leon_jax.documents import Document
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, replacing
-from cm3leon_jax.retrieval.bi_encoder import BiEncoder
+from cm3leon_jax.retrieval.bi_encoder import BiEncoder, unit
 
 # Documents encoded at a time.
 _BLOCK = 256
@@ -42,12 +42,6 @@ def queries_file(folder: Path, shard: int) -> Path:
 def whole_vectors(parts: Float16[np.ndarray, "n 2 dim"]) -> Float32[np.ndarray, "n dim"]:
     """Each document's own vector: the mean of its text's and its pictures', unit norm again."""
     return unit(parts.astype(np.float32).sum(axis=1))
-
-
-def unit(vectors: Float32[np.ndarray, "... dim"]) -> Float32[np.ndarray, "... dim"]:
-    """Vectors of unit norm; zeros stay zeros."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
 
 def write_vectors(
@@ -81,11 +75,14 @@ def write_vectors(
     records = [read_json(record_file(shards, shard), "the record of a shard") for shard in range(num_shards)]
     first_example = np.cumsum([0, *(record["num_examples"] for record in records)])
     first_document = np.cumsum([0, *(record["num_documents"] for record in records)])
-    for shard in range(num_shards):
-        if queries_file(folder, shard).exists():
-            continue
+    missing = [shard for shard in range(num_shards) if not queries_file(folder, shard).exists()]
+    if not missing:
+        return
+    # One pass for all of them: to open the documents at a later one reads all before it.
+    documents = task.documents(split, int(first_example[missing[0]]))
+    for shard in range(missing[0], num_shards):
         record, start = records[shard], int(first_document[shard])
-        examples = itertools.islice(task.documents(split, int(first_example[shard])), record["num_examples"])
+        examples = itertools.islice(documents, record["num_examples"])
         vectors = np.zeros((record["num_documents"], 2, encoder.dim), np.float16)
         queries = np.zeros_like(vectors)
         done = 0

@@ -26,7 +26,7 @@ from cm3leon_jax.data import counter_random
 from cm3leon_jax.documents import Document, Picture, UnreadablePicture, open_picture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, replacing, write_json
-from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE, dropped
+from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE, dropped, unit
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -77,7 +77,7 @@ class TfidfEncoder:
             for bucket, count in Counter(map(_bucket, _terms(words))).items():
                 places, signs = _projection(bucket, self._text_dim)
                 np.add.at(vectors[row], places, signs * (1 + np.log(count)) * self._idf[bucket])
-        return _unit(vectors)
+        return unit(vectors)
 
     def encode_pictures(
         self, pictures: UInt8[np.ndarray, "n R R C"], dropout: float = 0.0, keys: Int64[np.ndarray, "n"] | None = None
@@ -89,7 +89,7 @@ class TfidfEncoder:
             if dropout and keys is not None:
                 centred[dropped(len(centred), dropout, int(keys[row]))] = 0
             vectors[row, self._text_dim :] = centred.ravel()
-        return _unit(vectors)
+        return unit(vectors)
 
     def save(self, path: str | Path, training: dict[str, Any] | None = None) -> None:
         """Writes the folder; `training` is kept as a record. The config is written last and seals the counts."""
@@ -207,8 +207,3 @@ def _thumbnail(picture: UInt8[np.ndarray, "R R C"], side: int) -> Float32[np.nda
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BOX)
     return np.asarray(image, np.float32).ravel() / 255
-
-
-def _unit(vectors: Float32[np.ndarray, "n dim"]) -> Float32[np.ndarray, "n dim"]:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
