@@ -64,7 +64,7 @@ def _draw(config: Config, folder: Path, provenance: dict[str, Any]) -> None:
         temporary.open("wb") as file,
         tqdm(total=asked, unit=" pictures", desc="image sample", disable=None) as progress,
     ):
-        _write_header(file, 0, resolution, channels)
+        write_header(file, 0, resolution, channels)
         for document in read_documents(config.corpus, config.corpus.train_split):
             for segment in document.segments:
                 if not isinstance(segment, Picture) or len(seen) == asked:
@@ -88,11 +88,12 @@ def _draw(config: Config, folder: Path, provenance: dict[str, Any]) -> None:
                 f"{config.corpus.train_split!r} ({unreadable} are unreadable): the image tokenizer learns from them"
             )
         file.seek(0)
-        _write_header(file, len(seen), resolution, channels)
+        write_header(file, len(seen), resolution, channels)
     write_json(folder / "sample.json", {**provenance, "count": len(seen), "unreadable": unreadable})
 
 
-def _write_header(file: Any, count: int, resolution: int, channels: int) -> None:
+def write_header(file: Any, count: int, resolution: int, channels: int) -> None:
+    """The NumPy header of a file of `count` pictures, whose bytes follow; written again when their number is known."""
     # NumPy leaves room for the first axis to grow, so the header is as long for 0 pictures as for the final number,
     # and the pictures can be streamed before their number is known.
     shape = (count, resolution, resolution, channels)

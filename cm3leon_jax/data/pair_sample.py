@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from cm3leon_jax.config import Config
+from cm3leon_jax.data.image_sample import write_header
 from cm3leon_jax.documents import Document, Picture, UnreadablePicture, open_picture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, replacing, write_json
@@ -78,7 +79,7 @@ def _draw(config: Config, folder: Path, provenance: dict[str, Any]) -> None:
         temporary_texts.open("w", encoding="utf-8") as texts,
         tqdm(total=asked, unit=" pairs", desc="pair sample", disable=None) as progress,
     ):
-        _write_header(pictures, 0, resolution)
+        write_header(pictures, 0, resolution, _CHANNELS)
         for document in read_documents(config.corpus, config.corpus.train_split):
             picture = _only_picture(document)
             if picture is None or not document.text.strip():
@@ -104,17 +105,10 @@ def _draw(config: Config, folder: Path, provenance: dict[str, Any]) -> None:
                 "take config.bi_encoder.kind='tfidf', or import a CLIP folder"
             )
         pictures.seek(0)
-        _write_header(pictures, len(seen), resolution)
+        write_header(pictures, len(seen), resolution, _CHANNELS)
     write_json(folder / "sample.json", {**provenance, "count": len(seen), "unreadable": unreadable})
 
 
 def _only_picture(document: Document) -> Picture | None:
     pictures = [segment for segment in document.segments if isinstance(segment, Picture)]
     return pictures[0] if len(pictures) == 1 else None
-
-
-def _write_header(file: Any, count: int, resolution: int) -> None:
-    # NumPy leaves room for the first axis to grow, so the header is as long for 0 pictures as for the final number,
-    # and the pictures can be streamed before their number is known.
-    shape = (count, resolution, resolution, _CHANNELS)
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
