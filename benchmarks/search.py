@@ -54,7 +54,7 @@ def _compare(data: str, arguments: argparse.Namespace) -> None:
 
     memory = _vectors(data, arguments.size, arguments.dim)
     queries = memory[:: max(1, arguments.size // arguments.queries)][: arguments.queries]
-    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
+    mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=1))
     flat, best_of_faiss = _fastest_faiss(memory, queries, arguments.k)
     exact = Search(memory, mesh)
     approximate = Search(memory, mesh, "approximate", arguments.recall)

@@ -368,9 +368,9 @@ class ModelConfig:
     position_init_std: float = 0.0002
     # The type of activations; parameters are float32.
     compute_dtype: str = "bfloat16"
-    # What the backward pass finds saved: "none" saves nothing and computes all again, "dots" saves the results of
-    # matrix products, "all" saves everything.
-    remat: str = "none"
+    # What the backward pass computes again: "full", each layer from its input; "save_attention", all but attention,
+    # whose inputs and output are kept; "save_dots", all but the matrix products; "none", nothing.
+    remat: str = "full"
     scan_layers: bool = True
 
     def __post_init__(self) -> None:
@@ -390,7 +390,7 @@ class ModelConfig:
             not self.rotary_pictures or ("rotary" in self.positions and self.picture_places > 0),
             "model.rotary_pictures turns by picture places: it needs rotary model.positions and model.picture_places",
         )
-        _one_of("model", self, "remat", "none", "dots", "all")
+        _one_of("model", self, "remat", "full", "save_attention", "save_dots", "none")
         _one_of("model", self, "compute_dtype", "bfloat16", "float32")
 
     @property
@@ -413,7 +413,7 @@ class ModelConfig:
 class MeshConfig:
     """How many ways each mesh axis splits; one of them may be -1, which takes the devices that are left."""
 
-    data: int = 1
+    replica: int = 1
     fsdp: int = -1
     tensor: int = 1
 

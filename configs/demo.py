@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
         init_std=0.02,
         position_init_std=0.02,
         compute_dtype="float32",
-        remat="all",
+        remat="none",
     )
     config.optimizer = dict(peak_learning_rate=3e-3, warmup_steps=50)
     config.train = dict(num_tokens=1700 * 16 * 128, log_every=20, save_every=500, eval_every=200, sample_every=300)

@@ -70,7 +70,7 @@ def get_config(size: str = "32") -> ConfigDict:
         init_std=0.02,
         position_init_std=0.02,
         compute_dtype="float32",
-        remat="all",
+        remat="none",
     )
     config.optimizer = dict(peak_learning_rate=2e-3, warmup_steps=50)
     config.train = dict(

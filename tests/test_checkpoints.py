@@ -27,7 +27,7 @@ def config(tiny_model, tiny_pictures) -> Config:
 
 
 def test_a_state_comes_back_bit_for_bit_on_another_mesh(config, vocabulary, tmp_path):
-    state = compiled_on(config, vocabulary, MeshConfig(data=2, fsdp=2, tensor=2)).init()
+    state = compiled_on(config, vocabulary, MeshConfig(replica=2, fsdp=2, tensor=2)).init()
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         checkpoints.save(7, state, {"vocabulary": "x"})
 
@@ -44,7 +44,7 @@ def test_a_state_comes_back_bit_for_bit_on_another_mesh(config, vocabulary, tmp_
 
 def test_a_part_of_a_parameter_is_read_alone(config, vocabulary, tmp_path, monkeypatch):
     monkeypatch.setattr("cm3leon_jax.checkpoints._CHUNK_BYTES", 1 << 10)
-    state = compiled_on(config, vocabulary, MeshConfig(data=2, fsdp=2, tensor=2)).init()
+    state = compiled_on(config, vocabulary, MeshConfig(replica=2, fsdp=2, tensor=2)).init()
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state, {})
         checkpoints.wait()
@@ -80,12 +80,12 @@ def test_another_model_is_refused(config, vocabulary, tmp_path):
 
 
 def test_changes_are_named_unless_they_may_be():
-    before = {"model": {"num_layers": 2, "remat": "all"}, "shape": [1, 2]}
+    before = {"model": {"num_layers": 2, "remat": "save_dots"}, "shape": [1, 2]}
     now = {"model": {"num_layers": 2, "remat": "none", "new_field": 3}, "shape": (1, 2)}
     refuse_changes(before, now, ["model.remat"], "the run was")
     refuse_changes(before, now, ["model"], "the run was")
     with pytest.raises(
-        UserError, match=r"the run was made with other values: model.remat was 'all' and is 'none'; use"
+        UserError, match=r"the run was made with other values: model.remat was 'save_dots' and is 'none'; use"
     ):
         refuse_changes(before, now, ["shape"], "the run was")
 

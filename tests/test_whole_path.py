@@ -24,8 +24,8 @@ def get_config():
     config.image_tokenizer_training = dict(
         num_images=0, num_steps=6, batch_size=16, discriminator_weight=0.0, log_every=2, save_every=3)
     config.batch = dict(batch_size=8, sequence_length=64)
-    config.model = dict(num_layers=2, model_dim=16, num_heads=2, compute_dtype="float32", remat="all")
-    config.mesh = dict(data=2, fsdp=2, tensor=2)
+    config.model = dict(num_layers=2, model_dim=16, num_heads=2, compute_dtype="float32", remat="none")
+    config.mesh = dict(replica=2, fsdp=2, tensor=2)
     config.optimizer = dict(peak_learning_rate=1e-2, warmup_steps=2)
     config.train = dict(
         num_tokens=12 * 512, log_every=1, save_every=4, eval_every=6, eval_batches=1, sample_every=6)

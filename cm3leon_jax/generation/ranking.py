@@ -105,7 +105,7 @@ def text_log_likelihoods(
 
     The texts and pictures must fit the model's positions.
     """
-    ways = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+    ways = model.mesh.shape["replica"] * model.mesh.shape["fsdp"]
     rows = -(-min(_ROWS, rounded_up(len(texts))) // ways) * ways
     scores = []
     for start in range(0, len(texts), rows):

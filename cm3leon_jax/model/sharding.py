@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from cm3leon_jax.config import MeshConfig
 from cm3leon_jax.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("replica", "fsdp", "tensor")
 
 # Parameters are split over "fsdp" along the model dimension and over "tensor" along what a layer works on in parallel.
 RULES: dict[str, str | None] = {
@@ -30,7 +30,7 @@ RULES: dict[str, str | None] = {
 DECODING_RULES = RULES | {"embed": None}
 
 # The batch is split over every axis that holds different data.
-BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+BATCH_SPEC = PartitionSpec(("replica", "fsdp"))
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -51,10 +51,10 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 def refuse_uneven_batch(batch_size: int, mesh: Mesh) -> None:
     """A batch must give every device that holds other data the same number of sequences."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = mesh.shape["replica"] * mesh.shape["fsdp"]
     if batch_size % ways:
         raise UserError(
-            f"config.batch.batch_size {batch_size} does not divide by the {ways} ways of the mesh axes data and fsdp: "
+            f"config.batch.batch_size {batch_size} does not divide by the {ways} ways of the mesh axes replica and fsdp: "
             f"take a multiple of {ways}, or change config.mesh"
         )
 
@@ -66,7 +66,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def cache_sharding(num_rows: int, mesh: Mesh) -> NamedSharding:
     """How keys and values, [B H S Dh], lie on the mesh; too few rows to share out stay on every device."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = mesh.shape["replica"] * mesh.shape["fsdp"]
     rows = BATCH_SPEC[0] if num_rows % ways == 0 else None
     return NamedSharding(mesh, PartitionSpec(rows, RULES["heads"]))
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from cm3leon_jax.config import ModelConfig
@@ -95,7 +96,8 @@ class Attention(nnx.Module):
         num_keys = x.shape[1] if cache is None else cache.key.shape[2]
         mask = attention_mask(places.row_index, places.document_start, num_keys)
         if cache is None:
-            mixed = attention(query, key, value, mask)
+            query, key, value = map(checkpoint_name, (query, key, value), ("query", "key", "value"))
+            mixed = checkpoint_name(attention(query, key, value, mask), "attention")
         else:
             cache = cache.write(key, value, places.cache_index, places.position >= 0)
             mixed = cache.attend(query, mask)
@@ -147,7 +149,12 @@ class Block(nnx.Module):
         return self.feed_forward_norm(x + self.feed_forward(x)), cache
 
 
-_REMAT_POLICIES = {"none": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+# What the backward pass finds saved of a layer, beside its input.
+_REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "save_attention": jax.checkpoint_policies.save_only_these_names("query", "key", "value", "attention"),
+    "save_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 class Transformer(nnx.Module):
@@ -202,7 +209,7 @@ class Transformer(nnx.Module):
         def layer(x: Array, layer_parameters: Any) -> tuple[Array, Any]:
             return nnx.merge(graph, layer_parameters)(x, places, None)
 
-        if self.config.remat != "all":
+        if self.config.remat != "none":
             # In a loop XLA would undo the rematerialisation; a scan keeps it by itself.
             guard = not self.config.scan_layers
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.config.remat], prevent_cse=guard)

@@ -109,11 +109,11 @@ def _nearest(queries: np.ndarray, others: np.ndarray) -> Int64[np.ndarray, "n"]:
 def _train(config: Config, workdir: Path, vocabulary: Vocabulary, record: dict[str, Any]) -> None:
     path, training = Path(config.bi_encoder.path), config.bi_encoder_training
     mesh = make_mesh(config.mesh)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = mesh.shape["replica"] * mesh.shape["fsdp"]
     if training.batch_size % ways:
         raise UserError(
             f"config.bi_encoder_training.batch_size is {training.batch_size}: it must be a multiple of the {ways} ways "
-            "of the mesh axes data and fsdp"
+            "of the mesh axes replica and fsdp"
         )
     pairs, held_out = split_sample(load_pair_sample(config))
     if training.batch_size > len(pairs.texts):

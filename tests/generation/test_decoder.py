@@ -19,7 +19,7 @@ from cm3leon_jax.model.sharding import make_mesh
 from cm3leon_jax.model.transformer import Transformer
 
 LENGTH, IMAGE_LENGTH = 192, 16
-MESHES = [MeshConfig(fsdp=1), MeshConfig(data=2, fsdp=2, tensor=2)]
+MESHES = [MeshConfig(fsdp=1), MeshConfig(replica=2, fsdp=2, tensor=2)]
 
 
 @pytest.fixture(scope="module")

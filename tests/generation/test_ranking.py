@@ -21,7 +21,7 @@ from tests.conftest import CAPTIONS
 from tests.generation.conftest import random_model
 from tests.retrieval.conftest import random_encoder
 
-MESHES = [MeshConfig(fsdp=1), MeshConfig(data=2, fsdp=2, tensor=2)]
+MESHES = [MeshConfig(fsdp=1), MeshConfig(replica=2, fsdp=2, tensor=2)]
 
 
 @jax.jit

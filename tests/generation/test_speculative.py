@@ -27,7 +27,7 @@ def decoder_of(vocabulary, mesh: MeshConfig, std: float = 1.0) -> Decoder:
     return decoder
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=1), MeshConfig(replica=2, fsdp=2, tensor=2)], ids=["one", "eight"])
 @pytest.mark.parametrize(
     "window", [5, pytest.param(2, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow)]
 )

@@ -87,7 +87,7 @@ def at(config: Config, workdir: Path) -> Config:
     )
 
 
-ONE_DEVICE = MeshConfig(data=1, fsdp=-1, tensor=1)
+ONE_DEVICE = MeshConfig(replica=1, fsdp=-1, tensor=1)
 
 
 def imported(config, workdir, mesh=ONE_DEVICE):

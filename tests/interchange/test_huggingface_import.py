@@ -64,7 +64,7 @@ def test_narrow_types_come_back_rounded_once(make_run, tmp_path, dtype):
 
 def test_a_mesh_gets_the_numbers_of_one_device(make_run, tmp_path):
     run = make_run(biases=True, affine_norms=True, embedding_dim=16)
-    folder, mesh = run.export(), MeshConfig(data=2, fsdp=2, tensor=2)
+    folder, mesh = run.export(), MeshConfig(replica=2, fsdp=2, tensor=2)
     config = dataclasses.replace(at(run.config, tmp_path / "there"), mesh=mesh)
     import_folder(config, tmp_path / "there", folder)
     parameters, _ = imported(config, tmp_path / "there", mesh)
@@ -133,7 +133,7 @@ def prepared(tmp_path, make_run):
     config = dataclasses.replace(
         at(run.config, there),
         corpus=CorpusConfig(path=str(corpus)),
-        mesh=MeshConfig(data=2, fsdp=2, tensor=2),
+        mesh=MeshConfig(replica=2, fsdp=2, tensor=2),
         optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=2),
         train=TrainConfig(num_tokens=8.0 * 48 * 2, log_every=1, save_every=1, eval_every=0, sample_every=0),
     )

@@ -15,7 +15,7 @@ def abstract(config):
 
 
 def test_every_parameter_is_placed_by_the_table(tiny_model):
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
     placed = shardings(abstract(tiny_model), mesh)
     specs = {
         "/".join(str(key.key) for key in path): leaf.get_value().spec
@@ -28,7 +28,7 @@ def test_every_parameter_is_placed_by_the_table(tiny_model):
 
 
 def test_a_dimension_that_does_not_divide_is_named(tiny_model):
-    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
+    mesh = make_mesh(MeshConfig(replica=1, fsdp=1, tensor=8))
     with pytest.raises(UserError, match=r"blocks.attention.*dimension \d \(heads, 4\).*mesh axis tensor \(8\)"):
         shardings(abstract(tiny_model), mesh)
 
@@ -36,9 +36,9 @@ def test_a_dimension_that_does_not_divide_is_named(tiny_model):
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        (MeshConfig(data=3, fsdp=1, tensor=1), "does not make 8 devices"),
-        (MeshConfig(data=3, fsdp=-1, tensor=1), "does not make 8 devices"),
-        (MeshConfig(data=-1, fsdp=-1), "only one of"),
+        (MeshConfig(replica=3, fsdp=1, tensor=1), "does not make 8 devices"),
+        (MeshConfig(replica=3, fsdp=-1, tensor=1), "does not make 8 devices"),
+        (MeshConfig(replica=-1, fsdp=-1), "only one of"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
@@ -47,4 +47,4 @@ def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
 
 
 def test_the_free_axis_takes_the_rest():
-    assert dict(make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(make_mesh(MeshConfig(replica=2, fsdp=-1, tensor=2)).shape) == {"replica": 2, "fsdp": 2, "tensor": 2}

@@ -71,7 +71,7 @@ def test_a_packed_document_is_as_if_alone(tiny_model):
     np.testing.assert_allclose(packed[:, 9:], hidden_states(model, tokens[:, 9:]), atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "all"])
+@pytest.mark.parametrize("remat", ["full", "save_attention", "save_dots", "none"])
 def test_scanned_looped_and_rematerialised_layers_agree(tiny_model, remat):
     tokens = jax.random.randint(jax.random.key(3), (2, L), 0, V)
     _, parameters = nnx.split(build(tiny_model))

@@ -98,7 +98,7 @@ def test_a_patch_that_is_left_out_is_one_of_mean_colour(clip_encoder):
 
 
 def test_parameters_split_over_the_mesh(clip_encoder):
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
     found = shardings(nnx.state(abstract_clip(clip_encoder.architecture)), mesh)
     specs = {".".join(map(str, path)): leaf.get_value().spec for path, leaf in nnx.to_flat_state(found)}
     assert tuple(specs["text.token_embedding"]) == ("tensor", "fsdp")

@@ -44,7 +44,7 @@ def train(encoder, folder: Path, training: BiEncoderTrainingConfig = TRAINING) -
         training,
         encoder.tokenizer,
         PAIRS,
-        make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)),
+        make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2)),
         folder / "checkpoints",
         folder / "metrics.jsonl",
         lambda stored: None,
@@ -77,7 +77,7 @@ def test_eight_devices_give_loss_and_gradients_of_one(clip_encoder):
     places = places_at(40, TRAINING, 0)
     tokens, _ = clip_encoder.tokenizer([PAIRS.texts[place] for place in places])
     found = []
-    for mesh in (one_device(), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+    for mesh in (one_device(), make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))):
         compiled = ClipTrainStep(clip_encoder.architecture, TRAINING, clip_encoder.marks.read_at, mesh)
         parameters = compiled.init().parameters
         found.append(jax.device_get(compiled.gradients(parameters, tokens, PAIRS.pictures[places])))

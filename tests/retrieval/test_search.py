@@ -15,7 +15,7 @@ from cm3leon_jax.retrieval.search import Search
 
 def mesh_of(num_devices: int):
     tensor = 2 if num_devices > 1 else 1
-    return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), jax.devices()[:num_devices])
+    return make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=tensor), jax.devices()[:num_devices])
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -81,7 +81,7 @@ def config(tmp_path) -> Config:
         bi_encoder_training=BiEncoderTrainingConfig(
             num_steps=2, batch_size=16, warmup_steps=1, peak_learning_rate=3e-3, log_every=1, save_every=50
         ),
-        mesh=MeshConfig(data=2, fsdp=4),
+        mesh=MeshConfig(replica=2, fsdp=4),
     )
 
 

@@ -52,8 +52,8 @@ def test_the_first_loss_is_that_of_a_uniform_guess(config, corpus, vocabulary):
 @pytest.mark.parametrize(
     "mesh",
     [
-        MeshConfig(data=2, fsdp=2, tensor=2),
-        pytest.param(MeshConfig(data=8, fsdp=1), marks=pytest.mark.slow),
+        MeshConfig(replica=2, fsdp=2, tensor=2),
+        pytest.param(MeshConfig(replica=8, fsdp=1), marks=pytest.mark.slow),
         pytest.param(MeshConfig(fsdp=8), marks=pytest.mark.slow),
     ],
 )
