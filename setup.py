@@ -13,7 +13,10 @@ DATA = [
     "emoji>=2.14",
 ]
 RETRIEVAL = ["faiss-cpu>=1.12"]
+# Its inner functions are called: one version.
+KERNELS = ["tokamax==0.0.12"]
 CHECK = [
+    *KERNELS,
     "pytest>=8",
     "pytest-xdist>=3.6",
     "beartype>=0.20",
@@ -60,7 +63,7 @@ setup(
         "check": CHECK,
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "cuda13": ["jax[cuda13]>=0.10,<0.13"],
+        "cuda13": ["jax[cuda13]>=0.10,<0.13", *KERNELS],
     },
     entry_points={"console_scripts": ["cm3leon=cm3leon_jax.cli:main"]},
 )

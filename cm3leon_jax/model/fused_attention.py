@@ -82,18 +82,23 @@ def tokamax_attention(
     value: Float[Array, "B K L Dh"],
     document_start: Int[Array, "B L"],
 ) -> Float[Array, "B H L Dh"]:
-    """The first of tokamax's kernels that takes this GPU and these shapes; a query's keys begin at its document's start.
+    """The first of tokamax's kernels that takes this GPU and these shapes.
 
-    Its public function knows no start of the keys, which costs a number a query where a mask costs one a pair: so its
-    kernels are called as that function calls them (tokamax 0.0.12).
+    A query's keys begin at its document's start: a number a query, where a mask has one a pair. Its public function
+    knows only masks, so its kernels are called as that function calls them (tokamax 0.0.12).
     """
     try:
+        from absl import flags
         from tokamax._src.ops.attention import api, base
     except ModuleNotFoundError:
         raise UserError(
             "config.model.attention is 'tokamax', which is not installed: pip install 'cm3leon_jax[cuda13]', or set "
             "it to 'xla'"
         ) from None
+
+    if not flags.FLAGS.is_parsed():
+        # It would read our command line as its own.
+        flags.FLAGS.mark_as_parsed()
 
     def local(query: Array, key: Array, value: Array, document_start: Array) -> Array:
         mask = base.Mask(is_causal=True, k_start=document_start[:, None])

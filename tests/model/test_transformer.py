@@ -101,6 +101,8 @@ def test_scanned_looped_and_rematerialised_layers_agree(tiny_model, remat):
         dict(positions="rotary", picture_places=4, rotary_pictures=True),
         dict(biases=True, affine_norms=True, activation="gelu"),
         dict(biases=True, norm_position="after", embedding_dim=16),
+        dict(norm="rms", affine_norms=True, gated=True, activation="silu", num_key_value_heads=2, positions="rotary"),
+        dict(query_key_norm=True, biases=True, gated=True, num_key_value_heads=1),
     ],
 )
 def test_cached_steps_equal_the_whole_forward(tiny_model, changes):
