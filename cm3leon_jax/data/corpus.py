@@ -47,6 +47,7 @@ class TaskSplit:
     """The documents of one task and split, by index."""
 
     def __init__(self, folder: Path, num_shards: int, dtype: np.dtype) -> None:
+        self.dtype = dtype
         try:
             # Plain arrays over the mapped files: a slice of np.memmap costs twenty times as much.
             self._offsets = [
