@@ -8,7 +8,10 @@ section 2.2).
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, UInt64
@@ -60,11 +63,21 @@ def mask_draws(objective: ObjectiveConfig, num_masks: int, *key: int | np.ndarra
     )
 
 
+def mark_indices(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> list[int]:
+    """Where the marks between segments stand (`<break>`, `</s>`)."""
+    return np.flatnonzero((tokens == vocabulary.break_) | (tokens == vocabulary.end)).tolist()
+
+
+def segments_between(marks: list[int], start: int, stop: int) -> list[Span]:
+    """The segments of the stretch `start` .. `stop` of a sequence with these marks, counted from `start`."""
+    inside = marks[bisect_left(marks, start) : bisect_left(marks, stop)]
+    edges = [start - 1, *inside, stop]
+    return [(left + 1 - start, right - start) for left, right in pairwise(edges) if right > left + 1]
+
+
 def segments(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> list[Span]:
-    """The stretches between marks (`<break>`, `</s>`), as (start, stop); empty ones are left out."""
-    marks = np.flatnonzero((tokens == vocabulary.break_) | (tokens == vocabulary.end)).tolist()
-    starts, stops = [0, *(mark + 1 for mark in marks)], [*marks, len(tokens)]
-    return [(start, stop) for start, stop in zip(starts, stops, strict=True) if stop > start]
+    """The stretches between marks, as (start, stop); empty ones are left out."""
+    return segments_between(mark_indices(tokens, vocabulary), 0, len(tokens))
 
 
 def draw_spans(length: int, parts: list[Span], count: int, is_whole: bool, rng: np.random.Generator) -> list[Span]:
@@ -104,9 +117,11 @@ def picture_places(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> Int3
     is_code = np.zeros(len(tokens) + 2, bool)
     is_code[1:-1] = vocabulary.is_image(tokens)
     edges = np.flatnonzero(is_code[1:] != is_code[:-1]).tolist()
+    pictures = list(zip(edges[::2], edges[1::2], strict=True))
+    inside = np.arange(2, 2 + max((stop - start for start, stop in pictures), default=0), dtype=np.int32)
     places = np.zeros(len(tokens), np.int32)
-    for start, stop in zip(edges[::2], edges[1::2], strict=True):
-        places[start:stop] = np.arange(2, 2 + stop - start, dtype=np.int32)
+    for start, stop in pictures:
+        places[start:stop] = inside[: stop - start]
     return places
 
 
@@ -128,22 +143,27 @@ def move_spans(
     Returns:
       Tokens and places.
     """
-    marks = np.arange(vocabulary.first_mask, vocabulary.first_mask + len(spans))
-    eoss, no_place = np.array([vocabulary.eoss]), np.zeros(1, np.int32)
+    end_of_span = _one(vocabulary.eoss), _one(0)
     source: list[tuple[np.ndarray, np.ndarray]] = []
     tail: list[tuple[np.ndarray, np.ndarray]] = []
     last = 0
     for index, (start, stop) in enumerate(spans):
-        mark, place_before = marks[index : index + 1], np.maximum(places[start : start + 1] - 1, 0)
+        mark, place_before = _one(vocabulary.mask(index)), _one(max(0, int(places[start]) - 1))
         source += [(tokens[last:start], places[last:start]), (mark, places[stop - 1 : stop])]
-        tail += [(mark, place_before), (tokens[start:stop], places[start:stop]), (eoss, no_place)]
+        tail += [(mark, place_before), (tokens[start:stop], places[start:stop]), end_of_span]
         last = stop
     source.append((tokens[last:], places[last:]))
-    kept = sum(len(part) for part, _ in source)
-    moved_tokens, moved_places = (
-        _cut_out(np.concatenate(parts, dtype=np.int32), kept, limit) for parts in zip(*source, *tail, strict=True)
-    )
-    return moved_tokens, moved_places
+    kept = len(tokens) + sum(1 + start - stop for start, stop in spans)
+    moved_tokens, moved_places = zip(*source, *tail, strict=True)
+    return _cut_out(_joined(moved_tokens), kept, limit), _cut_out(_joined(moved_places), kept, limit)
+
+
+def _one(value: int) -> Int32[np.ndarray, "1"]:
+    return np.array([value], np.int32)
+
+
+def _joined(parts: Sequence[np.ndarray]) -> Int32[np.ndarray, "n"]:
+    return np.concatenate(parts, dtype=np.int32)
 
 
 def _cut_out(sequence: Int32[np.ndarray, "n"], stop: int, limit: int | None) -> Int32[np.ndarray, "m"]:
