@@ -39,7 +39,7 @@ def main() -> None:
     texts = [f"word {index}" for index in range(100)]
     vocabulary = Vocabulary.train(texts, num_text_tokens=512, num_image_codes=8192, num_masks=64, progress=False)
     with tempfile.TemporaryDirectory() as folder:
-        corpus = _corpus(Path(folder), vocabulary, arguments.documents)
+        corpus = synthetic_corpus(Path(folder), vocabulary, arguments.documents)
         print("neighbours  packing  length   real tokens   examples a row   rows begun inside   neighbours kept")
         for num_drawn, draw in ((0, "fixed"), (2, "uniform"), (2, "fixed"), (3, "fixed")):
             for packing in ("stream", "whole"):
@@ -47,7 +47,8 @@ def main() -> None:
                     _measure(corpus, vocabulary, num_drawn, draw, packing, length, arguments.rows)
 
 
-def _corpus(path: Path, vocabulary: Vocabulary, num_documents: int) -> PreparedCorpus:
+def synthetic_corpus(path: Path, vocabulary: Vocabulary, num_documents: int) -> PreparedCorpus:
+    """A prepared corpus of one task, `pairs`, whose documents have four random neighbours."""
     rng = np.random.default_rng(0)
     # Log-normal with the mean asked for; captions of the web have a long tail.
     captions = np.clip(np.rint(rng.lognormal(np.log(MEAN_CAPTION) - 0.5 * 0.6**2, 0.6, num_documents)), 1, 100)

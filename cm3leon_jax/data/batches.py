@@ -11,6 +11,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -20,7 +21,17 @@ from cm3leon_jax.config import BatchConfig, ObjectiveConfig, RetrievalConfig
 from cm3leon_jax.data import counter_random
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import NONE, NeighbourLists, draw_neighbours
-from cm3leon_jax.data.objective import TOKENS_PER_SPAN, draw_spans, move_spans, picture_places, segments, span_counts
+from cm3leon_jax.data.objective import (
+    TOKENS_PER_SPAN,
+    MaskDraws,
+    draw_spans,
+    mark_indices,
+    mask_draws,
+    move_spans,
+    picture_places,
+    segments,
+    segments_between,
+)
 from cm3leon_jax.data.order import WINDOW, DocumentOrder, DocumentReferences
 from cm3leon_jax.data.packing import best_fit_rows, stream_rows
 from cm3leon_jax.errors import UserError
@@ -31,8 +42,8 @@ _MASKS, _ROW_ORDER, _NEIGHBOURS = 21, 22, 23
 # `</s>` in front of a document and behind it.
 _NUM_ENDS = 2
 
-
-TokensAndPlaces = tuple[Int32[np.ndarray, "m"], Int32[np.ndarray, "m"]]
+# Rows that are assembled together: fewer calls than one by one, and their tokens still fit a core's cache.
+_ROWS_AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +66,8 @@ class WindowPlan:
     references: DocumentReferences
     # Places in the memory of the neighbours that stand in front of each; -1 behind the last.
     neighbours: Int64[np.ndarray, "n drawn"]
-    # Masked spans of each (whole packing).
-    span_counts: Int64[np.ndarray, "n"]
+    # Masks of each document (whole packing), or of each row (stream).
+    masks: MaskDraws
     # What each row holds: documents (whole packing), or pieces of them (stream).
     rows: list
 
@@ -92,13 +103,25 @@ def leading_segments(tokens: Int[np.ndarray, "n"], longest: int, vocabulary: Voc
     return tokens[:0] if vocabulary.is_image(tokens[:longest]).any() else tokens[:longest]
 
 
-def document_row(
-    tokens: Int[np.ndarray, "n"], count: int, objective: ObjectiveConfig, vocabulary: Vocabulary, *key: int
-) -> TokensAndPlaces:
-    """`</s> document </s>` with its spans moved to the end; at most `n + 2 + 3 * count` tokens."""
-    framed = np.concatenate([[vocabulary.end], tokens, [vocabulary.end]])
-    spans = draw_spans(len(framed), segments(framed, vocabulary), count, objective, *key)
-    return move_spans(framed, picture_places(framed, vocabulary), spans, vocabulary)
+class Stretch(NamedTuple):
+    """Tokens that are masked by themselves: a document (whole packing) or a row (stream)."""
+
+    row: int
+    # Where they lie among the tokens of all rows.
+    start: int
+    stop: int
+    # Which of a plan's draws masks them.
+    masks: MaskDraws
+    draw: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Rows before they are masked, end to end."""
+
+    # Documents as they are stored, and the marks between them.
+    parts: list[np.ndarray] = dataclasses.field(default_factory=list)
+    stretches: list[Stretch] = dataclasses.field(default_factory=list)
 
 
 class BatchSource:
@@ -138,6 +161,8 @@ class BatchSource:
         if batch.packing == "whole" and self._longest < 1:
             raise UserError(f"config.batch.sequence_length {batch.sequence_length} holds no document")
         self.num_too_long = sum(int((d.lengths > self._longest).sum()) for d in self._splits.values())
+        dtype = next(iter(self._splits.values())).dtype
+        self._end, self._break = np.array([vocabulary.end], dtype), np.array([vocabulary.break_], dtype)
         self._first_window, rows_before = first_window
         self._rows_before = [rows_before]
         # Grain builds batches on a thread of its own.
@@ -153,13 +178,10 @@ class BatchSource:
 
     def __getitem__(self, step: int) -> Batch:
         rows = range(step * self._config.batch_size, (step + 1) * self._config.batch_size)[self._local_rows]
-        parts = [self._build_row(row) for row in rows]
-        return Batch(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
-
-    def _key(self, references: DocumentReferences, index: int) -> tuple[int, ...]:
-        # A document is masked in a new way every time it comes.
-        at = int(references.task[index]), int(references.epoch[index]), int(references.document[index])
-        return self._config.seed, _MASKS, *at
+        batch = empty_batch(len(rows), self._config.sequence_length, self._vocabulary.pad)
+        for first in range(0, len(rows), _ROWS_AT_ONCE):
+            self._fill(batch, first, rows[first : first + _ROWS_AT_ONCE])
+        return batch
 
     def _plan_window(self, window: int) -> WindowPlan:
         references = self._order.window(window)
@@ -169,19 +191,22 @@ class BatchSource:
             lengths[mine] = documents.lengths[references.document[mine]]
         neighbours, added = self._draw_neighbours(references, lengths)
         lengths += added
+        key: tuple[int | np.ndarray, ...]
         if self._config.packing == "stream":
-            counts = np.zeros(WINDOW, np.int64)
             rows: list = stream_rows(lengths + _NUM_ENDS, self._config.sequence_length + 1)
+            key = (window, np.arange(len(rows)))
         else:
-            key = (self._config.seed, _MASKS, references.task, references.epoch, references.document)
-            counts = span_counts(self._objective, self._vocabulary.num_masks, *key)
+            # A document is masked in a new way every time it comes.
+            key = (references.task, references.epoch, references.document)
+        masks = mask_draws(self._objective, self._vocabulary.num_masks, self._config.seed, _MASKS, *key)
+        if self._config.packing == "whole":
             # A document that fills its row leaves no room for marks, and then has no masks.
             room = np.maximum(self._longest - lengths, 0) // TOKENS_PER_SPAN
-            counts = np.minimum(counts, room)
-            used = np.minimum(lengths, self._longest) + _NUM_ENDS + TOKENS_PER_SPAN * counts - 1
+            masks = dataclasses.replace(masks, counts=np.minimum(masks.counts, room))
+            used = np.minimum(lengths, self._longest) + _NUM_ENDS + TOKENS_PER_SPAN * masks.counts - 1
             rows = best_fit_rows(used, self._config.sequence_length)
         mixed = counter_random.permutation_at(np.arange(len(rows)), len(rows), self._config.seed, _ROW_ORDER, window)
-        return WindowPlan(references, neighbours, counts, [rows[i] for i in mixed.tolist()])
+        return WindowPlan(references, neighbours, masks, [rows[i] for i in mixed.tolist()])
 
     def _draw_neighbours(
         self, references: DocumentReferences, lengths: Int64[np.ndarray, "n"]
@@ -221,61 +246,90 @@ class BatchSource:
         window, place = self._locate(row)
         return window, row - place
 
-    def _document(self, plan: WindowPlan, index: int) -> Int32[np.ndarray, "n"]:
-        """A document behind its neighbours, each followed by `<break>`."""
+    def _document(self, plan: WindowPlan, index: int) -> list[np.ndarray]:
+        """The parts of a document between its ends: its neighbours, each followed by `<break>`, and its own tokens."""
         task = self._order.tasks[int(plan.references.task[index])]
-        own = self._splits[task].document(int(plan.references.document[index]))
-        neighbours = [place for place in plan.neighbours[index].tolist() if place != NONE]
-        if self._retrieval is None or not neighbours:
-            return own
-        mark = np.array([self._vocabulary.break_], np.int32)
+        own = self._splits[task].stored(int(plan.references.document[index]))
+        if self._retrieval is None:
+            return [own]
         memory = self._retrieval.lists.memory
-        return np.concatenate([part for place in neighbours for part in (memory.document(place), mark)] + [own])
+        neighbours = [memory.stored(place) for place in plan.neighbours[index].tolist() if place != NONE]
+        return [part for neighbour in neighbours for part in (neighbour, self._break)] + [own]
 
-    def _build_row(self, row: int) -> tuple[Int32[np.ndarray, "_"], ...]:
-        window, place = self._locate(row)
-        plan = self._plan(window)
-        length = self._config.sequence_length
-        if self._config.packing == "stream":
-            return _lay_out([self._stream_block(plan, window, place)], length, self._vocabulary.pad)
-        documents = []
+    def _add_documents(self, line: Line, length: int, row: int, plan: WindowPlan, place: int) -> int:
+        """Adds the whole documents of a row to a line of `length` tokens, and says how long it is then."""
         for index in plan.rows[place]:
-            tokens = leading_segments(self._document(plan, index), self._longest, self._vocabulary)
-            if len(tokens):
-                key, count = self._key(plan.references, index), int(plan.span_counts[index])
-                documents.append(document_row(tokens, count, self._objective, self._vocabulary, *key))
-        return _lay_out(documents, length, self._vocabulary.pad)
+            parts = self._document(plan, index)
+            # The plan gives neighbours to no document that is too long alone.
+            if len(parts[-1]) > self._longest:
+                parts = [leading_segments(parts[-1].astype(np.int32), self._longest, self._vocabulary)]
+            added = sum(map(len, parts))
+            if added:
+                line.parts.extend((self._end, *parts, self._end))
+                stop = length + added + _NUM_ENDS
+                line.stretches.append(Stretch(row, length, stop, plan.masks, index))
+                length = stop
+        return length
 
-    def _stream_block(self, plan: WindowPlan, window: int, place: int) -> TokensAndPlaces:
-        end = np.array([self._vocabulary.end], np.int32)
-        columns = []
-        for index, start, stop in plan.rows[place]:
-            framed = np.concatenate([end, self._document(plan, index), end])
-            columns.append(np.stack([framed, picture_places(framed, self._vocabulary)])[:, start:stop])
-        tokens, places = np.concatenate(columns, axis=1)
-        key = self._config.seed, _MASKS, window, place
-        count = int(span_counts(self._objective, self._vocabulary.num_masks, *key))
-        spans = draw_spans(len(tokens), segments(tokens, self._vocabulary), count, self._objective, *key)
-        return move_spans(tokens, places, spans, self._vocabulary, limit=self._config.sequence_length + 1)
+    def _add_stream(self, line: Line, length: int, row: int, plan: WindowPlan, place: int) -> int:
+        """Adds the part of the stream that is a row to a line of `length` tokens, and says how long it is then."""
+        pieces = plan.rows[place]
+        parts = [part for index, _, _ in pieces for part in (self._end, *self._document(plan, index), self._end)]
+        # Only whole parts are left out in front: where a picture is cut, its places count from its beginning.
+        left_out = pieces[0][1]
+        while left_out >= len(parts[0]):
+            left_out -= len(parts.pop(0))
+        line.parts.extend(parts)
+        start = length + left_out
+        stop = start + sum(stop - start for _, start, stop in pieces)
+        line.stretches.append(Stretch(row, start, stop, plan.masks, place))
+        return length + sum(map(len, parts))
+
+    def _fill(self, batch: Batch, first: int, rows: range) -> None:
+        """Builds rows of the training sequence as rows `first` .. of a batch that is empty there."""
+        add = self._add_stream if self._config.packing == "stream" else self._add_documents
+        line, length = Line(), 0
+        for row, wanted in enumerate(rows, start=first):
+            window, place = self._locate(wanted)
+            length = add(line, length, row, self._plan(window), place)
+        if not line.stretches:
+            return
+        tokens = np.concatenate(line.parts, dtype=np.int32)
+        places = picture_places(tokens, self._vocabulary)
+        marks = mark_indices(tokens, self._vocabulary)
+        # Made here, and started anew for every stretch, so that threads share nothing.
+        rng = counter_random.generator(0)
+        filled = [0] * (first + len(rows))
+        for row, start, stop, masks, draw in line.stretches:
+            sequence, its_places = tokens[start:stop], places[start:stop]
+            if count := int(masks.counts[draw]):
+                counter_random.restart(rng, masks.keys[draw])
+                parts = segments_between(marks, start, stop)
+                spans = draw_spans(stop - start, parts, count, bool(masks.is_whole[draw]), rng)
+                limit = self._config.sequence_length + 1
+                sequence, its_places = move_spans(sequence, its_places, spans, self._vocabulary, limit)
+            filled[row] = lay_out(sequence, its_places, batch, row, filled[row])
 
 
-def _lay_out(
-    documents: list[tuple[Int32[np.ndarray, "_"], Int32[np.ndarray, "_"]]], length: int, pad: int
-) -> tuple[Int32[np.ndarray, "_"], ...]:
-    """Documents and their places side by side, as the fields of a Batch. The last token of each is only a target."""
-    tokens, targets = np.full(length, pad, np.int32), np.full(length, pad, np.int32)
-    positions, picture_places = np.zeros(length, np.int32), np.zeros(length, np.int32)
-    # A padding token attends to itself alone.
-    document_start = np.arange(length, dtype=np.int32)
-    start = 0
-    for document, places in documents:
-        stop = start + len(document) - 1
-        tokens[start:stop], targets[start:stop] = document[:-1], document[1:]
-        positions[start:stop] = np.arange(stop - start)
-        document_start[start:stop] = start
-        picture_places[start:stop] = places[:-1]
-        start = stop
-    return tokens, targets, positions, document_start, picture_places
+def empty_batch(rows: int, length: int, pad: int) -> Batch:
+    """Rows of nothing but padding, which attends to itself alone."""
+    return Batch(
+        tokens=np.full((rows, length), pad, np.int32),
+        targets=np.full((rows, length), pad, np.int32),
+        positions=np.zeros((rows, length), np.int32),
+        document_start=np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        picture_places=np.zeros((rows, length), np.int32),
+    )
+
+
+def lay_out(tokens: Int32[np.ndarray, "n"], places: Int32[np.ndarray, "n"], batch: Batch, row: int, start: int) -> int:
+    """Writes a sequence into a row from `start` on, and says where it ends. Its last token is only a target."""
+    stop = start + len(tokens) - 1
+    batch.tokens[row, start:stop], batch.targets[row, start:stop] = tokens[:-1], tokens[1:]
+    batch.positions[row, start:stop] = np.arange(stop - start, dtype=np.int32)
+    batch.document_start[row, start:stop] = start
+    batch.picture_places[row, start:stop] = places[:-1]
+    return stop
 
 
 def iterate(source: BatchSource, first_step: int, num_steps: int, prefetch: int = 4) -> Iterator[Batch]:

@@ -11,13 +11,15 @@ document's text, the others by its pictures. `retrieval/neighbour_search.py` wri
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, Int64
+from jaxtyping import Float32, Int, Int32, Int64, UInt
 
 from cm3leon_jax.config import RetrievalConfig
 from cm3leon_jax.data import counter_random
@@ -80,10 +82,10 @@ class MemoryDocuments:
     def __init__(self, corpus: PreparedCorpus, tasks: tuple[str, ...], train_split: str) -> None:
         self.tasks = tasks
         self._splits = [corpus.task_split(task, train_split) for task in tasks]
-        self._first = np.cumsum([0, *(split.num_documents for split in self._splits)])
+        self._first = list(accumulate((split.num_documents for split in self._splits), initial=0))
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return self._first[-1]
 
     @cached_property
     def lengths(self) -> Int[np.ndarray, "documents"]:
@@ -92,17 +94,21 @@ class MemoryDocuments:
 
     def first_place(self, task: str) -> int | None:
         """The place of a task's first document; None if the task is not in the memory."""
-        return int(self._first[self.tasks.index(task)]) if task in self.tasks else None
+        return self._first[self.tasks.index(task)] if task in self.tasks else None
 
     def origin(self, place: int) -> tuple[str, int]:
         """The task of a document, and its index there."""
-        task = int(np.searchsorted(self._first, place, side="right")) - 1
+        task = bisect_right(self._first, place) - 1
         return self.tasks[task], int(place - self._first[task])
 
-    def document(self, place: int) -> Int[np.ndarray, "n"]:
-        """The tokens of one document, int32."""
-        task = int(np.searchsorted(self._first, place, side="right")) - 1
-        return self._splits[task].document(int(place - self._first[task]))
+    def stored(self, place: int) -> UInt[np.ndarray, "n"]:
+        """The tokens of one document as they lie in the file, not copied."""
+        task = bisect_right(self._first, place) - 1
+        return self._splits[task].stored(int(place - self._first[task]))
+
+    def document(self, place: int) -> Int32[np.ndarray, "n"]:
+        """The tokens of one document."""
+        return self.stored(place).astype(np.int32)
 
 
 class NeighbourLists:

@@ -7,8 +7,14 @@ section 2.2).
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
 import numpy as np
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Bool, Int, Int32, Int64, UInt64
 
 from cm3leon_jax.config import ObjectiveConfig
 from cm3leon_jax.data import counter_random
@@ -36,33 +42,63 @@ def span_counts(objective: ObjectiveConfig, num_masks: int, *key: int | np.ndarr
     return np.asarray(np.searchsorted(np.cumsum(np.exp(log_probability)), uniform, side="right"))
 
 
+@dataclass(frozen=True)
+class MaskDraws:
+    """What decides the masks of n sequences, drawn for many at once; `draw_spans` finishes one."""
+
+    # Spans, at most.
+    counts: Int64[np.ndarray, "n"]
+    # Whether whole segments are masked, where there are several.
+    is_whole: Bool[np.ndarray, "n"]
+    # Where the generator of each begins.
+    keys: UInt64[np.ndarray, "n"]
+
+
+def mask_draws(objective: ObjectiveConfig, num_masks: int, *key: int | np.ndarray) -> MaskDraws:
+    """The draws for each key, whose array parts have one entry a sequence."""
+    return MaskDraws(
+        span_counts(objective, num_masks, *key),
+        counter_random.uniform(*key, _WHOLE) < objective.whole_segment_share,
+        counter_random.hash64(*key, _SPANS),
+    )
+
+
+def mark_indices(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> list[int]:
+    """Where the marks between segments stand (`<break>`, `</s>`)."""
+    return np.flatnonzero((tokens == vocabulary.break_) | (tokens == vocabulary.end)).tolist()
+
+
+def segments_between(marks: list[int], start: int, stop: int) -> list[Span]:
+    """The segments of the stretch `start` .. `stop` of a sequence with these marks, counted from `start`."""
+    inside = marks[bisect_left(marks, start) : bisect_left(marks, stop)]
+    edges = [start - 1, *inside, stop]
+    return [(left + 1 - start, right - start) for left, right in pairwise(edges) if right > left + 1]
+
+
 def segments(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> list[Span]:
-    """The stretches between marks (`<break>`, `</s>`), as (start, stop); empty ones are left out."""
-    marks = np.flatnonzero((tokens == vocabulary.break_) | (tokens == vocabulary.end)).tolist()
-    starts, stops = [0, *(mark + 1 for mark in marks)], [*marks, len(tokens)]
-    return [(start, stop) for start, stop in zip(starts, stops, strict=True) if stop > start]
+    """The stretches between marks, as (start, stop); empty ones are left out."""
+    return segments_between(mark_indices(tokens, vocabulary), 0, len(tokens))
 
 
-def draw_spans(length: int, parts: list[Span], count: int, objective: ObjectiveConfig, *key: int) -> list[Span]:
+def draw_spans(length: int, parts: list[Span], count: int, is_whole: bool, rng: np.random.Generator) -> list[Span]:
     """Draws at most `count` spans that do not touch each other's tokens, in order of position.
 
     Args:
       length: tokens of the sequence that is masked.
       parts: its segments.
-      key: decides the draw.
+      is_whole: whether the spans are segments, where there are several.
+      rng: where the draw comes from.
     """
     if count == 0 or not parts:
         return []
-    rng = counter_random.generator(*key, _SPANS)
-    if len(parts) > 1 and counter_random.uniform(*key, _WHOLE) < objective.whole_segment_share:
+    if len(parts) > 1 and is_whole:
         # One segment always stays, as the condition.
         chosen = rng.permutation(len(parts))[: min(count, len(parts) - 1)]
-        return sorted(parts[i] for i in chosen)
-    # More candidates than spans, since some fall on a mark or on a span already taken.
-    ends = np.sort(rng.random((count**2, 2)), axis=1) * length
+        return sorted(parts[i] for i in chosen.tolist())
     spans: list[Span] = []
-    for start, stop in np.stack([np.floor(ends[:, 0]), np.rint(ends[:, 1])], axis=1).astype(int).tolist():
-        start, stop = _clip_to_segment(start, stop, parts)
+    # More candidates than spans, since some fall on a mark or on a span already taken.
+    for ends in rng.random((count**2, 2)).tolist():
+        start, stop = _clip_to_segment(math.floor(min(ends) * length), round(max(ends) * length), parts)
         if stop > start and all(stop <= other_start or start >= other_stop for other_start, other_stop in spans):
             spans.append((start, stop))
         if len(spans) == count:
@@ -78,10 +114,15 @@ def _clip_to_segment(start: int, stop: int, parts: list[Span]) -> Span:
 
 def picture_places(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> Int32[np.ndarray, "n"]:
     """For each image code, 1 + the place in its picture that follows it (so 2, 3, ..); 0 for every other token."""
-    is_code = vocabulary.is_image(tokens)
-    index = np.arange(len(tokens))
-    before_picture = np.maximum.accumulate(np.where(is_code, -1, index)) if len(tokens) else index
-    return np.where(is_code, index - before_picture + 1, 0).astype(np.int32)
+    is_code = np.zeros(len(tokens) + 2, bool)
+    is_code[1:-1] = vocabulary.is_image(tokens)
+    edges = np.flatnonzero(is_code[1:] != is_code[:-1]).tolist()
+    pictures = list(zip(edges[::2], edges[1::2], strict=True))
+    inside = np.arange(2, 2 + max((stop - start for start, stop in pictures), default=0), dtype=np.int32)
+    places = np.zeros(len(tokens), np.int32)
+    for start, stop in pictures:
+        places[start:stop] = inside[: stop - start]
+    return places
 
 
 def move_spans(
@@ -102,19 +143,32 @@ def move_spans(
     Returns:
       Tokens and places.
     """
-    columns = np.stack([tokens, places])
-    source: list[np.ndarray] = []
-    tail: list[np.ndarray] = []
+    end_of_span = _one(vocabulary.eoss), _one(0)
+    source: list[tuple[np.ndarray, np.ndarray]] = []
+    tail: list[tuple[np.ndarray, np.ndarray]] = []
     last = 0
     for index, (start, stop) in enumerate(spans):
-        mark = vocabulary.mask(index)
-        source += [columns[:, last:start], np.array([[mark], [places[stop - 1]]])]
-        tail_mark = np.array([[mark], [max(0, places[start] - 1)]])
-        tail += [tail_mark, columns[:, start:stop], np.array([[vocabulary.eoss], [0]])]
+        mark, place_before = _one(vocabulary.mask(index)), _one(max(0, int(places[start]) - 1))
+        source += [(tokens[last:start], places[last:start]), (mark, places[stop - 1 : stop])]
+        tail += [(mark, place_before), (tokens[start:stop], places[start:stop]), end_of_span]
         last = stop
-    kept = np.concatenate([*source, columns[:, last:]], axis=1)
-    moved = np.concatenate([np.zeros((2, 0), np.int32), *tail], axis=1)
-    if limit is not None:
-        kept = kept[:, : max(0, limit - moved.shape[1])]
-    result = np.concatenate([kept, moved], axis=1)[:, :limit].astype(np.int32)
-    return result[0], result[1]
+    source.append((tokens[last:], places[last:]))
+    kept = len(tokens) + sum(1 + start - stop for start, stop in spans)
+    moved_tokens, moved_places = zip(*source, *tail, strict=True)
+    return _cut_out(_joined(moved_tokens), kept, limit), _cut_out(_joined(moved_places), kept, limit)
+
+
+def _one(value: int) -> Int32[np.ndarray, "1"]:
+    return np.array([value], np.int32)
+
+
+def _joined(parts: Sequence[np.ndarray]) -> Int32[np.ndarray, "n"]:
+    return np.concatenate(parts, dtype=np.int32)
+
+
+def _cut_out(sequence: Int32[np.ndarray, "n"], stop: int, limit: int | None) -> Int32[np.ndarray, "m"]:
+    """At most `limit` of a sequence: what is over is missing before `stop`, then at the end."""
+    if limit is None or len(sequence) <= limit:
+        return sequence
+    start = max(0, stop - (len(sequence) - limit))
+    return np.concatenate([sequence[:start], sequence[stop:]])[:limit]

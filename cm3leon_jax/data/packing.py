@@ -16,8 +16,8 @@ def best_fit_rows(lengths: Int64[np.ndarray, "n"], row_length: int) -> list[list
     # Rows that have exactly `space` tokens left; bit `space` of `spaces` says whether there are any.
     with_space: dict[int, list[int]] = {}
     spaces = 0
-    for document in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[document])
+    order = np.argsort(-lengths, kind="stable")
+    for document, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         fitting = spaces >> length
         if fitting:
             space = length + (fitting & -fitting).bit_length() - 1
@@ -40,18 +40,16 @@ def stream_rows(lengths: Int64[np.ndarray, "n"], row_length: int) -> list[list[t
     Returns:
       The pieces (document, start, stop) of each row.
     """
-    ends = np.cumsum(lengths)
-    rows = []
-    for row_start in range(0, int(ends[-1]) if len(ends) else 0, row_length):
-        row_stop = min(row_start + row_length, int(ends[-1]))
-        document = int(np.searchsorted(ends, row_start, side="right"))
-        pieces = []
-        while row_start < row_stop:
-            begin = int(ends[document] - lengths[document])
-            stop = min(row_stop, int(ends[document]))
-            if stop > row_start:
-                pieces.append((document, row_start - begin, stop - begin))
-            row_start = stop
-            document += 1
-        rows.append(pieces)
+    rows: list[list[tuple[int, int, int]]] = []
+    left = 0
+    for document, length in enumerate(lengths.tolist()):
+        start = 0
+        while start < length:
+            if not left:
+                rows.append([])
+                left = row_length
+            stop = min(length, start + left)
+            rows[-1].append((document, start, stop))
+            left -= stop - start
+            start = stop
     return rows

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3leon_jax.data.counter_random import generator, hash64, permutation_at, uniform
+from cm3leon_jax.data.counter_random import generator, hash64, permutation_at, restart, uniform
 
 
 @given(st.integers(1, 5000), st.integers(-(2**40), 2**40))
@@ -39,3 +39,14 @@ def test_neighbouring_keys_are_unrelated():
     assert abs(a.mean() - 0.5) < 0.01
     assert hash64(1, 2) != hash64(2, 1)
     assert generator(4, 5).integers(1 << 40) == generator(4, 5).integers(1 << 40)
+
+
+def test_a_generator_that_restarts_is_a_new_one():
+    used = generator(1)
+    # An odd number of 32-bit draws, so that half a draw is left over.
+    used.integers(1 << 20, size=3, dtype=np.int32)
+    for key in (2, 3):
+        restart(used, hash64(5, np.arange(4))[key])
+        new = generator(5, key)
+        assert used.permutation(9).tolist() == new.permutation(9).tolist()
+        assert used.random(5).tolist() == new.random(5).tolist()

@@ -6,7 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax.config import ObjectiveConfig
-from cm3leon_jax.data.objective import TOKENS_PER_SPAN, draw_spans, picture_places, segments, span_counts
+from cm3leon_jax.data.counter_random import generator
+from cm3leon_jax.data.objective import (
+    TOKENS_PER_SPAN,
+    draw_spans,
+    mark_indices,
+    mask_draws,
+    picture_places,
+    segments,
+    segments_between,
+    span_counts,
+)
 from cm3leon_jax.data.objective import move_spans as move_tokens_and_places
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -44,13 +54,13 @@ def put_back(tokens: np.ndarray, vocabulary: Vocabulary) -> list[int]:
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=5),
     count=st.integers(0, 6),
-    whole=st.sampled_from([0.0, 0.5, 1.0]),
+    whole=st.booleans(),
     seed=st.integers(0, 10_000),
 )
 def test_masking_loses_nothing_and_crosses_no_mark(vocabulary_for_properties, lengths, count, whole, seed):
     v = vocabulary_for_properties
     tokens = document(v, lengths)
-    spans = draw_spans(len(tokens), segments(tokens, v), count, ObjectiveConfig(whole_segment_share=whole), seed)
+    spans = draw_spans(len(tokens), segments(tokens, v), count, whole, generator(seed))
     assert len(spans) <= count
     for start, stop in spans:
         assert stop > start
@@ -63,6 +73,16 @@ def test_masking_loses_nothing_and_crosses_no_mark(vocabulary_for_properties, le
 @pytest.fixture(scope="module")
 def vocabulary_for_properties(vocabulary):
     return vocabulary
+
+
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), ends=st.tuples(st.integers(0, 40), st.integers(0, 40))
+)
+def test_the_segments_of_a_stretch_are_those_of_its_tokens(vocabulary_for_properties, lengths, ends):
+    v = vocabulary_for_properties
+    tokens = document(v, lengths)
+    start, stop = (min(end, len(tokens)) for end in sorted(ends))
+    assert segments_between(mark_indices(tokens, v), start, stop) == segments(tokens[start:stop], v)
 
 
 def test_the_layout_is_the_papers(vocabulary):
@@ -89,7 +109,7 @@ def test_whole_segments_leave_one_as_the_condition(vocabulary):
     tokens = document(vocabulary, [4, 16])
     parts = segments(tokens, vocabulary)
     for seed in range(50):
-        spans = draw_spans(len(tokens), parts, 3, ObjectiveConfig(whole_segment_share=1.0), seed)
+        spans = draw_spans(len(tokens), parts, 3, True, generator(seed))
         assert len(spans) == 1
         assert spans[0] in parts
 
@@ -97,10 +117,10 @@ def test_whole_segments_leave_one_as_the_condition(vocabulary):
 def test_a_masked_caption_is_as_frequent_as_the_default_promises(vocabulary):
     tokens = document(vocabulary, [8, 1024])
     parts = segments(tokens, vocabulary)
-    objective = ObjectiveConfig()
-    counts = span_counts(objective, 64, 7, np.arange(4000))
+    draws = mask_draws(ObjectiveConfig(), 64, 7, np.arange(4000))
     masked = sum(
-        draw_spans(len(tokens), parts, int(count), objective, index) == [parts[0]] for index, count in enumerate(counts)
+        draw_spans(len(tokens), parts, count, whole, generator(index)) == [parts[0]]
+        for index, (count, whole) in enumerate(zip(draws.counts.tolist(), draws.is_whole.tolist(), strict=True))
     )
     assert 0.13 < masked / 4000 < 0.19
 
