@@ -1,0 +1,53 @@
+"""What one chip of each kind can do, as its maker publishes it.
+
+Sources, read in 2026: Google's pages of v5e, v5p and v6e (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e): peak, HBM
+rate, bidirectional ICI rate a chip and network rate a pod or chip. NVIDIA's data sheets of A100 80GB SXM, H100 SXM and
+H200 SXM: dense bfloat16 peak, HBM rate, NVLink rate; and of DGX A100 and H100: one 200 or 400 Gbit/s port a GPU. Rates
+of links are those of one direction, half of what the pages give. Usable HBM is what the TPU compiler gives out, and for
+a GPU what is left beside the driver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """Published peaks of one chip; bytes and seconds throughout."""
+
+    name: str
+    # What `jax.Device.device_kind` may call it.
+    device_kinds: tuple[str, ...]
+    bfloat16_flops: float
+    hbm_bytes: int
+    hbm_bytes_per_second: float
+    # What a chip sends to its neighbours over all its links together: ICI, or NVLink.
+    interconnect_bytes_per_second: float
+    # Links of a torus: two for each of its axes. 0: a switch, where any chip reaches any other at the whole rate.
+    num_links: int
+    # What a chip sends beyond its slice or host: DCN, or its port of the cluster's network.
+    network_bytes_per_second: float
+
+    @property
+    def is_tpu(self) -> bool:
+        """Whether it is a TPU; otherwise an NVIDIA GPU."""
+        return self.num_links > 0
+
+
+ACCELERATORS = (
+    Accelerator("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, int(15.75 * _GIB), 819e9, 200e9, 4, 3.125e9),
+    Accelerator("v5p", ("TPU v5", "TPU v5p"), 459e12, int(95.73 * _GIB), 2765e9, 600e9, 6, 6.25e9),
+    Accelerator("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, int(31.24 * _GIB), 1638e9, 400e9, 4, 12.5e9),
+    Accelerator("a100", ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB"), 312e12, 78 * _GIB, 2039e9, 300e9, 0, 25e9),
+    Accelerator("h100", ("NVIDIA H100 80GB HBM3", "NVIDIA H100"), 989e12, 78 * _GIB, 3350e9, 450e9, 0, 50e9),
+    Accelerator("h200", ("NVIDIA H200",), 989e12, 139 * _GIB, 4800e9, 450e9, 0, 50e9),
+)
+BY_NAME = {accelerator.name: accelerator for accelerator in ACCELERATORS}
+
+
+def by_device_kind(kind: str) -> Accelerator | None:
+    """The accelerator that `jax.Device.device_kind` names; None where its peaks are not known."""
+    return next((accelerator for accelerator in ACCELERATORS if kind in accelerator.device_kinds), None)
