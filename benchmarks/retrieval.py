@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
@@ -32,7 +33,6 @@ from cm3leon_jax.data.neighbours import NONE, NeighbourLists
 from cm3leon_jax.data.objective import picture_places
 from cm3leon_jax.model.sharding import make_mesh, shardings
 from cm3leon_jax.model.transformer import abstract_model
-from cm3leon_jax.training.loss import cross_entropy
 from cm3leon_jax.vocabulary import Vocabulary
 
 _ROWS = 24
@@ -143,7 +143,7 @@ def _losses(
     model = nnx.merge(graph, parameters)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden = model(tokens, positions, jnp.zeros_like(tokens), places)
-    return cross_entropy(model.logits(hidden[:, :-1]), tokens[:, 1:])
+    return optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden[:, :-1]), tokens[:, 1:])
 
 
 def copying(

@@ -342,10 +342,22 @@ class ModelConfig:
     num_layers: int = 24
     model_dim: int = 1024
     num_heads: int = 16
+    # Heads of keys and values, each for a group of query heads (arXiv 2305.13245); 0: num_heads.
+    num_key_value_heads: int = 0
     # 0: four times model_dim.
     ffn_dim: int = 0
     # "gelu" is the exact one, "gelu_tanh" its usual approximation.
     activation: str = "relu"
+    # A second product beside the activated one, multiplied with it: with "silu", SwiGLU (arXiv 2002.05202, section 2).
+    gated: bool = False
+    # "layer", or "rms", which neither centres nor shifts (arXiv 1910.07467).
+    norm: str = "layer"
+    # Norms every query and key head before their product, for stability at high learning rates (arXiv 2302.05442,
+    # section 2.1).
+    query_key_norm: bool = False
+    # "xla" runs everywhere; "splash" is the fused one for TPUs, "tokamax" that for GPUs; "auto" takes the fused one
+    # where there is one.
+    attention: str = "auto"
     # The paper has neither biases nor learned scales and shifts after its layer norms; OPT has both.
     biases: bool = False
     affine_norms: bool = False
@@ -383,7 +395,13 @@ class ModelConfig:
             self.model_dim % self.num_heads == 0,
             f"model.model_dim {self.model_dim} does not divide into model.num_heads {self.num_heads}",
         )
-        _one_of("model", self, "activation", "relu", "gelu", "gelu_tanh")
+        _require(
+            self.num_heads % self.key_value_heads == 0,
+            f"model.num_heads {self.num_heads} does not divide into model.num_key_value_heads {self.key_value_heads}",
+        )
+        _one_of("model", self, "activation", "relu", "gelu", "gelu_tanh", "silu")
+        _one_of("model", self, "norm", "layer", "rms")
+        _one_of("model", self, "attention", "auto", "xla", "splash", "tokamax")
         _one_of("model", self, "norm_position", "before", "after")
         _one_of("model", self, "positions", "learned", "rotary", "learned+rotary")
         _require(
@@ -397,6 +415,11 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.model_dim // self.num_heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_key_value_heads or self.num_heads
 
     @property
     def hidden_dim(self) -> int:
@@ -413,8 +436,11 @@ class ModelConfig:
 class MeshConfig:
     """How many ways each mesh axis splits; one of them may be -1, which takes the devices that are left."""
 
-    replica: int = 1
+    # Copies of the parameters; 0: one a slice, or as many more as the topology needs (model/sharding.py says when).
+    replica: int = 0
+    # Ways in which each copy is shared out, over devices with different data.
     fsdp: int = -1
+    # Ways in which the work of each layer is shared out, over devices with the same data.
     tensor: int = 1
 
 
@@ -439,6 +465,19 @@ class TrainConfig:
 
     # The run ends at the step that takes it to this many tokens (batch_size * sequence_length a step).
     num_tokens: float = 1.4e12
+    # Parts of a batch that are run one after the other, their gradients added up: less memory, the same step.
+    num_microbatches: int = 1
+    # Parts of a microbatch whose scores of the vocabulary are in memory at a time; 0: as few as fit into an eighth of a
+    # device's memory.
+    loss_chunks: int = 0
+    # Weight of the squared log of the softmax's denominator, which keeps logits from drifting (PaLM, arXiv 2204.02311,
+    # section 5, has 1e-4).
+    z_loss: float = 0.0
+    # Where compiled programs are kept, so that a restart need not compile again; "" keeps none.
+    compilation_cache: str = "{workdir}/compilation_cache"
+    # A trace of these many steps, from `profile_start` on, is written to WORKDIR/tensorboard; 0 means none.
+    profile_steps: int = 0
+    profile_start: int = 10
     log_every: int = 10
     save_every: int = 1000
     keep_checkpoints: int = 3
@@ -450,6 +489,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, "train", self, "num_tokens", "log_every", "save_every", "keep_checkpoints", "eval_batches")
+        _at_least(1, "train", self, "num_microbatches", "profile_start")
+        _at_least(0, "train", self, "loss_chunks", "z_loss", "profile_steps")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.util import find_spec
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from cm3leon_jax.model import fused_attention
 
 
 def attention_mask(
@@ -15,10 +20,13 @@ def attention_mask(
     return (key_index <= query_index[..., None]) & (key_index >= document_start[..., None])
 
 
-def attention_scores(query: Float[Array, "B H L Dh"], key: Float[Array, "B H S Dh"]) -> Float[Array, "B H L S"]:
-    """Scaled dot products, float32."""
-    scale = query.shape[-1] ** -0.5
-    return jnp.einsum("BHLd,BHSd->BHLS", query * scale, key, preferred_element_type=jnp.float32)
+def attention_scores(query: Float[Array, "B H L Dh"], key: Float[Array, "B K S Dh"]) -> Float[Array, "B H L S"]:
+    """Scaled dot products, float32; each key head serves a group of query heads."""
+    B, H, L, Dh = query.shape
+    # A group's queries side by side: one product a key head.
+    grouped = (query * Dh**-0.5).reshape(B, key.shape[1], -1, Dh)
+    scores = jnp.einsum("BKld,BKSd->BKlS", grouped, key, preferred_element_type=jnp.float32)
+    return scores.reshape(B, H, L, key.shape[2])
 
 
 def attention_weights(scores: Float[Array, "B H L S"], mask: Bool[Array, "B L S"]) -> Float[Array, "B H L S"]:
@@ -26,15 +34,57 @@ def attention_weights(scores: Float[Array, "B H L S"], mask: Bool[Array, "B L S"
     return jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
 
 
+def weighted_values(weights: Float[Array, "B H L S"], value: Float[Array, "B K S Dh"]) -> Float[Array, "B H L Dh"]:
+    """What each query reads: the sum of the values by its weights."""
+    B, H, L, S = weights.shape
+    grouped = weights.astype(value.dtype).reshape(B, value.shape[1], -1, S)
+    return jnp.einsum("BKlS,BKSd->BKld", grouped, value).reshape(B, H, L, -1)
+
+
 def attention(
     query: Float[Array, "B L H Dh"],
-    key: Float[Array, "B S H Dh"],
-    value: Float[Array, "B S H Dh"],
-    mask: Bool[Array, "B L S"],
+    key: Float[Array, "B L K Dh"],
+    value: Float[Array, "B L K Dh"],
+    document_start: Int[Array, "B L"],
+    implementation: str = "xla",
 ) -> Float[Array, "B L H Dh"]:
-    """Scaled dot-product attention; the softmax is float32 whatever the inputs are."""
-    scores = attention_scores(jnp.swapaxes(query, 1, 2), jnp.swapaxes(key, 1, 2))
-    return jnp.einsum("BHLS,BSHd->BLHd", attention_weights(scores, mask).astype(value.dtype), value)
+    """Scaled dot-product attention within documents; the softmax is float32 whatever the inputs are.
+
+    Args:
+      query, key, value: of the same L tokens; K heads of keys and values, each for H/K query heads.
+      document_start: index of the first token that each may attend to.
+      implementation: "xla", the reference; a fused one (`fused_attention.py`), "splash" (TPU) or "tokamax" (GPU); or
+        "auto", the fused one that the devices of the context's mesh have.
+    """
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    implementation = _fastest() if implementation == "auto" else implementation
+    return jnp.swapaxes(_IMPLEMENTATIONS[implementation](query, key, value, document_start), 1, 2)
+
+
+def _fastest() -> str:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = device.platform if device else ""
+    if platform == "tpu":
+        return "splash"
+    return "tokamax" if platform in ("gpu", "cuda") and find_spec("tokamax") else "xla"
+
+
+def _xla_attention(
+    query: Float[Array, "B H L Dh"],
+    key: Float[Array, "B K L Dh"],
+    value: Float[Array, "B K L Dh"],
+    document_start: Int[Array, "B L"],
+) -> Float[Array, "B H L Dh"]:
+    L = query.shape[2]
+    mask = attention_mask(jnp.broadcast_to(jnp.arange(L), document_start.shape), document_start, L)
+    return weighted_values(attention_weights(attention_scores(query, key), mask), value)
+
+
+_IMPLEMENTATIONS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
+    "xla": _xla_attention,
+    "splash": fused_attention.splash_attention,
+    "tokamax": fused_attention.tokamax_attention,
+}
 
 
 def rotary_angles(

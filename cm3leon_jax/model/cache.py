@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from cm3leon_jax.model.attention import attention_scores, attention_weights
+from cm3leon_jax.model.attention import attention_scores, attention_weights, weighted_values
 
 
 class LayerCache(NamedTuple):
@@ -17,10 +17,10 @@ class LayerCache(NamedTuple):
     An int8 cache holds each vector divided by its own largest entry, and that scale beside it.
     """
 
-    key: Num[Array, "B H S Dh"]
-    value: Num[Array, "B H S Dh"]
-    key_scale: Float[Array, "B H S"] | None = None
-    value_scale: Float[Array, "B H S"] | None = None
+    key: Num[Array, "B K S Dh"]
+    value: Num[Array, "B K S Dh"]
+    key_scale: Float[Array, "B K S"] | None = None
+    value_scale: Float[Array, "B K S"] | None = None
 
     @classmethod
     def empty(cls, batch_size: int, num_heads: int, length: int, head_dim: int, dtype: str) -> LayerCache:
@@ -31,8 +31,8 @@ class LayerCache(NamedTuple):
 
     def write(
         self,
-        key: Float[Array, "B L H Dh"],
-        value: Float[Array, "B L H Dh"],
+        key: Float[Array, "B L K Dh"],
+        value: Float[Array, "B L K Dh"],
         index: Int[Array, ""] | Int[Array, "B"],
         present: Bool[Array, "B L"],
     ) -> LayerCache:
@@ -47,12 +47,12 @@ class LayerCache(NamedTuple):
         """Attention over all slots that the mask lets through."""
         scores = attention_scores(jnp.swapaxes(query, 1, 2), self.key.astype(query.dtype))
         if self.key_scale is not None:
-            scores = scores * self.key_scale[:, :, None]
+            scores = scores * _of_query_heads(self.key_scale, query.shape[2])
         weights = attention_weights(scores, mask)
         if self.value_scale is not None:
-            weights = weights * self.value_scale[:, :, None]
+            weights = weights * _of_query_heads(self.value_scale, query.shape[2])
         value = self.value.astype(query.dtype)
-        return jnp.swapaxes(jnp.einsum("BHLS,BHSd->BHLd", weights.astype(query.dtype), value), 1, 2)
+        return jnp.swapaxes(weighted_values(weights, value), 1, 2)
 
 
 def grown(cache: tuple[LayerCache, ...], num_slots: int) -> tuple[LayerCache, ...]:
@@ -65,7 +65,11 @@ def grown(cache: tuple[LayerCache, ...], num_slots: int) -> tuple[LayerCache, ..
     return jax.tree.map(with_room, cache)
 
 
-def _quantised(x: Float[Array, "B H L Dh"]) -> tuple[Num[Array, "B H L Dh"], Float[Array, "B H L"]]:
+def _of_query_heads(scale: Float[Array, "B K S"], num_heads: int) -> Float[Array, "B H 1 S"]:
+    return jnp.repeat(scale, num_heads // scale.shape[1], axis=1)[:, :, None]
+
+
+def _quantised(x: Float[Array, "B K L Dh"]) -> tuple[Num[Array, "B K L Dh"], Float[Array, "B K L"]]:
     """x as int8 and its scales: x is about their product."""
     wide = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.abs(wide).max(axis=-1), 1e-8) / 127
@@ -73,11 +77,11 @@ def _quantised(x: Float[Array, "B H L Dh"]) -> tuple[Num[Array, "B H L Dh"], Flo
 
 
 def _put(
-    stored: Num[Array, "B H S ..."],
-    entries: Num[Array, "B H L ..."],
+    stored: Num[Array, "B K S ..."],
+    entries: Num[Array, "B K L ..."],
     index: Int[Array, ""] | Int[Array, "B"],
     present: Bool[Array, "B L"],
-) -> Num[Array, "B H S ..."]:
+) -> Num[Array, "B K S ..."]:
     entries = entries.astype(stored.dtype)
     L = entries.shape[2]
 

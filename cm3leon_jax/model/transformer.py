@@ -1,10 +1,11 @@
 """The CM3Leon transformer (arXiv 2309.02591, section 2.3): OPT's decoder without biases, dropout or learned norms.
 
-What OPT has beside it (biases, learned norms, norms after the sum, projected embeddings) are values of the config.
+What OPT has beside it (biases, learned norms, norms after the sum, projected embeddings) and what others have in its
+place (RMS norm, gated feed-forward, grouped heads, rotary positions, normed queries and keys) are values of the config.
 
-Shapes: B batch, L length, S cached slots, D model, N layers, H heads, Dh head size, F feed-forward, V vocabulary,
-E embedding. Every parameter carries the logical names of its axes; which mesh axis each falls on is decided in
-`sharding.py`.
+Shapes: B batch, L length, S cached slots, D model, N layers, H heads, K key/value heads, Dh head size, F feed-forward,
+V vocabulary, E embedding. Parameters and activations carry the logical names of their axes; which mesh axis each falls
+on is decided in `sharding.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from cm3leon_jax.config import ModelConfig
 from cm3leon_jax.model.attention import attention, attention_mask, rotary_angles, rotate
 from cm3leon_jax.model.cache import LayerCache
+from cm3leon_jax.model.sharding import constrained
 
 # One entry a layer.
 Cache = tuple[LayerCache, ...]
@@ -37,21 +39,23 @@ def _plus(x: Float[Array, "... d"], bias: nnx.Param | None) -> Float[Array, "...
     return x if bias is None else x + bias[...].astype(x.dtype)
 
 
-class LayerNorm(nnx.Module):
-    """Layer norm, computed in float32; a learned scale and bias only where the config has `affine_norms`."""
+class Norm(nnx.Module):
+    """Layer norm, or RMS norm as the config says, in float32; with a learned scale (and bias) where it is affine."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.epsilon, self.affine = config.layer_norm_epsilon, config.affine_norms
-        if self.affine:
-            self.scale = nnx.Param(jnp.ones(config.model_dim), logical_axes=("embed",))
-            self.bias = nnx.Param(jnp.zeros(config.model_dim), logical_axes=("embed",))
+    def __init__(self, config: ModelConfig, size: int, logical_axis: str, is_affine: bool) -> None:
+        self.epsilon, self.centres = config.layer_norm_epsilon, config.norm == "layer"
+        self.scale = nnx.Param(jnp.ones(size), logical_axes=(logical_axis,)) if is_affine else None
+        self.bias = nnx.Param(jnp.zeros(size), logical_axes=(logical_axis,)) if is_affine and self.centres else None
 
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        """Mean 0 and variance 1 over the last axis."""
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Variance 1 over the last axis; mean 0 too, but for RMS norm."""
         wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + self.epsilon)
-        return (normed * self.scale[...] + self.bias[...] if self.affine else normed).astype(x.dtype)
+        if self.centres:
+            wide = wide - wide.mean(axis=-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.epsilon)
+        if self.scale is not None:
+            normed = normed * self.scale[...]
+        return _plus(normed, self.bias).astype(x.dtype)
 
 
 class Places(NamedTuple):
@@ -70,42 +74,47 @@ class Attention(nnx.Module):
     """Multi-head self-attention; its output projection starts at zero."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        D, H, Dh = config.model_dim, config.num_heads, config.head_dim
+        D, H, K, Dh = config.model_dim, config.num_heads, config.key_value_heads, config.head_dim
         self.query = _parameter(rngs, (D, H, Dh), config.init_std, ("embed", "heads", "head"))
-        self.key = _parameter(rngs, (D, H, Dh), config.init_std, ("embed", "heads", "head"))
-        self.value = _parameter(rngs, (D, H, Dh), config.init_std, ("embed", "heads", "head"))
+        self.key = _parameter(rngs, (D, K, Dh), config.init_std, ("embed", "heads", "head"))
+        self.value = _parameter(rngs, (D, K, Dh), config.init_std, ("embed", "heads", "head"))
         self.output = _parameter(rngs, (H, Dh, D), 0.0, ("heads", "head", "embed"))
         bias = partial(_parameter, rngs, std=0.0) if config.biases else lambda **_: None
         self.query_bias = bias(shape=(H, Dh), logical_axes=("heads", "head"))
-        self.key_bias = bias(shape=(H, Dh), logical_axes=("heads", "head"))
-        self.value_bias = bias(shape=(H, Dh), logical_axes=("heads", "head"))
+        self.key_bias = bias(shape=(K, Dh), logical_axes=("heads", "head"))
+        self.value_bias = bias(shape=(K, Dh), logical_axes=("heads", "head"))
         self.output_bias = bias(shape=(D,), logical_axes=("embed",))
+        self.query_norm = Norm(config, Dh, "head", is_affine=True) if config.query_key_norm else None
+        self.key_norm = Norm(config, Dh, "head", is_affine=True) if config.query_key_norm else None
         self.rotary, self.rotary_pictures = "rotary" in config.positions, config.rotary_pictures
+        self.implementation = config.attention
 
     def __call__(
         self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
         """Attends within x, or, given its layer's cache, writes x into it and attends to all of it."""
         query = _plus(jnp.einsum("BLD,DHd->BLHd", x, self.query[...].astype(x.dtype)), self.query_bias)
-        key = _plus(jnp.einsum("BLD,DHd->BLHd", x, self.key[...].astype(x.dtype)), self.key_bias)
-        value = _plus(jnp.einsum("BLD,DHd->BLHd", x, self.value[...].astype(x.dtype)), self.value_bias)
+        key = _plus(jnp.einsum("BLD,DKd->BLKd", x, self.key[...].astype(x.dtype)), self.key_bias)
+        value = _plus(jnp.einsum("BLD,DKd->BLKd", x, self.value[...].astype(x.dtype)), self.value_bias)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if self.rotary:
             pictures = places.picture_place if self.rotary_pictures else None
             angles = rotary_angles(places.position, pictures, query.shape[-1])
             query, key = rotate(query, angles), rotate(key, angles)
-        num_keys = x.shape[1] if cache is None else cache.key.shape[2]
-        mask = attention_mask(places.row_index, places.document_start, num_keys)
         if cache is None:
+            query, key, value = (constrained(part, "batch", None, "heads", None) for part in (query, key, value))
             query, key, value = map(checkpoint_name, (query, key, value), ("query", "key", "value"))
-            mixed = checkpoint_name(attention(query, key, value, mask), "attention")
+            mixed = attention(query, key, value, places.document_start, self.implementation)
+            mixed = checkpoint_name(mixed, "attention")
         else:
             cache = cache.write(key, value, places.cache_index, places.position >= 0)
-            mixed = cache.attend(query, mask)
+            mixed = cache.attend(query, attention_mask(places.row_index, places.document_start, cache.key.shape[2]))
         return _plus(jnp.einsum("BLHd,HdD->BLD", mixed, self.output[...].astype(x.dtype)), self.output_bias), cache
 
 
 class FeedForward(nnx.Module):
-    """Two layers with an activation between; the second starts at zero."""
+    """Two layers with an activation between, or a gate beside it; the last starts at zero."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         D, F = config.model_dim, config.hidden_dim
@@ -113,27 +122,36 @@ class FeedForward(nnx.Module):
             "relu": jax.nn.relu,
             "gelu": partial(jax.nn.gelu, approximate=False),
             "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+            "silu": jax.nn.silu,
         }
         self.activation = activations[config.activation]
         self.up = _parameter(rngs, (D, F), config.init_std, ("embed", "ffn"))
+        self.gate = _parameter(rngs, (D, F), config.init_std, ("embed", "ffn")) if config.gated else None
         self.down = _parameter(rngs, (F, D), 0.0, ("ffn", "embed"))
         self.up_bias = _parameter(rngs, (F,), 0.0, ("ffn",)) if config.biases else None
+        self.gate_bias = _parameter(rngs, (F,), 0.0, ("ffn",)) if config.biases and config.gated else None
         self.down_bias = _parameter(rngs, (D,), 0.0, ("embed",)) if config.biases else None
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Applies to each position alone."""
-        hidden = self.activation(_plus(jnp.einsum("BLD,DF->BLF", x, self.up[...].astype(x.dtype)), self.up_bias))
+        hidden = _plus(jnp.einsum("BLD,DF->BLF", x, self.up[...].astype(x.dtype)), self.up_bias)
+        if self.gate is None:
+            hidden = self.activation(hidden)
+        else:
+            gate = _plus(jnp.einsum("BLD,DF->BLF", x, self.gate[...].astype(x.dtype)), self.gate_bias)
+            hidden = self.activation(gate) * hidden
+        hidden = constrained(hidden, "batch", None, "ffn")
         return _plus(jnp.einsum("BLF,FD->BLD", hidden, self.down[...].astype(x.dtype)), self.down_bias)
 
 
 class Block(nnx.Module):
-    """One layer."""
+    """One layer; between layers the sequence is shared out as well."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         self.attention = Attention(config, rngs)
         self.feed_forward = FeedForward(config, rngs)
-        self.attention_norm = LayerNorm(config)
-        self.feed_forward_norm = LayerNorm(config)
+        self.attention_norm = Norm(config, config.model_dim, "embed", config.affine_norms)
+        self.feed_forward_norm = Norm(config, config.model_dim, "embed", config.affine_norms)
         self.norms_first = config.norm_position == "before"
 
     def __call__(
@@ -142,11 +160,11 @@ class Block(nnx.Module):
         """x + attention, then x + feed-forward; the norms are on what each reads, or on the sums."""
         if self.norms_first:
             mixed, cache = self.attention(self.attention_norm(x), places, cache)
-            x = x + mixed
-            return x + self.feed_forward(self.feed_forward_norm(x)), cache
+            x = constrained(x + mixed, "batch", "sequence", None)
+            return constrained(x + self.feed_forward(self.feed_forward_norm(x)), "batch", "sequence", None), cache
         mixed, cache = self.attention(x, places, cache)
-        x = self.attention_norm(x + mixed)
-        return self.feed_forward_norm(x + self.feed_forward(x)), cache
+        x = constrained(self.attention_norm(x + mixed), "batch", "sequence", None)
+        return constrained(self.feed_forward_norm(x + self.feed_forward(x)), "batch", "sequence", None), cache
 
 
 # What the backward pass finds saved of a layer, beside its input.
@@ -183,7 +201,8 @@ class Transformer(nnx.Module):
 
         # One module whose parameters have a leading axis of layers; a list of modules after `unstacked`.
         self.blocks: Block | nnx.List = stacked(rngs)
-        self.last_norm = LayerNorm(config) if config.norm_position == "before" else None
+        has_last_norm = config.norm_position == "before"
+        self.last_norm = Norm(config, D, "embed", config.affine_norms) if has_last_norm else None
 
     def __call__(
         self,
@@ -203,7 +222,7 @@ class Transformer(nnx.Module):
         B, L = tokens.shape
         row_index = jnp.broadcast_to(jnp.arange(L), (B, L))
         places = Places(positions, picture_places, row_index, document_start, jnp.zeros((), jnp.int32))
-        x = self._embedded(tokens, positions, picture_places)
+        x = constrained(self._embedded(tokens, positions, picture_places), "batch", "sequence", None)
         graph, parameters = nnx.split(self.blocks)
 
         def layer(x: Array, layer_parameters: Any) -> tuple[Array, Any]:
@@ -284,15 +303,20 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: Float[Array, "... D"], table: Float[Array, "W E"] | None = None) -> Float[Array, "... W"]:
         """Scores of the next token, float32: of every id, or of those whose rows of the embedding table are given."""
-        if self.config.token_dim != self.config.model_dim:
-            hidden = jnp.einsum("...D,DE->...E", hidden, self.project_out[...].astype(hidden.dtype))
+        hidden = self.output_features(hidden)
         table = self.token_embedding[...] if table is None else table
         return jnp.einsum("...E,VE->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def output_features(self, hidden: Float[Array, "... D"]) -> Float[Array, "... E"]:
+        """What is multiplied with the embedding table to score the next token."""
+        if self.config.token_dim == self.config.model_dim:
+            return hidden
+        return jnp.einsum("...D,DE->...E", hidden, self.project_out[...].astype(hidden.dtype))
 
     def empty_cache(self, batch_size: int, length: int, dtype: str = "") -> Cache:
         """Room for the keys and values of `length` tokens a row, in the type of the activations or another."""
         config = self.config
-        shape = (batch_size, config.num_heads, length, config.head_dim)
+        shape = (batch_size, config.key_value_heads, length, config.head_dim)
         return tuple(LayerCache.empty(*shape, dtype or config.compute_dtype) for _ in range(config.num_layers))
 
 

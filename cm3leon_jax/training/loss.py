@@ -1,13 +1,20 @@
-"""The training loss: cross-entropy over every token but padding, and its parts by modality."""
+"""The training loss: cross-entropy over every token but padding, and its parts by modality.
+
+The head of the model is its largest product: scores of 65,000 ids for every token, float32. So the gradients of its two
+sides are made together with the loss, while a chunk of the scores is at hand, and the scores are never kept.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from cm3leon_jax.model.sharding import BATCH_AXES, BATCH_SPEC
 from cm3leon_jax.vocabulary import Vocabulary
 
 
@@ -33,22 +40,124 @@ class LossSums(NamedTuple):
         }
 
 
-def cross_entropy(logits: Float[Array, "B L V"], targets: Int[Array, "B L"]) -> Float[Array, "B L"]:
-    """-log p(target), in nats."""
-    # A masked sum, not a gather: a vocabulary that is split over devices stays where it is.
-    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(is_target, logits, 0).sum(axis=-1)
-
-
-def loss_sums(logits: Float[Array, "B L V"], targets: Int[Array, "B L"], vocabulary: Vocabulary) -> LossSums:
-    """Sums over the whole (global) batch; padding counts nowhere."""
+def loss_sums(losses: Float[Array, "B L"], targets: Int[Array, "B L"], vocabulary: Vocabulary) -> LossSums:
+    """Sums over the whole (global) batch of the tokens' losses; padding counts nowhere."""
     first = vocabulary.first_image_code
     image = (targets >= first) & (targets < first + vocabulary.num_image_codes)
     text = (targets != vocabulary.pad) & ~image
-    losses = cross_entropy(logits, targets)
     return LossSums(
         text=jnp.where(text, losses, 0).sum(),
         image=jnp.where(image, losses, 0).sum(),
         num_text=text.sum().astype(jnp.float32),
         num_image=image.sum().astype(jnp.float32),
     )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def head_loss(
+    hidden: Float[Array, "B L E"],
+    table: Float[Array, "V E"],
+    targets: Int[Array, "B L"],
+    weights: Float[Array, "B L"],
+    z_loss: float = 0.0,
+    num_chunks: int = 1,
+) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
+    """The weighted sum of the tokens' losses, to be differentiated; and -log p(target) of each, in nats, to be logged.
+
+    Needs the mesh in its context (`jax.set_mesh`): a device holds the scores of its rows and its share of the ids.
+
+    Args:
+      hidden: what is multiplied with the table; its type is that of the products.
+      table: the embedding of every id.
+      targets: ids.
+      weights: of each token; 0 for padding.
+      z_loss: weight of the squared log of the softmax's denominator (arXiv 2204.02311, section 5).
+      num_chunks: parts of a device's tokens that are worked on one after the other.
+    """
+    total, losses, _, _ = _on_every_device(hidden, table, targets, weights, z_loss, num_chunks, with_gradients=False)
+    return total, losses
+
+
+def _head_loss_forward(
+    hidden: Array, table: Array, targets: Array, weights: Array, z_loss: float, num_chunks: int
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    total, losses, *gradients = _on_every_device(
+        hidden, table, targets, weights, z_loss, num_chunks, with_gradients=True
+    )
+    return (total, losses), (gradients[0], gradients[1])
+
+
+def _head_loss_backward(
+    z_loss: float, num_chunks: int, gradients: tuple[Array, Array], cotangents: tuple[Array, Array]
+) -> tuple[Array, Array, None, None]:
+    of_hidden, of_table = gradients
+    scale, _ = cotangents
+    return of_hidden * scale.astype(of_hidden.dtype), of_table * scale, None, None
+
+
+head_loss.defvjp(_head_loss_forward, _head_loss_backward)
+
+
+def _on_every_device(
+    hidden: Array,
+    table: Array,
+    targets: Array,
+    weights: Array,
+    z_loss: float,
+    num_chunks: int,
+    with_gradients: bool,
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """Loss, losses, and, if they are wanted, the gradients of the loss by hidden and table."""
+    by_table = PartitionSpec("tensor", "fsdp")
+
+    @partial(
+        jax.shard_map,
+        in_specs=(BATCH_SPEC, by_table, BATCH_SPEC, BATCH_SPEC),
+        out_specs=(PartitionSpec(), BATCH_SPEC, *((BATCH_SPEC, by_table) if with_gradients else (None, None))),
+        check_vma=False,
+    )
+    def local(hidden: Array, table: Array, targets: Array, weights: Array) -> tuple[Array | None, ...]:
+        rows, length, _ = hidden.shape
+        # Gathered once, in the type of the products, and its gradient shared out once, behind all chunks.
+        whole = jax.lax.all_gather(table.astype(hidden.dtype), "fsdp", axis=1, tiled=True)
+
+        def chunk(of_table: Array | None, tokens: tuple[Array, Array, Array]) -> tuple[Array | None, tuple]:
+            losses, slope = _chunk_losses(tokens, whole, z_loss)
+            if of_table is None:
+                return None, (*losses, None)
+            features = tokens[0]
+            of_hidden = jax.lax.psum(jnp.einsum("nV,VE->nE", slope, whole), "tensor")
+            here = jnp.einsum("nV,nE->VE", slope, features, preferred_element_type=jnp.float32)
+            return of_table + here, (*losses, of_hidden)
+
+        by_chunk = [part.reshape(num_chunks, -1, *part.shape[2:]) for part in (hidden, targets, weights)]
+        of_table = jnp.zeros(whole.shape, jnp.float32) if with_gradients else None
+        of_table, (totals, losses, of_hidden) = jax.lax.scan(chunk, of_table, tuple(by_chunk), unroll=num_chunks == 1)
+        total = jax.lax.psum(totals.sum(), BATCH_AXES)
+        losses = losses.reshape(rows, length)
+        if of_table is None:
+            return total, losses, None, None
+        of_table = jax.lax.psum_scatter(of_table, "fsdp", scatter_dimension=1, tiled=True)
+        return total, losses, of_hidden.reshape(hidden.shape), jax.lax.psum(of_table, "replica")
+
+    return local(hidden, table, targets, weights)
+
+
+def _chunk_losses(
+    tokens: tuple[Float[Array, "n E"], Int[Array, "n"], Float[Array, "n"]], table: Float[Array, "W E"], z_loss: float
+) -> tuple[tuple[Float[Array, ""], Float[Array, "n"]], Float[Array, "n W"]]:
+    """Weighted sum and losses of some tokens, and the gradient of the sum by their scores of this device's ids."""
+    features, targets, weights = tokens
+    scores = jnp.einsum("nE,VE->nV", features, table, preferred_element_type=jnp.float32)
+    highest = jax.lax.pmax(scores.max(axis=-1), "tensor")
+    exponentials = jnp.exp(scores - highest[:, None])
+    denominator = jax.lax.psum(exponentials.sum(axis=-1), "tensor")
+    log_denominator = jnp.log(denominator) + highest
+    first = jax.lax.axis_index("tensor") * table.shape[0]
+    # A masked sum, not a gather: each device looks among its own ids.
+    is_target = first + jnp.arange(table.shape[0]) == targets[:, None]
+    losses = log_denominator - jax.lax.psum(jnp.where(is_target, scores, 0).sum(axis=-1), "tensor")
+    total = (weights * (losses + z_loss * jnp.square(log_denominator))).sum()
+    share = weights * (1 + 2 * z_loss * log_denominator) / denominator
+    slope = exponentials * share[:, None] - jnp.where(is_target, weights[:, None], 0)
+    return (total, losses), slope.astype(features.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +14,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from cm3leon_jax import accelerators
 from cm3leon_jax.checkpoints import abstract_on
 from cm3leon_jax.config import Config
 from cm3leon_jax.data import batches
-from cm3leon_jax.model.sharding import batch_sharding, shardings
+from cm3leon_jax.model.sharding import BATCH_AXES, batch_sharding, constrained, shardings
 from cm3leon_jax.model.transformer import Transformer, abstract_model
-from cm3leon_jax.training.loss import LossSums, loss_sums
+from cm3leon_jax.training.compiler_options import compiler_options
+from cm3leon_jax.training.loss import LossSums, head_loss, loss_sums
 from cm3leon_jax.training.optimizer import learning_rate, optimizer
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -26,6 +30,9 @@ TrainState = dict[str, Any]
 Batch = dict[str, Int[Array, "B L"]]
 Metrics = dict[str, Float[Array, ""]]
 
+# Of a device whose kind is not in the table of accelerators, a CPU before all.
+_UNKNOWN_MEMORY = 16 << 30
+
 
 def on_mesh(batch: batches.Batch, mesh: Mesh) -> Batch:
     """A global batch from every process's own rows."""
@@ -33,56 +40,144 @@ def on_mesh(batch: batches.Batch, mesh: Mesh) -> Batch:
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.asdict().items()}
 
 
-def objective_loss(graph: nnx.GraphDef, parameters: nnx.State, batch: Batch, vocabulary: Vocabulary) -> LossSums:
-    """Summed cross-entropy of a batch."""
+def objective_loss(
+    graph: nnx.GraphDef,
+    parameters: nnx.State,
+    batch: Batch,
+    vocabulary: Vocabulary,
+    num_tokens: Int[Array, ""] | None = None,
+    z_loss: float = 0.0,
+    num_chunks: int = 1,
+) -> tuple[Float[Array, ""], LossSums]:
+    """The loss of a batch, to be differentiated, and its summed cross-entropy.
+
+    Args:
+      num_tokens: what the sum is divided by, where the batch is a part of a larger one.
+      z_loss, num_chunks: as in `head_loss`.
+    """
     model = nnx.merge(graph, parameters)
     hidden = model(batch["tokens"], batch["positions"], batch["document_start"], batch["picture_places"])
-    return loss_sums(model.logits(hidden), batch["targets"], vocabulary)
+    counts = (batch["targets"] != vocabulary.pad).astype(jnp.float32)
+    weights = counts / jnp.maximum(counts.sum() if num_tokens is None else num_tokens, 1)
+    features, table = model.output_features(hidden), model.token_embedding[...]
+    loss, losses = head_loss(features, table, batch["targets"], weights, z_loss, num_chunks)
+    return loss, loss_sums(losses, batch["targets"], vocabulary)
 
 
 class TrainStep:
     """The compiled functions of a run on one mesh, and the abstract state to restore into."""
 
     def __init__(self, config: Config, vocabulary: Vocabulary, mesh: Mesh) -> None:
-        length = config.batch.sequence_length
+        length, train = config.batch.sequence_length, config.train
         self.graph, _ = abstract_model(config.model, vocabulary.size, length)
+        self._mesh, self._batch_shape = mesh, (config.batch.batch_size, length)
         update_rule = optimizer(config.optimizer, config.num_steps)
         schedule = learning_rate(config.optimizer, config.num_steps)
+        num_chunks = loss_chunks(config, vocabulary.size, mesh)
 
         def init() -> TrainState:
-            parameters = nnx.state(Transformer(config.model, vocabulary.size, length, nnx.Rngs(config.train.seed)))
+            parameters = nnx.state(Transformer(config.model, vocabulary.size, length, nnx.Rngs(train.seed)))
             return {
                 "parameters": parameters,
                 "optimizer": update_rule.init(parameters),
                 "step": jnp.zeros((), jnp.int32),
             }
 
-        def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-            def loss(parameters: nnx.State) -> tuple[Float[Array, ""], LossSums]:
-                sums = objective_loss(self.graph, parameters, batch, vocabulary)
-                return sums.mean, sums
+        abstract = jax.eval_shape(init)
+        state_shardings = shardings(abstract, mesh)
+        rows = batch_sharding(mesh)
 
-            (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
-            updates, optimizer_state = update_rule.update(gradients, state["optimizer"], state["parameters"])
+        def gradients(parameters: nnx.State, batch: Batch, num_tokens: Array) -> tuple[nnx.State, LossSums]:
+            def loss(parameters: nnx.State) -> tuple[Float[Array, ""], LossSums]:
+                return objective_loss(self.graph, parameters, batch, vocabulary, num_tokens, train.z_loss, num_chunks)
+
+            found, sums = jax.grad(loss, has_aux=True)(parameters)
+            return jax.lax.with_sharding_constraint(found, state_shardings["parameters"]), sums
+
+        def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            num_tokens = (batch["targets"] != vocabulary.pad).sum()
+            found, sums = accumulated(
+                lambda part: gradients(state["parameters"], part, num_tokens), batch, train.num_microbatches
+            )
+            updates, optimizer_state = update_rule.update(found, state["optimizer"], state["parameters"])
             metrics = {
                 **sums.by_modality(),
                 "learning_rate": jnp.asarray(schedule(state["step"]), jnp.float32),
-                "grad_norm": optax.global_norm(gradients),
+                "grad_norm": optax.tree.norm(found),
             }
             parameters = optax.apply_updates(state["parameters"], updates)
             return {"parameters": parameters, "optimizer": optimizer_state, "step": state["step"] + 1}, metrics
 
         def evaluate(parameters: nnx.State, batch: Batch) -> LossSums:
-            return objective_loss(self.graph, parameters, batch, vocabulary)
+            return objective_loss(self.graph, parameters, batch, vocabulary, num_chunks=num_chunks)[1]
 
-        abstract = jax.eval_shape(init)
-        state_shardings = shardings(abstract, mesh)
-        rows = batch_sharding(mesh)
         self.abstract_state = abstract_on(abstract, state_shardings)
-        self.init: Callable[[], TrainState] = jax.jit(init, out_shardings=state_shardings)
-        self.step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]] = jax.jit(
-            step, in_shardings=(state_shardings, rows), out_shardings=(state_shardings, None), donate_argnums=0
+        options = compiler_options(mesh.devices.flat[0].device_kind, mesh.size)
+        self._init = jax.jit(init, out_shardings=state_shardings)
+        self._step = jax.jit(
+            step,
+            in_shardings=(state_shardings, rows),
+            out_shardings=(state_shardings, None),
+            donate_argnums=0,
+            compiler_options=options,
         )
-        self.evaluate: Callable[[nnx.State, Batch], LossSums] = jax.jit(
-            evaluate, in_shardings=(state_shardings["parameters"], rows)
-        )
+        self._evaluate = jax.jit(evaluate, in_shardings=(state_shardings["parameters"], rows))
+
+    def init(self) -> TrainState:
+        """A fresh state, every device drawing its own share."""
+        with jax.set_mesh(self._mesh):
+            return self._init()
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """The state after one step on a global batch, and what it measured; the state before is used up."""
+        with jax.set_mesh(self._mesh):
+            return self._step(state, batch)
+
+    def evaluate(self, parameters: nnx.State, batch: Batch) -> LossSums:
+        """Summed cross-entropy of a batch."""
+        with jax.set_mesh(self._mesh):
+            return self._evaluate(parameters, batch)
+
+    def lowered(self) -> jax.stages.Lowered:
+        """The step before its compilation, for devices that need not be here."""
+        rows = jax.ShapeDtypeStruct(self._batch_shape, jnp.int32, sharding=batch_sharding(self._mesh))
+        batch = {field.name: rows for field in dataclasses.fields(batches.Batch)}
+        with jax.set_mesh(self._mesh):
+            return self._step.lower(self.abstract_state, batch)
+
+
+def accumulated(
+    gradients: Callable[[Batch], tuple[nnx.State, LossSums]], batch: Batch, num_microbatches: int
+) -> tuple[nnx.State, LossSums]:
+    """The sum of what `gradients` gives for the parts of a batch, one after the other.
+
+    Every part takes some rows of every device, so that none moves.
+    """
+    if num_microbatches == 1:
+        return gradients(batch)
+    parts = {
+        name: constrained(jnp.swapaxes(array.reshape(-1, num_microbatches, array.shape[1]), 0, 1), None, "batch", None)
+        for name, array in batch.items()
+    }
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradients(part)), None
+
+    first = jax.tree.map(lambda array: array[0], parts)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradients, first))
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def loss_chunks(config: Config, vocabulary_size: int, mesh: Mesh) -> int:
+    """In how many parts the scores of a microbatch are made: `train.loss_chunks`, or where that is 0, as few as fit.
+
+    Scores fit if those of a device, float32, take at most an eighth of its memory.
+    """
+    if config.train.loss_chunks:
+        return config.train.loss_chunks
+    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    tokens = config.batch.batch_size // (ways * config.train.num_microbatches) * config.batch.sequence_length
+    scores_bytes = 4 * tokens * vocabulary_size // mesh.shape["tensor"]
+    chip = accelerators.by_device_kind(mesh.devices.flat[0].device_kind)
+    budget = (chip.hbm_bytes if chip else _UNKNOWN_MEMORY) / 8
+    return next(n for n in range(1, tokens + 1) if (tokens % n == 0 and scores_bytes <= n * budget) or n == tokens)

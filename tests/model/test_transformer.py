@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from cm3leon_jax.config import ModelConfig
-from cm3leon_jax.model.transformer import LayerNorm, Transformer, parameter_count
+from cm3leon_jax.model.transformer import Norm, Transformer, parameter_count
 
 V, L = 128, 24
 
@@ -135,6 +135,8 @@ def test_bfloat16_stays_near_float32(tiny_model):
 
 
 def test_layer_norm_has_mean_zero_and_variance_one():
-    normed = LayerNorm(ModelConfig(model_dim=64))(3.0 + 7.0 * jax.random.normal(jax.random.key(6), (5, 64)))
+    normed = Norm(ModelConfig(), 64, "embed", is_affine=False)(
+        3.0 + 7.0 * jax.random.normal(jax.random.key(6), (5, 64))
+    )
     np.testing.assert_allclose(normed.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(normed.std(-1), 1, atol=1e-3)

@@ -1,0 +1,27 @@
+"""Options of XLA with which a sharded step compiles well: one table, by kind of chip."""
+
+from __future__ import annotations
+
+# What makes a TPU's compiler (libtpu 0.0.52) reduce-scatter the gradients of parameters that are shared out over a
+# whole slice; without it each becomes an all-reduce of the full weight. Gathers and scatters then run on the sparse
+# cores, beside the matrix products. It needs more memory. A v5e has no such cores: `sharding.make_mesh` does it there.
+_SPARSE_CORE_COLLECTIVES = {
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": False,
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
+    "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": True,
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
+    "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": True,
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
+    "xla_tpu_use_tc_device_shape_on_sc": True,
+}
+
+# By the name that JAX has for the chip ("TPU v5" is the v5p).
+_OPTIONS: dict[str, dict[str, bool]] = {
+    "TPU v5": _SPARSE_CORE_COLLECTIVES,
+    "TPU v6 lite": _SPARSE_CORE_COLLECTIVES,
+}
+
+
+def compiler_options(device_kind: str, num_devices: int) -> dict[str, bool]:
+    """The options for a step on this many such chips; one alone has nothing to share out."""
+    return _OPTIONS.get(device_kind, {}) if num_devices > 1 else {}
