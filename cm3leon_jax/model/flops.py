@@ -19,15 +19,9 @@ FLOP_RULE = (
 
 def layer_matrices(config: ModelConfig) -> dict[str, int]:
     """Numbers in each matrix of one layer."""
-    D, H, Dh, F = config.model_dim, config.num_heads, config.head_dim, config.hidden_dim
-    return {
-        "query": D * H * Dh,
-        "key": D * H * Dh,
-        "value": D * H * Dh,
-        "output": H * Dh * D,
-        "up": D * F,
-        "down": F * D,
-    }
+    D, H, K, Dh, F = config.model_dim, config.num_heads, config.key_value_heads, config.head_dim, config.hidden_dim
+    attention = {"query": D * H * Dh, "key": D * K * Dh, "value": D * K * Dh, "output": H * Dh * D}
+    return attention | {"up": D * F, "down": F * D} | ({"gate": D * F} if config.gated else {})
 
 
 def output_matrices(config: ModelConfig, vocabulary_size: int) -> int:
@@ -47,17 +41,24 @@ def flops_per_token(config: ModelConfig, vocabulary_size: int, sequence_length: 
     return config.num_layers * layer + 6.0 * output_matrices(config, vocabulary_size)
 
 
-def recomputed_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+def recomputed_flops_per_token(config: ModelConfig, sequence_length: int, has_kernel: bool) -> float:
     """FLOPs a token that the backward pass spends on what it did not keep, by `config.remat`.
 
     The last product of a layer is never computed again: what it gives is the next layer's input, which is kept.
+
+    Args:
+      config: the model.
+      sequence_length: tokens of a row.
+      has_kernel: whether attention is fused, so that no score is kept: its backward pass makes them once more, and of
+        its forward pass it needs sums that no policy keeps.
     """
     matrices, attention = layer_matrices(config), attention_flops_per_token(config, sequence_length)
     again = {
         "full": 2.0 * (sum(matrices.values()) - matrices["down"]) + attention,
         # Queries, keys, values and what attention gives are kept; its weights are not.
-        "save_attention": 2.0 * (matrices["output"] + matrices["up"]) + attention / 2,
+        "save_attention": 2.0 * (matrices["output"] + matrices["up"] + matrices.get("gate", 0))
+        + (attention if has_kernel else attention / 2),
         "save_dots": attention,
         "none": 0.0,
     }
-    return config.num_layers * again[config.remat]
+    return config.num_layers * (again[config.remat] + (attention / 2 if has_kernel else 0))

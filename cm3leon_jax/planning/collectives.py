@@ -58,7 +58,7 @@ class Collective:
             return self.full_bytes * others
         if self.kind == "all-reduce":
             return 2 * self.full_bytes * others
-        return self.operand_bytes
+        return float(self.operand_bytes)
 
 
 def find(text: str, mesh: dict[str, int]) -> list[Collective]:
@@ -228,8 +228,7 @@ def _first_group(attributes: str, num_devices: int) -> tuple[int, ...]:
     """The devices of the first group, in any of the ways that XLA writes groups; of a permutation, the first ring."""
     pairs = re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", attributes)
     if pairs:
-        targets = dict(tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1]))
-        return _chain(targets)
+        return _chain({int(source): int(target) for source, target in re.findall(r"\{(\d+),(\d+)\}", pairs[1])})
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:
         return tuple(map(int, listed[1].split(",")))

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from cm3leon_jax.planning import hlo, memory
 from cm3leon_jax.planning.topology import Topology, coordinates, devices
 
 _POLL_SECONDS = 0.2
+_LONGEST_MESSAGE = 300
 # What the compiler leaves of a step: the program, and where in memory its arrays lie.
 _DUMPS = ("after_optimizations.txt", "after_optimizations-buffer-assignment.txt")
 
@@ -144,6 +145,7 @@ def _read(folder: Path, topology: Topology, exit_code: int) -> Compiled:
     placement = Placement(**json.loads((folder / "placement.json").read_text()))
     program = _dumped(folder, _DUMPS[0])
     assignment = _dumped(folder, _DUMPS[1])
+    needed: int | None
     if assignment:
         needed, largest = memory.total_bytes(assignment), memory.largest(assignment, hlo.parse(program))
     else:
@@ -187,7 +189,6 @@ def _end_with_parent(folder: Path, parent: int) -> None:
 
 def _lower_and_compile(folder: Path, config: Config, topology: Topology) -> dict[str, Any]:
     from cm3leon_jax.model.sharding import make_mesh, refuse_uneven_batch
-    from cm3leon_jax.training.compiler_options import compiler_options
     from cm3leon_jax.training.step import TrainStep
     from cm3leon_jax.vocabulary import Vocabulary
 
@@ -196,25 +197,25 @@ def _lower_and_compile(folder: Path, config: Config, topology: Topology) -> dict
     # Only its sizes are in the step, and those follow from the config.
     vocabulary = Vocabulary.train((), text, config.image_tokenizer.codebook_size, masks, progress=False)
     mesh = make_mesh(config.mesh, devices(topology))
-    refuse_uneven_batch(config.batch.batch_size, mesh)
+    refuse_uneven_batch(config.batch.batch_size, mesh, config.train.num_microbatches)
     step = TrainStep(config, vocabulary, mesh)
     lowered = step.lowered()
     lowered_at = time.perf_counter()
-    options = compiler_options(mesh.devices.flat[0].device_kind)
-    _write(folder / "placement.json", _placement(step, mesh, topology, options))
+    _write(folder / "placement.json", _placement(step, mesh, topology))
     timing = {"lower_seconds": lowered_at - started}
     dump = folder / "dump"
-    result = _compile(lowered, options | {"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True}, dump)
+    result = _compile(lowered, dump)
     return result | timing | {"compile_seconds": time.perf_counter() - lowered_at}
 
 
-def _compile(lowered: Any, options: Mapping[str, Any], dump: Path) -> dict[str, Any]:
+def _compile(lowered: Any, dump: Path) -> dict[str, Any]:
     """Compiles in a thread; returns when it ends, or as soon as the dumps are whole."""
     result: dict[str, Any] = {}
 
     def work() -> None:
         try:
-            lowered.compile(compiler_options=dict(options))
+            # Beside those that the step has itself.
+            lowered.compile(compiler_options={"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True})
         except Exception as error:
             text = str(error)
             key, value = ("out_of_memory", text) if memory.is_out_of_memory(text) else ("error", _first_line(error))
@@ -232,10 +233,11 @@ def _compile(lowered: Any, options: Mapping[str, Any], dump: Path) -> dict[str, 
     return result
 
 
-def _placement(step: Any, mesh: Any, topology: Topology, options: dict[str, Any]) -> dict[str, Any]:
+def _placement(step: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
     import jax
 
     from cm3leon_jax.model.sharding import parameter_name
+    from cm3leon_jax.training.compiler_options import compiler_options
 
     weights: dict[str, int] = {}
     leaves = jax.tree_util.tree_leaves_with_path(step.abstract_state["parameters"])
@@ -254,7 +256,7 @@ def _placement(step: Any, mesh: Any, topology: Topology, options: dict[str, Any]
         "weights": weights,
         "state_bytes": state_bytes,
         "num_parameters": sum(leaf.size for _, leaf in leaves),
-        "compiler_options": options,
+        "compiler_options": compiler_options(mesh.devices.flat[0].device_kind, mesh.size),
     }
 
 
@@ -266,7 +268,9 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    # Some name every device.
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]} ..."
 
 
 def _write(path: Path, value: Any) -> None:

@@ -76,7 +76,8 @@ class Program:
 def parse(text: str) -> Program:
     """Reads what `HloModule::ToString` writes."""
     computations: dict[str, Computation] = {}
-    entry, name, lines = "", "", []
+    entry, name = "", ""
+    lines: list[Instruction] = []
     for line in text.splitlines():
         header = None if line.startswith(" ") else _HEADER.match(line)
         if header:

@@ -67,9 +67,17 @@ def largest(assignment: str, program: hlo.Program, most: int = 6) -> tuple[Buffe
             break
         if all(offset + size <= start or end <= offset for start, end in taken):
             taken.append((offset, offset + size))
-            op_name = instructions[name].op_name if name in instructions else ""
-            buffers.append(Buffer(size, kind.partition("{")[0], op_name))
+            buffers.append(Buffer(size, kind.partition("{")[0], _op_name(name, instructions)))
     return tuple(buffers)
+
+
+def _op_name(name: str, instructions: dict[str, hlo.Instruction]) -> str:
+    """The JAX operation that an array comes from, or else one that reads it."""
+    maker = instructions.get(name)
+    if maker is not None and maker.op_name:
+        return maker.op_name
+    readers = (i.op_name for i in instructions.values() if name in i.operands and i.op_name)
+    return next(readers, "")
 
 
 def _allocations(assignment: str) -> list[tuple[int, str, str]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
 from cm3leon_jax.model.flops import FLOP_RULE
 from cm3leon_jax.planning import collectives, report, roofline, topology
-from cm3leon_jax.planning.compile import CompileError, Compiled, compile_step
+from cm3leon_jax.planning.compile import Compiled, CompileError, compile_step
 from cm3leon_jax.planning.topology import Topology
 from cm3leon_jax.vocabulary import padded_size
 
@@ -78,7 +79,6 @@ class Plan:
     pod: Topology
     vocabulary_size: int
     compiled: Compiled
-    # None where the step does not fit.
     collectives: list[collectives.Collective]
     work: roofline.Work
     times: roofline.Roofline
@@ -95,7 +95,8 @@ def plan(config: Config, vocabulary_size: int, pod: Topology, say: Callable[[str
     compiled = compile_step(config, pod, say)
     placement = compiled.placement
     found = collectives.merged(collectives.find(compiled.program, placement.mesh)) if compiled.program else []
-    done = roofline.work(config, vocabulary_size, placement.mesh)
+    has_kernel = roofline.attention_kernel(config, pod) != "xla"
+    done = roofline.work(config, vocabulary_size, placement.mesh, has_kernel)
     times = roofline.roofline(done, found, pod, placement.coordinates)
     return Plan(config, pod, vocabulary_size, compiled, found, done, times)
 
@@ -104,14 +105,19 @@ def lines(file: str, planned: Plan) -> list[str]:
     """The whole plan as people read it."""
     config, compiled, pod = planned.config, planned.compiled, planned.pod
     written = report.head(file, config, planned.vocabulary_size, compiled.placement.num_parameters, pod)
-    written.append(f"  {'settings':<12} {report.settings(config, compiled.placement.mesh)}")
-    written.append(
-        f"  {'compiled':<12} in {compiled.lower_seconds:.0f} s of tracing and {compiled.compile_seconds:.0f} s of compiling"
-    )
+    written.append(f"  {'settings':<12} {report.settings(config, compiled.placement.mesh, pod)}")
+    seconds = f"{compiled.lower_seconds:.0f} s of tracing and {compiled.compile_seconds:.0f} s of compiling"
+    written.append(f"  {'compiled':<12} in {seconds}")
     written += report.memory_table(compiled, pod)
+    if not compiled.memory.fits:
+        return [
+            *written,
+            "",
+            "mend: more config.train.num_microbatches, a config.model.remat that keeps less, or --search",
+        ]
     written += report.collectives_table(planned.collectives, compiled, pod)
     written += report.time_table(config, planned.work, planned.times, pod)
-    written.append(f"\nMFU counts {FLOP_RULE}.")
+    written += ["", *textwrap.wrap(f"MFU counts {FLOP_RULE}.", 100)]
     return written
 
 
@@ -126,7 +132,7 @@ def as_json(file: str, planned: Plan) -> dict[str, Any]:
         "num_devices": planned.pod.num_devices,
         "mesh": compiled.placement.mesh,
         "remat": planned.config.model.remat,
-        "microbatches": roofline.microbatches(planned.config),
+        "microbatches": planned.config.train.num_microbatches,
         "compiler_options": compiled.placement.compiler_options,
         "num_parameters": compiled.placement.num_parameters,
         "memory": {

@@ -34,10 +34,10 @@ class Traffic:
     is_between_slices: bool
 
 
-def gibibytes(size: float) -> str:
+def gibibytes(size: float | int) -> str:
     """`12.81 GiB`, or MiB and KiB where it is small."""
-    for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
-        if size >= 0.1 * scale:
+    for unit, scale, least in (("TiB", 2**40, 1.0), ("GiB", 2**30, 0.1), ("MiB", 2**20, 0.1)):
+        if size >= least * scale:
             return f"{size / scale:,.2f} {unit}" if size < 100 * scale else f"{size / scale:,.0f} {unit}"
     return f"{size / 2**10:,.1f} KiB"
 
@@ -49,7 +49,7 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.1f} us"
 
 
-def amount(number: float) -> str:
+def amount(number: float | int) -> str:
     """`6.73 B`, `2.4 T`."""
     for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
@@ -97,6 +97,8 @@ def purpose(collective: Collective, weights: dict[str, int], mesh: dict[str, int
     # Between replicas or slices only a device's own share is summed.
     shares = {size * mesh["fsdp"] for size in sizes} if "fsdp" not in collective.axes else set()
     names = [name for name, size in weights.items() if size in sizes | shares]
+    if not names and collective.is_between_slices:
+        return "shares of gradients"
     if not names:
         return _operation(collective.op_name)
     kind = "weights" if collective.kind == "all-gather" else "gradients"
@@ -134,12 +136,13 @@ def head(file: str, config: Config, vocabulary_size: int, parameters: int, topol
     ]
 
 
-def settings(config: Config, mesh: dict[str, int]) -> str:
+def settings(config: Config, mesh: dict[str, int], topology: Topology) -> str:
     """`fsdp 128 x tensor 4, remat full, 2 microbatches, splash attention`."""
     axes = " x ".join(f"{axis} {ways}" for axis, ways in mesh.items() if ways > 1) or "one device"
-    parts = roofline.microbatches(config)
+    parts = config.train.num_microbatches
     several = f"{parts} microbatches" if parts > 1 else "1 microbatch"
-    return f"{axes}, remat {config.model.remat}, {several}, {roofline.attention_kernel(config)} attention"
+    kernel = roofline.attention_kernel(config, topology)
+    return f"{axes}, remat {config.model.remat}, {several}, {kernel} attention"
 
 
 def memory_table(compiled: Compiled, topology: Topology) -> list[str]:
@@ -166,35 +169,37 @@ def collectives_table(collectives: Sequence[Collective], compiled: Compiled, top
     if not rows:
         return [_title("collectives: none")]
     lines = [
-        _title("collectives of a step, by the compiler"),
-        f"  {'':<19} {'over':<22} {'what':<30} {'times':>6} {'sent':>10} {'at peak':>9}",
+        _title("collectives of a step, by the compiler: hidden behind other work, or alone"),
+        f"  {'':<18} {'over':<20} {'what':<33} {'times':>6} {'sent':>10} {'at peak':>9}",
     ]
     small = [row for row in rows if row.seconds < _SMALL_SHARE * rows[0].seconds]
     for row in rows[: len(rows) - len(small)]:
-        how = "behind other work" if row.is_hidden else "alone"
         lines.append(
-            f"  {row.kind:<19} {row.over[:22]:<22} {row.what[:30]:<30} {row.runs:>6,} {gibibytes(row.sent_bytes):>10} "
-            f"{duration(row.seconds):>9}  {how}"
+            f"  {row.kind:<18} {row.over[:20]:<20} {row.what[:33]:<33} {row.runs:>6,} {gibibytes(row.sent_bytes):>10} "
+            f"{duration(row.seconds):>9} {'hidden' if row.is_hidden else 'alone'}"
         )
     if small:
         sent, seconds = sum(row.sent_bytes for row in small), sum(row.seconds for row in small)
         runs = sum(row.runs for row in small)
-        lines.append(f"  {'small ones':<19} {'':<22} {'':<30} {runs:>6,} {gibibytes(sent):>10} {duration(seconds):>9}")
+        lines.append(f"  {'small ones':<18} {'':<54} {runs:>6,} {gibibytes(sent):>10} {duration(seconds):>9}")
     for collective, names in full_weight_reductions(collectives, compiled.placement.weights):
         lines += _fault(collective, names, compiled.placement.mesh)
     return lines
 
 
 def _fault(collective: Collective, names: tuple[str, ...], mesh: dict[str, int]) -> list[str]:
-    listed = ", ".join(names)
-    size = gibibytes(collective.full_bytes)
+    what, over = f"{gibibytes(collective.full_bytes)}, whole {' or '.join(names)}", _over(collective, mesh)
     if not collective.loops:
-        return [f"  note: {listed}: whole ({size}) in an all-reduce over {_over(collective, mesh)}, once a step"]
-    return [
-        f"  FAULT: {size} like {listed}: whole in an all-reduce over {_over(collective, mesh)}, {collective.runs} times",
-        "  a step: a reduce-scatter would send half and keep a share. Fewer ways of fsdp than a slice has mend it:",
-        "  config.mesh.replica or config.mesh.tensor.",
+        return [f"  note: all-reduce over {over}, once a step, of {what}"]
+    lines = [
+        f"  FAULT: all-reduce over {over}, {collective.runs:,} times a step, of {what};",
+        "    a reduce-scatter would send half of that and keep a share",
     ]
+    if any("." in name for name in names):
+        lines.append(
+            "    mend: fewer ways of fsdp than a slice has chips, by config.mesh.replica or config.mesh.tensor"
+        )
+    return lines
 
 
 def time_table(config: Config, done: roofline.Work, times: roofline.Roofline, topology: Topology) -> list[str]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from cm3leon_jax.accelerators import Accelerator
 from cm3leon_jax.config import Config
 from cm3leon_jax.model.flops import (
     attention_flops_per_token,
@@ -29,6 +29,7 @@ _SCORE_BYTES = 12
 # read by two products.
 _LOGIT_BYTES = 22
 # AdamW reads parameter, gradient and two moments, writes all but the gradient; the norm reads the gradient once more.
+# The sum over microbatches takes 12 bytes more for each.
 _OPTIMIZER_BYTES = 32
 
 
@@ -96,53 +97,54 @@ class Roofline:
         return max(names, key=lambda name: names[name])
 
 
-def work(config: Config, vocabulary_size: int, mesh: dict[str, int]) -> Work:
-    """What one chip computes and moves in a step, by formula."""
+def work(config: Config, vocabulary_size: int, mesh: dict[str, int], has_kernel: bool) -> Work:
+    """What one chip computes and moves in a step, by formula; `has_kernel` says whether attention is fused."""
     model, length = config.model, config.batch.sequence_length
     chips, tensor = math.prod(mesh.values()), mesh["tensor"]
     tokens = config.batch.batch_size * length
-    has_kernel = attention_kernel(config) != "xla"
-    recomputed = recomputed_flops_per_token(model, length)
+    parts = config.train.num_microbatches
+    recomputed = recomputed_flops_per_token(model, length, has_kernel)
     attention = model.num_layers * attention_flops_per_token(model, length)
-    # Without a kernel the whole square is computed; a kernel's backward pass computes the scores once more.
+    # Without a kernel the whole square is computed, forward, backward and again.
     passes = 3 + (model.remat in ("full", "save_dots")) + 0.5 * (model.remat == "save_attention")
     again = 2.0 if model.remat == "none" else 3.0
     layers = 2.0 * sum(layer_matrices(model).values()) * model.num_layers / tensor
     outside = 2.0 * output_matrices(model, vocabulary_size) / tensor
     gathered = 2.0 if mesh["fsdp"] > 1 else 1.0
     # Weights are read in each pass, and written first where they are gathered; gradients are written and read.
-    weights = microbatches(config) * (layers * (again * gathered + 2) + outside * (2 * gathered + 2))
+    weights = parts * (layers * (again * gathered + 2) + outside * (2 * gathered + 2))
     local_tokens = tokens / (mesh["replica"] * mesh["fsdp"])
     scores = 0.0 if has_kernel else model.num_layers * model.num_heads / tensor * length * _SCORE_BYTES * again
     activations = model.num_layers * _activation_bytes(config, tensor) * again + scores
     parameters = sum(layer_matrices(model).values()) * model.num_layers + output_matrices(model, vocabulary_size)
     return Work(
         model_flops=tokens * flops_per_token(model, vocabulary_size, length) / chips,
-        recomputed_flops=tokens * (recomputed + (attention / 2 if has_kernel else 0)) / chips,
+        recomputed_flops=tokens * recomputed / chips,
         masked_flops=0.0 if has_kernel else tokens * attention * passes / chips,
         weight_bytes=weights,
         activation_bytes=local_tokens * activations,
         logit_bytes=local_tokens * vocabulary_size / tensor * _LOGIT_BYTES,
-        optimizer_bytes=_OPTIMIZER_BYTES * parameters / (mesh["fsdp"] * tensor),
+        optimizer_bytes=(_OPTIMIZER_BYTES + (12 * parts if parts > 1 else 0)) * parameters / (mesh["fsdp"] * tensor),
     )
 
 
 def _activation_bytes(config: Config, tensor: int) -> float:
     """Bytes that one pass of one layer reads and writes for a token: in and out of products, norms and sums."""
-    D, heads = config.model.model_dim, config.model.num_heads * config.model.head_dim / tensor
-    hidden = config.model.hidden_dim / tensor
-    # Norms and sums: 8 D. Projections of queries, keys and values, attention, its projection. The feed-forward layer.
-    return 2.0 * (8 * D + (D + 3 * heads) + 4 * heads + (heads + D) + (D + hidden) + (hidden + D))
+    model = config.model
+    D, queries, hidden = model.model_dim, model.num_heads * model.head_dim / tensor, model.hidden_dim / tensor
+    keys = model.key_value_heads * model.head_dim / tensor
+    norms_and_sums, attention = 8 * D, (D + queries + 2 * keys) + (2 * queries + 2 * keys) + (queries + D)
+    feed_forward = (D + hidden) * (3 if model.gated else 2)
+    return 2.0 * (norms_and_sums + attention + feed_forward)
 
 
-def attention_kernel(config: Config) -> str:
-    """Which attention the step runs."""
-    return getattr(config.model, "attention", "xla")
-
-
-def microbatches(config: Config) -> int:
-    """Parts of the batch that run one after another."""
-    return getattr(config.train, "microbatches", 1)
+def attention_kernel(config: Config, topology: Topology) -> str:
+    """Which attention the step runs on these chips: `model.attention`, or what "auto" comes to."""
+    if config.model.attention != "auto":
+        return config.model.attention
+    if topology.accelerator.is_tpu:
+        return "splash"
+    return "tokamax" if find_spec("tokamax") else "xla"
 
 
 def roofline(

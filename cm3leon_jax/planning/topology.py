@@ -117,8 +117,8 @@ def parse(name: str) -> Topology:
         )
         if shape not in _SMALL_CUBOIDS and not cubes:
             raise UserError(
-                f"--topology={name}: a slice of v5p is {', '.join(_SMALL_CUBOIDS)}, or three rising multiples of 4 such "
-                "as 4x4x4, 4x4x8, 8x8x8, 8x8x16"
+                f"--topology={name}: a slice of v5p is {', '.join(_SMALL_CUBOIDS)}, or three rising multiples of 4 "
+                "such as 4x4x4, 4x4x8, 8x8x8, 8x8x16"
             )
     elif accelerator.is_tpu:
         if shape not in _FLAT_SLICES:
