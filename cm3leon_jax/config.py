@@ -475,9 +475,6 @@ class TrainConfig:
     z_loss: float = 0.0
     # Where compiled programs are kept, so that a restart need not compile again; "" keeps none.
     compilation_cache: str = "{workdir}/compilation_cache"
-    # A trace of these many steps, from `profile_start` on, is written to WORKDIR/tensorboard; 0 means none.
-    profile_steps: int = 0
-    profile_start: int = 10
     log_every: int = 10
     save_every: int = 1000
     keep_checkpoints: int = 3
@@ -489,8 +486,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, "train", self, "num_tokens", "log_every", "save_every", "keep_checkpoints", "eval_batches")
-        _at_least(1, "train", self, "num_microbatches", "profile_start")
-        _at_least(0, "train", self, "loss_chunks", "z_loss", "profile_steps")
+        _at_least(1, "train", self, "num_microbatches")
+        _at_least(0, "train", self, "loss_chunks", "z_loss")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,30 @@ def _summary_writer() -> Any:
     return SummaryWriter
 
 
+@dataclass(frozen=True)
+class StepWork:
+    """What a step does, to be held against its time."""
+
+    num_tokens: int
+    # By the rule of `flops.py`.
+    flops_per_token: float
+    num_devices: int
+    # Of one device; 0 where it is not known.
+    peak_flops: float
+
+    def rates(self, seconds: float) -> dict[str, float]:
+        """Tokens a second, those of a device, and, where the peak is known, which share of it the model's FLOPs are."""
+        tokens_per_second = self.num_tokens / seconds
+        each = tokens_per_second / self.num_devices
+        rates = {"tokens_per_second": tokens_per_second, "tokens_per_second_per_device": each}
+        return rates | ({"mfu": each * self.flops_per_token / self.peak_flops} if self.peak_flops else {})
+
+
 class StepClock:
     """Seconds a step, and how many of them went into waiting for data; pauses (saving, evaluation) do not count."""
 
-    def __init__(self, first_step: int, tokens_per_step: int) -> None:
-        self._tokens_per_step = tokens_per_step
+    def __init__(self, first_step: int, work: StepWork) -> None:
+        self._work = work
         self._restart(first_step)
 
     def _restart(self, step: int) -> None:
@@ -82,7 +102,7 @@ class StepClock:
         steps = max(1, step - self._step)
         seconds = (time.perf_counter() - self._started - self._paused) / steps
         values = {
-            "tokens_per_second": self._tokens_per_step / seconds,
+            **self._work.rates(seconds),
             "data_wait_seconds": self._waited / steps,
             "step_seconds": seconds,
         }

@@ -30,8 +30,8 @@ TrainState = dict[str, Any]
 Batch = dict[str, Int[Array, "B L"]]
 Metrics = dict[str, Float[Array, ""]]
 
-# Of a device whose kind is not in the table of accelerators, a CPU before all.
-_UNKNOWN_MEMORY = 16 << 30
+# Scores at a time on a device that the table of accelerators lacks: on a CPU, what stays near its caches is fastest.
+_SCORES_ELSEWHERE = 32 << 20
 
 
 def on_mesh(batch: batches.Batch, mesh: Mesh) -> Batch:
@@ -179,5 +179,5 @@ def loss_chunks(config: Config, vocabulary_size: int, mesh: Mesh) -> int:
     tokens = config.batch.batch_size // (ways * config.train.num_microbatches) * config.batch.sequence_length
     scores_bytes = 4 * tokens * vocabulary_size // mesh.shape["tensor"]
     chip = accelerators.by_device_kind(mesh.devices.flat[0].device_kind)
-    budget = (chip.hbm_bytes if chip else _UNKNOWN_MEMORY) / 8
+    budget = chip.hbm_bytes / 8 if chip else _SCORES_ELSEWHERE
     return next(n for n in range(1, tokens + 1) if (tokens % n == 0 and scores_bytes <= n * budget) or n == tokens)

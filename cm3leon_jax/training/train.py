@@ -18,18 +18,20 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from cm3leon_jax import config_file
+from cm3leon_jax import accelerators, config_file
 from cm3leon_jax.checkpoints import Checkpoints, refuse_changes
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches import BatchSource, Retrieval, iterate, open_retrieval
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import LIST_FIELDS
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.model.flops import FLOP_RULE, flops_per_token
 from cm3leon_jax.model.sharding import make_mesh, refuse_uneven_batch
 from cm3leon_jax.model.transformer import parameter_count
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.training.held_out import held_out_loss
-from cm3leon_jax.training.metrics import MetricsLog, StepClock
+from cm3leon_jax.training.metrics import MetricsLog, StepClock, StepWork
+from cm3leon_jax.training.profile import Profile
 from cm3leon_jax.training.samples import SamplePictures
 from cm3leon_jax.training.step import Metrics, TrainStep, on_mesh
 from cm3leon_jax.vocabulary import Vocabulary
@@ -41,14 +43,16 @@ _MAY_CHANGE = (
     *("config.bi_encoder", "config.bi_encoder_training", *(f"config.retrieval.{name}" for name in LIST_FIELDS)),
     *("config.vocabulary.path", "config.vocabulary.num_documents", "config.image_tokenizer.path"),
     *(f"config.train.{name}" for name in ("log_every", "save_every", "keep_checkpoints", "eval_every")),
-    *("config.train.eval_batches", "config.train.sample_every", "first_window"),
+    *("config.train.eval_batches", "config.train.sample_every", "config.train.compilation_cache", "first_window"),
+    # How a step is computed, not what.
+    *("config.model.attention", "config.model.remat", "config.model.scan_layers"),
+    *("config.train.num_microbatches", "config.train.loss_chunks"),
 )
 # What else may differ between an import and the run that starts from it: all that shapes no parameter.
 _FREE_AFTER_IMPORT = (
     *("config.batch.batch_size", "config.batch.packing", "config.batch.seed", "config.objective", "config.optimizer"),
     *("config.retrieval", "neighbours"),
-    *("config.train", "config.model.compute_dtype", "config.model.remat", "config.model.scan_layers"),
-    *("config.model.init_std", "config.model.position_init_std"),
+    *("config.train", "config.model.compute_dtype", "config.model.init_std", "config.model.position_init_std"),
 )
 
 
@@ -56,13 +60,23 @@ _FREE_AFTER_IMPORT = (
 STOPPED = 75
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `cm3leon train` takes beside the config."""
+    parser.add_argument(
+        "--profile", default="", metavar="FIRST:LAST", help="write a trace of these steps to WORKDIR/tensorboard"
+    )
+
+
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `cm3leon train`."""
+    profile = Profile(arguments.profile, workdir / "tensorboard")
+    if config.train.compilation_cache and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.train.compilation_cache).resolve()))
     with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
-        return train_to_the_end(config, workdir, checkpoints)
+        return train_to_the_end(config, workdir, checkpoints, profile)
 
 
-def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) -> int:
+def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints, profile: Profile) -> int:
     """Trains from the latest checkpoint, or from scratch, to `config.num_steps`; returns the exit code."""
     train = config.train
     is_first = jax.process_index() == 0
@@ -70,7 +84,7 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
     retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
     mesh = make_mesh(config.mesh)
-    refuse_uneven_batch(config.batch.batch_size, mesh)
+    refuse_uneven_batch(config.batch.batch_size, mesh, train.num_microbatches)
     compiled = TrainStep(config, vocabulary, mesh)
     latest = checkpoints.latest_step
     first_step = latest or 0
@@ -96,7 +110,8 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
     origin = "from imported parameters" if is_imported else "from scratch"
     if first_step:
         origin = f"continued from the checkpoint of step {first_step}"
-    _announce(config, vocabulary, corpus, source, origin, mesh)
+    work = _step_work(config, vocabulary, mesh)
+    _announce(config, vocabulary, corpus, source, origin, mesh, work)
     if first_step >= config.num_steps:
         print(f"finished: step {first_step} of {config.num_steps} is the last one")
         return 0
@@ -109,7 +124,7 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
 
     log = MetricsLog(workdir, first_step) if is_first else None
     progress = Progress("train", config.num_steps, first_step, shown=is_first)
-    clock = StepClock(first_step, config.batch.batch_size * config.batch.sequence_length)
+    clock = StepClock(first_step, work)
     batches = iterate(source, first_step, config.num_steps)
     stop = StopSignal()
     try:
@@ -118,7 +133,9 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
             is_last = step == config.num_steps
             with clock.waiting_for_data():
                 batch = on_mesh(next(batches), mesh)
+            profile.before(step)
             state, metrics = compiled.step(state, batch)
+            profile.after(step, metrics)
             # The step before is read while this one runs on the devices, which so are never idle.
             if pending is not None:
                 _log_step(step - 1, pending, config, log, progress, clock)
@@ -150,6 +167,7 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints) ->
     finally:
         stop.close()
         progress.close()
+        profile.close()
         checkpoints.wait()
         if log:
             log.close()
@@ -197,7 +215,8 @@ def _log_step(
         )
     if held_out or step == 1 or _is_due(step, config.train.log_every, step == config.num_steps):
         values |= {**clock.lap(step), **(held_out or {})}
-        progress.say(step, f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
+        mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
+        progress.say(step, f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s{mfu}")
         if log:
             log.write(step, values)
 
@@ -228,6 +247,16 @@ def _source(
     )
 
 
+def _step_work(config: Config, vocabulary: Vocabulary, mesh: Mesh) -> StepWork:
+    chip = accelerators.by_device_kind(mesh.devices.flat[0].device_kind)
+    return StepWork(
+        num_tokens=config.batch.batch_size * config.batch.sequence_length,
+        flops_per_token=flops_per_token(config.model, vocabulary.size, config.batch.sequence_length),
+        num_devices=mesh.size,
+        peak_flops=chip.bfloat16_flops if chip else 0.0,
+    )
+
+
 def _announce(
     config: Config,
     vocabulary: Vocabulary,
@@ -235,6 +264,7 @@ def _announce(
     source: BatchSource,
     origin: str,
     mesh: Mesh,
+    work: StepWork,
 ) -> None:
     if jax.process_index() != 0:
         return
@@ -246,6 +276,9 @@ def _announce(
     print(f"devices: {mesh.size} {jax.devices()[0].platform} ({axes}), {jax.process_count()} process(es)")
     size = f"{config.batch.batch_size} x {config.batch.sequence_length} tokens"
     print(f"run: {config.num_steps:,} steps of {size}, {origin}")
+    print(f"work: {work.flops_per_token:.3g} FLOPs a token ({FLOP_RULE})")
+    if work.peak_flops:
+        print(f"MFU: of {work.peak_flops / 1e12:,.0f} TFLOP/s a device, bfloat16")
     if config.retrieval.enabled:
         how_many = "0 to " * (config.retrieval.draw == "uniform") + str(config.retrieval.num_drawn)
         print(f"retrieval: {how_many} neighbour{'s' * (config.retrieval.num_drawn != 1)} in front of each document")

@@ -1,10 +1,13 @@
 """metrics.jsonl stays one line a logged step, through interruptions."""
 
+import dataclasses
 import subprocess
 import sys
 
+import pytest
+
 from cm3leon_jax.progress import read_step_log
-from cm3leon_jax.training.metrics import MetricsLog, StepClock
+from cm3leon_jax.training.metrics import MetricsLog, StepClock, StepWork
 
 
 def test_what_an_interrupted_run_wrote_past_its_checkpoint_is_dropped(tmp_path):
@@ -25,13 +28,20 @@ def test_what_an_interrupted_run_wrote_past_its_checkpoint_is_dropped(tmp_path):
 
 
 def test_the_clock_counts_steps_since_the_last_lap_without_pauses():
-    clock = StepClock(first_step=5, tokens_per_step=100)
+    clock = StepClock(5, StepWork(num_tokens=100, flops_per_token=6e9, num_devices=4, peak_flops=1e12))
     with clock.paused(), clock.waiting_for_data():
         pass
     lap = clock.lap(15)
     assert lap["step_seconds"] > 0
     assert lap["tokens_per_second"] * lap["step_seconds"] == 100
+    assert lap["tokens_per_second_per_device"] == lap["tokens_per_second"] / 4
     assert lap["data_wait_seconds"] < lap["step_seconds"] * 10
+
+
+def test_mfu_is_the_models_flops_over_the_peak_of_all_devices():
+    work = StepWork(num_tokens=100, flops_per_token=6e9, num_devices=4, peak_flops=1e12)
+    assert work.rates(seconds=0.5)["mfu"] == pytest.approx(100 * 6e9 / (0.5 * 4 * 1e12))
+    assert "mfu" not in dataclasses.replace(work, peak_flops=0.0).rates(0.5)
 
 
 def test_pytorch_stays_out_of_the_log(tmp_path):

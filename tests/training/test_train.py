@@ -49,16 +49,16 @@ def test_a_signal_saves_and_the_next_run_goes_on(config, tmp_path, monkeypatch, 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(train, "iterate", signalled)
-        assert train.run(config, workdir, Namespace()) == 75
+        assert train.run(config, workdir, Namespace(profile="")) == 75
     assert signal.getsignal(signal.SIGTERM) is before
     assert "stopped and saved at step 4" in capsys.readouterr().out
     assert latest_step(workdir) == 4
-    assert train.run(config, workdir, Namespace()) == 0
+    assert train.run(config, workdir, Namespace(profile="")) == 0
     assert steps(workdir) == [1, 2, 3, 4, 6]
     logged = read_step_log(workdir / "metrics.jsonl")
     assert [line["step"] for line in logged if "held_out_loss" in line] == [3, 6]
     # A finished run says so and does nothing.
-    assert train.run(config, workdir, Namespace()) == 0
+    assert train.run(config, workdir, Namespace(profile="")) == 0
     assert "finished: step 6 of 6" in capsys.readouterr().out
 
 
@@ -66,14 +66,14 @@ def test_a_signal_saves_and_the_next_run_goes_on(config, tmp_path, monkeypatch, 
 def test_a_run_that_diverges_stops_with_the_step(config, tmp_path, monkeypatch):
     wild = dataclasses.replace(config, optimizer=OptimizerConfig(peak_learning_rate=1e30, warmup_steps=1))
     with pytest.raises(UserError, match=r"the run diverged: .* at step \d; lower config.optimizer.peak_learning_rate"):
-        train.run(wild, tmp_path / "run", Namespace())
+        train.run(wild, tmp_path / "run", Namespace(profile=""))
     assert latest_step(tmp_path / "run") is None
 
 
 @pytest.mark.slow
 def test_another_corpus_does_not_continue_the_run(config, tmp_path, corpus, monkeypatch):
-    assert train.run(config, tmp_path / "run", Namespace()) == 0
+    assert train.run(config, tmp_path / "run", Namespace(profile="")) == 0
     monkeypatch.setitem(corpus.manifest["tasks"]["second"], "rate", 3.0)
     monkeypatch.setattr(train.PreparedCorpus, "open", lambda path, vocabulary: corpus)
     with pytest.raises(UserError, match=r"corpus.tasks.second.rate was 1.0 and is 3.0"):
-        train.run(config, tmp_path / "run", Namespace())
+        train.run(config, tmp_path / "run", Namespace(profile=""))

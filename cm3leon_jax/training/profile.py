@@ -1,0 +1,50 @@
+"""A trace of some steps, to see in TensorBoard or Perfetto where their time goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cm3leon_jax.errors import UserError
+
+
+class Profile:
+    """Writes a trace of the steps `first` to `last` to `folder`; of none, where `steps` is empty."""
+
+    def __init__(self, steps: str, folder: Path) -> None:
+        """
+        Args:
+          steps: "FIRST:LAST", both traced, or "".
+          folder: of TensorBoard's files.
+
+        Raises:
+          UserError: where `steps` is neither.
+        """
+        self._folder, self._is_running = folder, False
+        try:
+            self._first, self._last = map(int, steps.split(":")) if steps else (0, -1)
+        except ValueError:
+            self._first, self._last = 1, 0
+        if steps and not 1 <= self._first <= self._last:
+            raise UserError(f"--profile={steps}: write the first and the last step, such as --profile=20:24")
+
+    def before(self, step: int) -> None:
+        """Starts the trace if this is its first step (or the run begins inside of it)."""
+        if not self._is_running and self._first <= step <= self._last:
+            self._is_running = True
+            jax.profiler.start_trace(str(self._folder))
+
+    def after(self, step: int, result: Any) -> None:
+        """Ends the trace once its last step is done on the devices."""
+        if self._is_running and step >= self._last:
+            jax.block_until_ready(result)
+            self.close()
+            print(f"a trace of the steps up to {step} is in {self._folder}")
+
+    def close(self) -> None:
+        """Ends a trace that a stop cut short."""
+        if self._is_running:
+            self._is_running, self._first = False, self._last + 1
+            jax.profiler.stop_trace()
