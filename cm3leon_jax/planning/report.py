@@ -99,6 +99,9 @@ def purpose(collective: Collective, weights: dict[str, int], mesh: dict[str, int
     names = [name for name, size in weights.items() if size in sizes | shares]
     if not names and collective.is_between_slices:
         return "shares of gradients"
+    if not names and collective.kind == "collective-permute" and "->" in collective.op_name:
+        # A product that takes its gathered or scattered side from neighbour to neighbour, share by share.
+        return "shares, beside their products"
     if not names:
         return _operation(collective.op_name)
     kind = "weights" if collective.kind == "all-gather" else "gradients"

@@ -25,6 +25,9 @@ from cm3leon_jax.planning.topology import Topology
 # Bytes of HBM traffic for one score of attention that leaves the chip's fast memory: written and read as float32, then
 # as weights of 2 bytes, once forward, and about twice that backward.
 _SCORE_BYTES = 12
+# Attention without a kernel goes through the queries in 8 blocks (model/attention.py), and computes for each all scores
+# up to the block's end: so many of those under the diagonal again, for nothing.
+_MASKED_SHARE = 1 / 8
 # The same for one logit: written as float32, read for the sum and for the target, read again, its gradient written and
 # read by two products.
 _LOGIT_BYTES = 22
@@ -39,7 +42,7 @@ class Work:
 
     model_flops: float
     recomputed_flops: float
-    # Scores above the diagonal, which attention without a kernel of its own computes and masks.
+    # Scores above the diagonal that attention without a kernel computes and masks.
     masked_flops: float
     weight_bytes: float
     activation_bytes: float
@@ -105,7 +108,7 @@ def work(config: Config, vocabulary_size: int, mesh: dict[str, int], has_kernel:
     parts = config.train.num_microbatches
     recomputed = recomputed_flops_per_token(model, length, has_kernel)
     attention = model.num_layers * attention_flops_per_token(model, length)
-    # Without a kernel the whole square is computed, forward, backward and again.
+    # Forward, backward and again.
     passes = 3 + (model.remat in ("full", "save_dots")) + 0.5 * (model.remat == "save_attention")
     again = 2.0 if model.remat == "none" else 3.0
     layers = 2.0 * sum(layer_matrices(model).values()) * model.num_layers / tensor
@@ -114,13 +117,14 @@ def work(config: Config, vocabulary_size: int, mesh: dict[str, int], has_kernel:
     # Weights are read in each pass, and written first where they are gathered; gradients are written and read.
     weights = parts * (layers * (again * gathered + 2) + outside * (2 * gathered + 2))
     local_tokens = tokens / (mesh["replica"] * mesh["fsdp"])
-    scores = 0.0 if has_kernel else model.num_layers * model.num_heads / tensor * length * _SCORE_BYTES * again
+    keys = 0.0 if has_kernel else length / 2 * (1 + _MASKED_SHARE)
+    scores = model.num_layers * model.num_heads / tensor * keys * _SCORE_BYTES * again
     activations = model.num_layers * _activation_bytes(config, tensor) * again + scores
     parameters = sum(layer_matrices(model).values()) * model.num_layers + output_matrices(model, vocabulary_size)
     return Work(
         model_flops=tokens * flops_per_token(model, vocabulary_size, length) / chips,
         recomputed_flops=tokens * recomputed / chips,
-        masked_flops=0.0 if has_kernel else tokens * attention * passes / chips,
+        masked_flops=0.0 if has_kernel else tokens * attention * passes * _MASKED_SHARE / chips,
         weight_bytes=weights,
         activation_bytes=local_tokens * activations,
         logit_bytes=local_tokens * vocabulary_size / tensor * _LOGIT_BYTES,

@@ -73,7 +73,7 @@ SPARSE_CORE = """%called_computation.7 (p.1: bf16[64,16384]) -> bf16[4096,16384]
 
 %async_computation.2 (p.2: bf16[64,16384]) -> bf16[4096,16384] {
   %p.2 = bf16[64,16384]{1,0} parameter(0)
-  ROOT %cc = bf16[4096,16384]{1,0} custom-call(%p.2), custom_call_target="x", called_computations={%called_computation.7}
+  ROOT %cc = bf16[4096,16384]{1,0} custom-call(%p.2), called_computations={%called_computation.7}
 }, execution_thread="sparsecore"
 
 %matmul (p.3: bf16[64,16384]) -> bf16[64,64] {

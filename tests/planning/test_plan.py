@@ -40,7 +40,7 @@ def scratch(tmp_path, monkeypatch):
 
 @needs_compiler
 @pytest.mark.slow
-def test_a_small_model_fits_and_reduce_scatters(tmp_path, scratch, capsys):
+def test_a_small_model_fits_and_all_reduces_no_weight(tmp_path, scratch, capsys):
     file = tmp_path / "plan.json"
     assert plan("--topology=v5e:4x4", "--config.batch.batch_size=32", f"--json={file}") == 0
     shown = capsys.readouterr().out
@@ -50,9 +50,13 @@ def test_a_small_model_fits_and_reduce_scatters(tmp_path, scratch, capsys):
     found = json.loads(file.read_text())
     assert found["mesh"] == {"replica": 1, "fsdp": 16, "tensor": 1}
     assert found["memory"]["bytes"] < found["memory"]["limit_bytes"]
-    gathered = [row for row in found["collectives"] if row["kind"] == "all-gather"]
-    assert any(row["what"] == "weights of the layers" for row in gathered)
-    assert any(row["kind"] == "reduce-scatter" for row in found["collectives"])
+    kinds = {(row["kind"], row["what"]) for row in found["collectives"]}
+    assert ("all-gather", "weights of the layers") in kinds
+    # On so few chips gradients are passed on from neighbour to neighbour, while they are made.
+    assert {
+        ("collective-permute", "shares, beside their products"),
+        ("reduce-scatter", "gradients of the layers"),
+    } & kinds
     assert not any("." in name for fault in found["faults"] for name in fault["parameters"])
     assert not list(scratch.iterdir())
 
