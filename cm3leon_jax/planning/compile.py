@@ -30,6 +30,7 @@ from cm3leon_jax.planning import hlo, memory
 from cm3leon_jax.planning.topology import Topology, coordinates, devices
 
 _POLL_SECONDS = 0.2
+_VERDICT_SECONDS = 20.0
 _LONGEST_MESSAGE = 300
 # What the compiler leaves of a step: the program, and where in memory its arrays lie.
 _DUMPS = ("after_optimizations.txt", "after_optimizations-buffer-assignment.txt")
@@ -143,22 +144,23 @@ def _read(folder: Path, topology: Topology, exit_code: int) -> Compiled:
     if "error" in result:
         raise CompileError(result["error"])
     placement = Placement(**json.loads((folder / "placement.json").read_text()))
-    program = _dumped(folder, _DUMPS[0])
-    assignment = _dumped(folder, _DUMPS[1])
+    program, assignment = (_dumped(folder / "dump", kind) for kind in _DUMPS)
     needed: int | None
     if assignment:
         needed, largest = memory.total_bytes(assignment), memory.largest(assignment, hlo.parse(program))
     else:
         needed, largest = memory.bytes_of_message(result.get("out_of_memory", "")), ()
-    fits = "out_of_memory" not in result and (needed is None or needed <= topology.accelerator.hbm_bytes)
+    limit = topology.accelerator.hbm_bytes
+    # The GPU's compiler does not judge; the TPU's does, and knows best what it can give out.
+    fits = "out_of_memory" not in result and (topology.accelerator.is_tpu or (needed or 0) <= limit)
     return Compiled(
         placement, memory.Memory(needed, fits, largest), program, result["lower_seconds"], result["compile_seconds"]
     )
 
 
-def _dumped(folder: Path, suffix: str) -> str:
+def _dumped(dump: Path, suffix: str) -> str:
     """The dump of that kind of the step, the largest if there are several programs; empty if there is none."""
-    found = list((folder / "dump").glob(f"*{suffix}"))
+    found = list(dump.glob(f"*{suffix}"))
     return max(found, key=lambda path: path.stat().st_size).read_text() if found else ""
 
 
@@ -204,12 +206,12 @@ def _lower_and_compile(folder: Path, config: Config, topology: Topology) -> dict
     _write(folder / "placement.json", _placement(step, mesh, topology))
     timing = {"lower_seconds": lowered_at - started}
     dump = folder / "dump"
-    result = _compile(lowered, dump)
+    result = _compile(lowered, dump, topology.accelerator.hbm_bytes)
     return result | timing | {"compile_seconds": time.perf_counter() - lowered_at}
 
 
-def _compile(lowered: Any, dump: Path) -> dict[str, Any]:
-    """Compiles in a thread; returns when it ends, or as soon as the dumps are whole."""
+def _compile(lowered: Any, dump: Path, limit: int) -> dict[str, Any]:
+    """Compiles in a thread; returns when it ends, or as soon as the dumps are whole and say that `limit` is kept."""
     result: dict[str, Any] = {}
 
     def work() -> None:
@@ -228,8 +230,11 @@ def _compile(lowered: Any, dump: Path) -> dict[str, Any]:
         worker.join(_POLL_SECONDS)
         before, sizes = sizes, {path.name: path.stat().st_size for path in dump.glob("*.txt")}
         has_both = all(any(name.endswith(kind) for name in sizes) for kind in _DUMPS)
-        if has_both and sizes == before and not result:
-            return {}
+        if has_both and sizes == before:
+            if memory.total_bytes(_dumped(dump, _DUMPS[1])) > limit:
+                # The last word is the compiler's, and it comes at once.
+                worker.join(_VERDICT_SECONDS)
+            break
     return result
 
 
