@@ -95,7 +95,7 @@ class Roofline:
             "products": self.products,
             "memory traffic": self.memory,
             "links": self.hidden_links,
-            "the network between slices": self.hidden_network,
+            "the network between slices or hosts": self.hidden_network,
         }
         return max(names, key=lambda name: names[name])
 

@@ -64,7 +64,7 @@ def run(
         status.prefix = f"{_mesh(candidate.mesh)}, {candidate.config.model.remat}: "
         try:
             planned = plan.plan(candidate.config, vocabulary_size, pod, status)
-        except CompileError as error:
+        except (CompileError, UserError) as error:
             status("")
             print(f"  {_mesh(candidate.mesh):<36} {candidate.config.model.remat:<15} refused: {str(error)[:60]}")
             found.remove(candidate)
