@@ -127,7 +127,8 @@ def refuse_another_model(meta: Mapping[str, Any], config: Config, what: str, **o
         "batch": {"sequence_length": meta["config"]["batch"]["sequence_length"]},
     }
     given |= {"model": dataclasses.asdict(config.model), "batch": {"sequence_length": config.batch.sequence_length}}
-    refuse_changes(trained, given, ("model.remat", "model.scan_layers", "model.compute_dtype"), f"{what} was")
+    shapes_nothing = ("model.attention", "model.remat", "model.scan_layers", "model.compute_dtype")
+    refuse_changes(trained, given, shapes_nothing, f"{what} was")
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str], what: str) -> None:

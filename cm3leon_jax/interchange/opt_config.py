@@ -19,12 +19,15 @@ _NORM_EPSILON = 1e-5
 
 def refuse_what_opt_lacks(config: ModelConfig) -> None:
     """Refuses to export a model with parts that OPT has no place for; names every field."""
-    fixed = {"positions": "learned", "picture_places": 0, "layer_norm_epsilon": _NORM_EPSILON}
+    fixed = {"positions": "learned", "picture_places": 0, "layer_norm_epsilon": _NORM_EPSILON, "norm": "layer"}
+    fixed |= {"key_value_heads": config.num_heads, "gated": False, "query_key_norm": False}
     wrong = [
         f"config.model.{name} is {getattr(config, name)!r} and can only be {value!r}"
         for name, value in fixed.items()
         if getattr(config, name) != value
     ]
+    if config.activation not in _ACTIVATIONS:
+        wrong.append(f"config.model.activation is {config.activation!r} and can only be {' or '.join(_ACTIVATIONS)}")
     if wrong:
         raise UserError(
             f"the architecture of a Hugging Face folder (OPT) cannot express this model: {'; '.join(wrong)}; "

@@ -21,14 +21,21 @@ from cm3leon_jax.model.sharding import RULES
 _LANES = 128
 _LONGEST_BLOCK = 1024
 
+# Fastest first; the last runs everywhere.
+_TOKAMAX_KERNELS = ("mosaic_gpu", "triton", "xla_chunked")
+
 
 def splash_attention(
     query: Float[Array, "B H L Dh"],
     key: Float[Array, "B K L Dh"],
     value: Float[Array, "B K L Dh"],
     document_start: Int[Array, "B L"],
+    interpret: bool = False,
 ) -> Float[Array, "B H L Dh"]:
-    """Pallas's splash attention: blocks above the diagonal are skipped; documents are told apart by their start."""
+    """Pallas's splash attention: blocks above the diagonal are skipped; documents are told apart by their start.
+
+    `interpret` runs it where there is no TPU, slowly.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -48,7 +55,9 @@ def splash_attention(
         # The query heads of a key head are one kernel call.
         grouped = query.reshape(B, key.shape[1], -1, L, Dh)
         causal = masks.MultiHeadMask([masks.CausalMask((L, L))] * grouped.shape[2])
-        kernel = splash.make_splash_mqa(mask=causal, block_sizes=blocks, head_shards=1, q_seq_shards=1)
+        kernel = splash.make_splash_mqa(
+            mask=causal, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
         segments = splash.SegmentIds(document_start, document_start)
         of_key_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
         return jax.vmap(of_key_heads)(grouped, key, value, segments).reshape(B, H, L, Dh)
@@ -73,9 +82,13 @@ def tokamax_attention(
     value: Float[Array, "B K L Dh"],
     document_start: Int[Array, "B L"],
 ) -> Float[Array, "B H L Dh"]:
-    """The fastest kernel that tokamax has for this GPU; a query's keys begin at its document's start."""
+    """The first of tokamax's kernels that takes this GPU and these shapes; a query's keys begin at its document's start.
+
+    Its public function knows no start of the keys, which costs a number a query where a mask costs one a pair: so its
+    kernels are called as that function calls them (tokamax 0.0.12).
+    """
     try:
-        import tokamax
+        from tokamax._src.ops.attention import api, base
     except ModuleNotFoundError:
         raise UserError(
             "config.model.attention is 'tokamax', which is not installed: pip install 'cm3leon_jax[cuda13]', or set "
@@ -83,9 +96,16 @@ def tokamax_attention(
         ) from None
 
     def local(query: Array, key: Array, value: Array, document_start: Array) -> Array:
-        mask = tokamax.Mask(is_causal=True, k_start=document_start[:, None])
-        mixed = tokamax.dot_product_attention(*(jnp.swapaxes(x, 1, 2) for x in (query, key, value)), mask=mask)
-        return jnp.swapaxes(mixed, 1, 2)
+        mask = base.Mask(is_causal=True, k_start=document_start[:, None])
+        tokens_first = [jnp.swapaxes(x, 1, 2) for x in (query, key, value)]
+        refusals = []
+        for name in _TOKAMAX_KERNELS:
+            try:
+                mixed = api.IMPLEMENTATIONS[name](*tokens_first, mask=mask)
+                return jnp.swapaxes(mixed, 1, 2)
+            except (KeyError, NotImplementedError) as error:
+                refusals.append(f"{name}: {error}")
+        raise UserError(f"tokamax has no attention for this device ({'; '.join(refusals)}): set it to 'xla'")
 
     return _on_every_device(local, query, key, value, document_start)
 

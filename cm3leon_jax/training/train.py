@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `cm3leon train`."""
     profile = Profile(arguments.profile, workdir / "tensorboard")
-    if config.train.compilation_cache and not jax.config.jax_compilation_cache_dir:
+    if config.train.compilation_cache and not jax.config.read("jax_compilation_cache_dir"):
         jax.config.update("jax_compilation_cache_dir", str(Path(config.train.compilation_cache).resolve()))
     with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
         return train_to_the_end(config, workdir, checkpoints, profile)

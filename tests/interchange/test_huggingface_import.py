@@ -161,7 +161,7 @@ def test_training_starts_from_imported_parameters(prepared, capsys, monkeypatch)
             self.step = watched
 
     monkeypatch.setattr(train, "TrainStep", Watched)
-    assert train.run(config, there, Namespace()) == 0
+    assert train.run(config, there, Namespace(profile="")) == 0
     assert "of 8 x 48 tokens, from imported parameters" in capsys.readouterr().out
     first, batch = seen[0]
     assert_equal(first["parameters"], nnx.state(run.model))
@@ -175,7 +175,7 @@ def test_training_starts_from_imported_parameters(prepared, capsys, monkeypatch)
     loss = -float((chosen * counted).sum() / counted.sum())
     assert read_step_log(there / "metrics.jsonl")[0]["loss"] == pytest.approx(loss, rel=1e-4)
     # Then it is a run like any other.
-    assert train.run(config, there, Namespace()) == 0
+    assert train.run(config, there, Namespace(profile="")) == 0
     assert "finished: step 3 of 3" in capsys.readouterr().out
 
 
@@ -184,12 +184,12 @@ def test_an_import_is_not_trained_as_another_model(prepared):
     import_folder(config, there, run.export())
     wider = dataclasses.replace(config, batch=dataclasses.replace(config.batch, sequence_length=64))
     with pytest.raises(UserError, match=r"batch.sequence_length was 48 and is 64"):
-        train.run(wider, there, Namespace())
+        train.run(wider, there, Namespace(profile=""))
     manifest = json.loads((there.parent / "corpus" / "manifest.json").read_text())
     manifest["image_tokenizer"]["fingerprint"] = "another"
     (there.parent / "corpus" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"corpus.image_tokenizer was .* and is 'another'"):
-        train.run(config, there, Namespace())
+        train.run(config, there, Namespace(profile=""))
 
 
 def test_the_commands(make_run, tmp_path, capsys):

@@ -183,7 +183,7 @@ def test_an_opt_is_trained_on_with_the_image_tokenizer_that_comes_later(config, 
     (corpus / "manifest.json").write_text(json.dumps(manifest))
     image_tokenizer.save(config.image_tokenizer.path)
     config = dataclasses.replace(config, train=TrainConfig(num_tokens=8.0 * 32, eval_every=0, sample_every=0))
-    assert train.run(config, there, Namespace()) == 0
+    assert train.run(config, there, Namespace(profile="")) == 0
     assert restore_model(config, there).step == 1
     with Checkpoints(there / "checkpoints", keep=1) as checkpoints:
         assert checkpoints.meta(1)["from_import"] is True

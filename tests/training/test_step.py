@@ -10,7 +10,7 @@ import pytest
 from cm3leon_jax.config import BatchConfig, Config, MeshConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from cm3leon_jax.data.batches import Batch, BatchSource
 from cm3leon_jax.model.sharding import make_mesh
-from cm3leon_jax.training.step import TrainStep, objective_loss, on_mesh
+from cm3leon_jax.training.step import TrainStep, loss_chunks, objective_loss, on_mesh
 
 B, L = 8, 96
 
@@ -49,21 +49,77 @@ def test_the_first_loss_is_that_of_a_uniform_guess(config, corpus, vocabulary):
     assert losses[0]["loss"] == pytest.approx(math.log(vocabulary.size), rel=0.01)
 
 
+def same_numbers(found, expected):
+    (losses, parameters), (other_losses, other_parameters) = found, expected
+    for one, other in zip(losses, other_losses, strict=True):
+        for name in one:
+            assert other[name] == pytest.approx(one[name], rel=2e-4), name
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4), parameters, other_parameters)
+
+
+def test_eight_devices_with_microbatches_give_the_numbers_of_one(config, corpus, vocabulary):
+    expected = train(config, corpus, vocabulary, one_device())
+    split = dataclasses.replace(config, train=dataclasses.replace(config.train, num_microbatches=2))
+    same_numbers(train(split, corpus, vocabulary, make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))), expected)
+
+
+@pytest.fixture(scope="module")
+def twenty_steps():
+    """What 20 steps of 32 rows give on one device, made once."""
+    found = []
+
+    def steps(config, corpus, vocabulary):
+        if not found:
+            found.append(train(config, corpus, vocabulary, one_device(), num_steps=20))
+        return found[0]
+
+    return steps
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "mesh",
+    ("mesh", "microbatches", "remat"),
     [
-        MeshConfig(replica=2, fsdp=2, tensor=2),
-        pytest.param(MeshConfig(replica=8, fsdp=1), marks=pytest.mark.slow),
-        pytest.param(MeshConfig(fsdp=8), marks=pytest.mark.slow),
+        (MeshConfig(replica=8, fsdp=1), 1, "none"),
+        (MeshConfig(fsdp=8), 1, "none"),
+        (MeshConfig(fsdp=8), 4, "full"),
+        (MeshConfig(fsdp=4, tensor=2), 1, "save_attention"),
+        (MeshConfig(replica=2, fsdp=2, tensor=2), 1, "none"),
+        (MeshConfig(replica=2, fsdp=2, tensor=2), 4, "save_dots"),
+        (None, 4, "none"),
+        (None, 1, "full"),
+        (None, 1, "save_attention"),
+        (None, 1, "save_dots"),
     ],
 )
-def test_eight_devices_give_the_numbers_of_one(config, corpus, vocabulary, mesh):
-    losses, parameters = train(config, corpus, vocabulary, one_device())
-    sharded_losses, sharded_parameters = train(config, corpus, vocabulary, make_mesh(mesh))
-    for one, eight in zip(losses, sharded_losses, strict=True):
-        for name in one:
-            assert eight[name] == pytest.approx(one[name], rel=2e-4), name
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4), parameters, sharded_parameters)
+def test_neither_mesh_nor_microbatches_nor_remat_change_a_run(
+    config, corpus, vocabulary, twenty_steps, mesh, microbatches, remat
+):
+    config = dataclasses.replace(
+        config,
+        batch=BatchConfig(batch_size=32, sequence_length=L),
+        optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=2),
+        train=TrainConfig(num_tokens=20.0 * 32 * L),
+    )
+    expected = twenty_steps(config, corpus, vocabulary)
+    other = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, remat=remat),
+        train=dataclasses.replace(config.train, num_microbatches=microbatches),
+    )
+    devices = one_device() if mesh is None else make_mesh(mesh)
+    same_numbers(train(other, corpus, vocabulary, devices, num_steps=20), expected)
+
+
+def test_chunks_of_the_loss_follow_from_the_scores_that_fit(config, vocabulary):
+    mesh = one_device()
+    assert loss_chunks(config, vocabulary.size, mesh) == 1
+    # 768 tokens times 64,000 ids, float32, are 197 MB; 32 MiB are taken at a time.
+    assert loss_chunks(config, 64_000, mesh) == 6
+    halves = dataclasses.replace(config, train=dataclasses.replace(config.train, num_microbatches=2))
+    assert loss_chunks(halves, 64_000, mesh) == 3
+    fixed = dataclasses.replace(config, train=dataclasses.replace(config.train, loss_chunks=4))
+    assert loss_chunks(fixed, 64_000, mesh) == 4
 
 
 def test_training_lowers_the_loss_of_each_modality(config, corpus, vocabulary):
