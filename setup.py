@@ -24,6 +24,7 @@ CHECK = [
     "transformers>=5",
     "ruff>=0.14",
     "mypy>=1.18",
+    "libtpu>=0.0.42",  # its compiler needs no TPU: `cm3leon plan`
 ]
 # 3 GB with CUDA where a GPU might be: only the tests that compare with transformers need it.
 TEST = [*CHECK, "torch>=2.6"]
@@ -62,6 +63,9 @@ setup(
         "retrieval": RETRIEVAL,
         "check": CHECK,
         "test": TEST,
+        "plan": ["libtpu>=0.0.42"],
+        # The GPU compiler without CUDA.
+        "plan-cuda13": ["jax-cuda13-plugin>=0.10,<0.13", "jax-cuda13-pjrt>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda13": ["jax[cuda13]>=0.10,<0.13", *KERNELS],
     },

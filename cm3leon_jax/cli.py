@@ -21,6 +21,7 @@ COMMANDS = {
     ),
     "prepare": ("cm3leon_jax.prepare", "turn a seqio mixture into token shards and neighbour lists"),
     "inspect": ("cm3leon_jax.data.inspection", "look into a prepared corpus: documents and packed sequences"),
+    "plan": ("cm3leon_jax.planning.plan", "compile a run for a pod you do not have: memory, collectives, time"),
     "train": ("cm3leon_jax.training.train", "train the transformer; run it again to continue"),
     "generate": ("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
     "evaluate": ("cm3leon_jax.evaluation.evaluate", "measure a checkpoint; write evaluation.json and report.html"),
