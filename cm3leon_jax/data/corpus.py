@@ -49,7 +49,7 @@ class TaskSplit:
     def __init__(self, folder: Path, num_shards: int, dtype: np.dtype) -> None:
         self.dtype = dtype
         try:
-            # Plain arrays over the mapped files: a slice of np.memmap costs twenty times as much.
+            # Plain arrays over the mapped files: a slice of np.memmap costs ten times as much.
             self._offsets = [
                 np.asarray(np.load(offsets_file(folder, shard), mmap_mode="r")) for shard in range(num_shards)
             ]
