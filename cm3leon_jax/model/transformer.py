@@ -270,13 +270,14 @@ class Transformer(nnx.Module):
     def _embedded(
         self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], picture_places: Int[Array, "B L"]
     ) -> Float[Array, "B L D"]:
-        x = self.token_embedding[...][tokens]
+        # Gathered whole: looked up in columns, every device would hold a few numbers of every token of the batch.
+        x = constrained(self.token_embedding[...], "vocab", None)[tokens]
         if self.config.token_dim != self.config.model_dim:
             x = jnp.einsum("BLE,ED->BLD", x, self.project_in[...])
         if "learned" in self.config.positions:
-            x = x + self.position_embedding[...][jnp.maximum(positions, 0)]
+            x = x + constrained(self.position_embedding[...], None, None)[jnp.maximum(positions, 0)]
         if self.config.picture_places:
-            x = x + self.place_embedding[...][picture_places]
+            x = x + constrained(self.place_embedding[...], None, None)[picture_places]
         return x.astype(self.config.compute_dtype)
 
     def _normed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:

@@ -126,6 +126,8 @@ def _on_every_device(
             losses, slope = _chunk_losses(tokens, whole, z_loss)
             if of_table is None:
                 return None, (*losses, None)
+            # Made once, not for each of its two products.
+            slope = jax.lax.optimization_barrier(slope)
             of_hidden = jax.lax.psum(jnp.einsum("nV,VE->nE", slope, whole), "tensor")
             # The small side turned by hand: a product over the first axes of both takes XLA twice as long on a CPU.
             features = jax.lax.optimization_barrier(tokens[0].T)
