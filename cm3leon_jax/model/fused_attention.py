@@ -56,7 +56,13 @@ def splash_attention(
         grouped = query.reshape(B, key.shape[1], -1, L, Dh)
         causal = masks.MultiHeadMask([masks.CausalMask((L, L))] * grouped.shape[2])
         kernel = splash.make_splash_mqa(
-            mask=causal, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
+            mask=causal,
+            block_sizes=blocks,
+            head_shards=1,
+            q_seq_shards=1,
+            # What the backward pass needs beside the inputs has the name of the output: a policy keeps both or neither.
+            residual_checkpoint_name="attention",
+            interpret=interpret,
         )
         segments = splash.SegmentIds(document_start, document_start)
         of_key_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from cm3leon_jax.config import ModelConfig
 from cm3leon_jax.model.attention import attention, attention_mask, rotary_angles, rotate
 from cm3leon_jax.model.cache import LayerCache
+from cm3leon_jax.model.embedding import look_up
 from cm3leon_jax.model.sharding import constrained
 
 # One entry a layer.
@@ -270,14 +271,13 @@ class Transformer(nnx.Module):
     def _embedded(
         self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], picture_places: Int[Array, "B L"]
     ) -> Float[Array, "B L D"]:
-        # Gathered whole: looked up in columns, every device would hold a few numbers of every token of the batch.
-        x = constrained(self.token_embedding[...], "vocab", None)[tokens]
+        x = look_up(self.token_embedding[...], tokens, "vocab")
         if self.config.token_dim != self.config.model_dim:
             x = jnp.einsum("BLE,ED->BLD", x, self.project_in[...])
         if "learned" in self.config.positions:
-            x = x + constrained(self.position_embedding[...], None, None)[jnp.maximum(positions, 0)]
+            x = x + look_up(self.position_embedding[...], jnp.maximum(positions, 0), "position")
         if self.config.picture_places:
-            x = x + constrained(self.place_embedding[...], None, None)[picture_places]
+            x = x + look_up(self.place_embedding[...], picture_places, "position")
         return x.astype(self.config.compute_dtype)
 
     def _normed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:

@@ -144,8 +144,8 @@ def _on_every_device(
         losses = losses.reshape(rows, length)
         if of_table is None:
             return total, losses, None, None
-        of_table = jax.lax.psum_scatter(of_table.T, "fsdp", scatter_dimension=1, tiled=True)
-        return total, losses, of_hidden.reshape(hidden.shape), jax.lax.psum(of_table, "replica")
+        of_table = jax.lax.psum_scatter(of_table, "fsdp", scatter_dimension=0, tiled=True)
+        return total, losses, of_hidden.reshape(hidden.shape), jax.lax.psum(of_table, "replica").T
 
     return local(hidden, table, targets, weights)
 
