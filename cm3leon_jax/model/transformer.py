@@ -168,6 +168,18 @@ class Block(nnx.Module):
         return constrained(self.feed_forward_norm(x + self.feed_forward(x)), "batch", "sequence", None), cache
 
 
+@jax.custom_vjp
+def _one_by_one(stack: Any) -> list[Any]:
+    """The parameters of each layer, out of those of all; their gradients are put side by side once."""
+    return [jax.tree.map(lambda leaf, n=n: leaf[n], stack) for n in range(len(jax.tree.leaves(stack)[0]))]
+
+
+_one_by_one.defvjp(
+    lambda stack: (_one_by_one(stack), None),
+    lambda _, gradients: (jax.tree.map(lambda *layers: jnp.stack(layers), *gradients),),
+)
+
+
 # What the backward pass finds saved of a layer, beside its input.
 _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -236,8 +248,8 @@ class Transformer(nnx.Module):
         if self.config.scan_layers:
             x, _ = jax.lax.scan(layer, x, parameters)
         else:
-            for n in range(self.config.num_layers):
-                x, _ = layer(x, jax.tree.map(lambda leaf, n=n: leaf[n], parameters))
+            for layer_parameters in _one_by_one(parameters):
+                x, _ = layer(x, layer_parameters)
         return self._normed(x)
 
     def extend(
@@ -289,8 +301,8 @@ class Transformer(nnx.Module):
             yield from self.blocks
             return
         graph, parameters = nnx.split(self.blocks)
-        for n in range(self.config.num_layers):
-            yield nnx.merge(graph, jax.tree.map(lambda leaf, n=n: leaf[n], parameters))
+        for layer_parameters in _one_by_one(parameters):
+            yield nnx.merge(graph, layer_parameters)
 
     def unstacked(self) -> Transformer:
         """The same model for decoding: every layer its own arrays, in the type of the activations.

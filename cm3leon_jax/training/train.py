@@ -29,6 +29,7 @@ from cm3leon_jax.model.flops import FLOP_RULE, flops_per_token
 from cm3leon_jax.model.sharding import make_mesh, refuse_uneven_batch
 from cm3leon_jax.model.transformer import parameter_count
 from cm3leon_jax.progress import Progress
+from cm3leon_jax.training.cpu_memory import keep_freed_memory
 from cm3leon_jax.training.held_out import held_out_loss
 from cm3leon_jax.training.metrics import MetricsLog, StepClock, StepWork
 from cm3leon_jax.training.profile import Profile
@@ -70,6 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `cm3leon train`."""
     profile = Profile(arguments.profile, workdir / "tensorboard")
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     if config.train.compilation_cache and not jax.config.read("jax_compilation_cache_dir"):
         jax.config.update("jax_compilation_cache_dir", str(Path(config.train.compilation_cache).resolve()))
     with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
