@@ -9,6 +9,28 @@ from jaxtyping import Array, Float, Int
 
 from cm3leon_jax.model.sharding import BATCH_AXES, RULES
 
+# A TPU's compiler (libtpu 0.0.52) reduce-scatters an array along its rows if they are a multiple of this long; others,
+# and those along columns, it all-reduces whole.
+_SCATTERED_WIDTH = 4096
+
+
+def gather_columns(table: Float[Array, "V e"]) -> Float[Array, "V E"]:
+    """Inside of `shard_map`: all columns of a table of which each device has some; its gradient is reduce-scattered."""
+    turned = jax.lax.all_gather(_padded(table.T), RULES["embed"], axis=0, tiled=True)
+    return turned[:, : table.shape[0]].T
+
+
+def scatter_columns(turned: Float[Array, "E V"]) -> Float[Array, "V e"]:
+    """Inside of `shard_map`: the sum over the devices of a turned table, each getting its columns."""
+    scattered = jax.lax.psum_scatter(_padded(turned), RULES["embed"], scatter_dimension=0, tiled=True)
+    return scattered[:, : turned.shape[1]].T
+
+
+def _padded(rows: Float[Array, "e V"]) -> Float[Array, "e W"]:
+    width = rows.shape[1]
+    # Short rows would mostly be padding, and cost little either way.
+    return jnp.pad(rows, ((0, 0), (0, -width % _SCATTERED_WIDTH))) if width > _SCATTERED_WIDTH else rows
+
 
 def look_up(table: Float[Array, "V E"], ids: Int[Array, "B L"], rows_axis: str) -> Float[Array, "B L E"]:
     """The row of each id; `rows_axis` is the logical name of the table's rows.
@@ -23,8 +45,7 @@ def look_up(table: Float[Array, "V E"], ids: Int[Array, "B L"], rows_axis: str) 
     batch = BATCH_AXES if ids.shape[0] % (mesh.shape["replica"] * mesh.shape["fsdp"]) == 0 else None
 
     def local(table: Array, ids: Array) -> Array:
-        # Turned, since a TPU scatters along the rows of an array, not along a few of its columns.
-        whole = jax.lax.all_gather(table.T, RULES["embed"], axis=0, tiled=True).T
+        whole = gather_columns(table)
         if rows is None:
             return whole[ids]
         here = ids - jax.lax.axis_index(rows) * whole.shape[0]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from cm3leon_jax.model.embedding import scatter_columns
 from cm3leon_jax.model.sharding import BATCH_AXES, BATCH_SPEC
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -144,8 +145,7 @@ def _on_every_device(
         losses = losses.reshape(rows, length)
         if of_table is None:
             return total, losses, None, None
-        of_table = jax.lax.psum_scatter(of_table, "fsdp", scatter_dimension=0, tiled=True)
-        return total, losses, of_hidden.reshape(hidden.shape), jax.lax.psum(of_table, "replica").T
+        return total, losses, of_hidden.reshape(hidden.shape), jax.lax.psum(scatter_columns(of_table), "replica")
 
     return local(hidden, table, targets, weights)
 
