@@ -8,6 +8,11 @@ Register your captioned pictures as a seqio mixture (see `cm3leon_jax/data/tasks
     cm3leon prepare               --config=configs/cm3leon_350m.py --workdir=DIR --config.corpus.mixture=NAME
     cm3leon train                 --config=configs/cm3leon_350m.py --workdir=DIR --config.corpus.mixture=NAME
 
+With `:POD` behind the file's name (v5p-512, v5e-256, v6e-256, h100-256) it has the mesh, rematerialisation and
+microbatches that `cm3leon plan` recommends there. Expected, as plan models it from published peaks, a bound that no
+chip has measured: 0.2 days on v5p-512, 1.1 on v5e-256, 0.2 on v6e-256, 0.2 on 256 H100 (benchmarks/RESULTS.md has the
+table). Look at `loss_image` after an hour: far below ln 8192 = 9.01, and still falling.
+
 In place of an imported CLIP, `cm3leon train-bi-encoder` trains one on the mixture.
 
 A pair of a caption and a picture is about 1,035 tokens, so with three neighbours it is 4,140: just over the paper's
@@ -17,8 +22,17 @@ example (76%) or, packed as a stream, cut every example (`python benchmarks/pack
 
 from ml_collections import ConfigDict
 
+from cm3leon_jax.errors import UserError
 
-def get_config() -> ConfigDict:
+PODS = {
+    "v5p-512": dict(mesh=dict(fsdp=512), remat="none", num_microbatches=1),
+    "v5e-256": dict(mesh=dict(replica=4, fsdp=64), remat="none", num_microbatches=4),
+    "v6e-256": dict(mesh=dict(replica=4, fsdp=64), remat="none", num_microbatches=2),
+    "h100-256": dict(mesh=dict(fsdp=256), remat="none", num_microbatches=2),
+}
+
+
+def get_config(pod: str = "") -> ConfigDict:
     config = ConfigDict()
     config.corpus = {}
     config.vocabulary = dict(num_text_tokens=56_320, num_masks=512)
@@ -28,4 +42,15 @@ def get_config() -> ConfigDict:
     config.model = dict(num_layers=24, model_dim=1024, num_heads=16)
     config.optimizer = dict(peak_learning_rate=6e-4, warmup_steps=1500)
     config.train = dict(num_tokens=1.4e12)
+    return placed(config, PODS, pod)
+
+
+def placed(config: ConfigDict, pods: dict[str, dict], pod: str) -> ConfigDict:
+    """The config with what is recommended for a pod; as it is without one."""
+    if pod:
+        if pod not in pods:
+            raise UserError(f"no settings for the pod {pod!r}: there are {', '.join(pods)}")
+        config.mesh = pods[pod]["mesh"]
+        config.model.update(remat=pods[pod]["remat"])
+        config.train.update(num_microbatches=pods[pod]["num_microbatches"])
     return config

@@ -1,16 +1,26 @@
 """CM3Leon 760M as published (arXiv 2309.02591, Table 3): 1.9T tokens, batch 8.4M, three neighbours.
 
-cm3leon train --config=configs/cm3leon_760m.py --workdir=DIR --config.corpus.mixture=NAME
+    cm3leon train --config=configs/cm3leon_760m.py:v5p-512 --workdir=DIR --config.corpus.mixture=NAME
+
+Expected, as `cm3leon plan` models it from published peaks, a bound that no chip has measured: 0.5 days on v5p-512,
+3.1 on v5e-256, 0.6 on v6e-256, 0.6 on 256 H100 (benchmarks/RESULTS.md).
 """
 
 from ml_collections import ConfigDict
 
 from configs import cm3leon_350m
 
+PODS = {
+    "v5p-512": dict(mesh=dict(fsdp=512), remat="none", num_microbatches=1),
+    "v5e-256": dict(mesh=dict(replica=4, fsdp=64), remat="none", num_microbatches=8),
+    "v6e-256": dict(mesh=dict(replica=2, fsdp=128), remat="none", num_microbatches=4),
+    "h100-256": dict(mesh=dict(fsdp=256), remat="none", num_microbatches=2),
+}
 
-def get_config() -> ConfigDict:
+
+def get_config(pod: str = "") -> ConfigDict:
     config = cm3leon_350m.get_config()
     config.model.update(model_dim=1536)
     config.optimizer.update(peak_learning_rate=5e-4)
     config.train.update(num_tokens=1.9e12)
-    return config
+    return cm3leon_350m.placed(config, PODS, pod)

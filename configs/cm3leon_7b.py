@@ -1,16 +1,26 @@
 """CM3Leon 7B as published (arXiv 2309.02591, Table 3): 2.4T tokens, batch 8.4M, three neighbours.
 
-cm3leon train --config=configs/cm3leon_7b.py --workdir=DIR --config.corpus.mixture=NAME
+    cm3leon train --config=configs/cm3leon_7b.py:v5p-512 --workdir=DIR --config.corpus.mixture=NAME
+
+Expected, as `cm3leon plan` models it from published peaks, a bound that no chip has measured: 5.2 days on v5p-512,
+30.6 on v5e-256, 5.4 on v6e-256, 5.8 on 256 H100 (benchmarks/RESULTS.md).
 """
 
 from ml_collections import ConfigDict
 
 from configs import cm3leon_350m
 
+PODS = {
+    "v5p-512": dict(mesh=dict(fsdp=512), remat="none", num_microbatches=2),
+    "v5e-256": dict(mesh=dict(replica=2, fsdp=128), remat="full", num_microbatches=2),
+    "v6e-256": dict(mesh=dict(replica=2, fsdp=128), remat="none", num_microbatches=8),
+    "h100-256": dict(mesh=dict(replica=4, fsdp=8, tensor=8), remat="none", num_microbatches=8),
+}
 
-def get_config() -> ConfigDict:
+
+def get_config(pod: str = "") -> ConfigDict:
     config = cm3leon_350m.get_config()
     config.model.update(num_layers=32, model_dim=4096, num_heads=32)
     config.optimizer.update(peak_learning_rate=1.2e-4)
     config.train.update(num_tokens=2.4e12)
-    return config
+    return cm3leon_350m.placed(config, PODS, pod)

@@ -26,10 +26,14 @@ def scatter_columns(turned: Float[Array, "E V"]) -> Float[Array, "V e"]:
     return scattered[:, : turned.shape[1]].T
 
 
+def sent_width(num_rows: int) -> int:
+    """How long the rows of a turned table are on their way between devices."""
+    # Short ones would mostly be padding, and cost little either way.
+    return num_rows if num_rows < _SCATTERED_WIDTH else num_rows + -num_rows % _SCATTERED_WIDTH
+
+
 def _padded(rows: Float[Array, "e V"]) -> Float[Array, "e W"]:
-    width = rows.shape[1]
-    # Short rows would mostly be padding, and cost little either way.
-    return jnp.pad(rows, ((0, 0), (0, -width % _SCATTERED_WIDTH))) if width > _SCATTERED_WIDTH else rows
+    return jnp.pad(rows, ((0, 0), (0, sent_width(rows.shape[1]) - rows.shape[1])))
 
 
 def look_up(table: Float[Array, "V E"], ids: Int[Array, "B L"], rows_axis: str) -> Float[Array, "B L E"]:

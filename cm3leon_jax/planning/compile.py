@@ -241,6 +241,7 @@ def _compile(lowered: Any, dump: Path, limit: int) -> dict[str, Any]:
 def _placement(step: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
     import jax
 
+    from cm3leon_jax.model.embedding import sent_width
     from cm3leon_jax.model.sharding import parameter_name
     from cm3leon_jax.training.compiler_options import compiler_options
 
@@ -250,7 +251,11 @@ def _placement(step: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
         name = parameter_name(path).removesuffix(".value")
         ways = mesh.shape["tensor"] if "tensor" in leaf.sharding.spec else 1
         layers = leaf.shape[0] if name.startswith("blocks.") else 1
-        weights[name.removeprefix("blocks.") if layers > 1 else name] = leaf.size // layers // ways
+        size = leaf.size // layers // ways
+        if name.endswith("_embedding"):
+            rows = leaf.shape[0] // ways
+            size = size // rows * sent_width(rows)
+        weights[name.removeprefix("blocks.") if layers > 1 else name] = size
     state_bytes = sum(
         leaf.dtype.itemsize * _product(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(step.abstract_state)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from cm3leon_jax.model.embedding import scatter_columns
+from cm3leon_jax.model.embedding import gather_columns, scatter_columns
 from cm3leon_jax.model.sharding import BATCH_AXES, BATCH_SPEC
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -121,7 +121,7 @@ def _on_every_device(
     def local(hidden: Array, table: Array, targets: Array, weights: Array) -> tuple[Array | None, ...]:
         rows, length, _ = hidden.shape
         # Gathered once, in the type of the products, and its gradient shared out once, behind all chunks.
-        whole = jax.lax.all_gather(table.astype(hidden.dtype), "fsdp", axis=1, tiled=True)
+        whole = gather_columns(table.astype(hidden.dtype))
 
         def chunk(of_table: Array | None, tokens: tuple[Array, Array, Array]) -> tuple[Array | None, tuple]:
             losses, slope = _chunk_losses(tokens, whole, z_loss)
