@@ -42,6 +42,30 @@ def test_a_state_comes_back_bit_for_bit_on_another_mesh(config, vocabulary, tmp_
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state["parameters"]), jax.device_get(parameters))
 
 
+MESHES = [
+    MeshConfig(replica=8, fsdp=1),
+    MeshConfig(fsdp=8),
+    MeshConfig(fsdp=4, tensor=2),
+    MeshConfig(replica=2, fsdp=2, tensor=2),
+]
+
+
+@pytest.mark.slow
+def test_any_mesh_reads_what_any_other_wrote(config, vocabulary, tmp_path):
+    compiled = [compiled_on(config, vocabulary, mesh) for mesh in MESHES]
+    expected = jax.device_get(compiled[0].init())
+    for written, step in enumerate(compiled, start=1):
+        with Checkpoints(tmp_path / str(written), keep=1) as checkpoints:
+            state = jax.tree.map(
+                lambda value, abstract: jax.device_put(value, abstract.sharding), expected, step.abstract_state
+            )
+            checkpoints.save(written, state, {})
+            checkpoints.wait()
+            for other in compiled:
+                found = checkpoints.restore(written, other.abstract_state)
+                jax.tree.map(np.testing.assert_array_equal, expected, jax.device_get(found))
+
+
 def test_a_part_of_a_parameter_is_read_alone(config, vocabulary, tmp_path, monkeypatch):
     monkeypatch.setattr("cm3leon_jax.checkpoints._CHUNK_BYTES", 1 << 10)
     state = compiled_on(config, vocabulary, MeshConfig(replica=2, fsdp=2, tensor=2)).init()
