@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0 if argv else 2
     command, *rest = argv
+    _ignore_an_absent_tpu()
     try:
         if command not in COMMANDS:
             raise UserError(f"no command {command!r}: the commands are {', '.join(COMMANDS)}")
@@ -47,6 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"cm3leon {command}: interrupted; run the same command again to go on", file=sys.stderr)
         return 75
+
+
+def _ignore_an_absent_tpu() -> None:
+    """Keeps JAX from looking for a TPU with libtpu, which `plan` needs where there is none: it complains aloud."""
+    devices = Path("/dev")
+    has_tpu = any(devices.glob("accel*")) or (devices / "vfio").exists()
+    if not has_tpu and importlib.util.find_spec("libtpu"):
+        os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if (devices / "nvidiactl").exists() else "cpu")
 
 
 def _overview() -> str:
