@@ -12,7 +12,7 @@ with. With --remat=full both keep only each layer's input; the other policies ar
 
 Each side has a process of its own. On a CPU they take turns; on a GPU they follow one another, so that each has the
 memory to itself. Losses of the first two steps are compared: the second sees the first one's gradients and update.
---keep-memory has glibc keep what is freed, on all sides: the pages of a step's buffers are otherwise new in each step.
+On a CPU ours keeps freed memory, as `cm3leon train` does; with --keep-memory the peer does too.
 """
 
 from __future__ import annotations
@@ -103,9 +103,11 @@ def ours(task: Task, _: str) -> tuple[Callable[[int], list[float]], Callable[[],
     from cm3leon_jax.data.batches import Batch
     from cm3leon_jax.model.flops import flops_per_token
     from cm3leon_jax.model.sharding import make_mesh
+    from cm3leon_jax.training.cpu_memory import keep_freed_memory
     from cm3leon_jax.training.step import TrainStep, on_mesh
     from cm3leon_jax.vocabulary import Vocabulary
 
+    keep_freed_memory()
     size = task.size
     config = Config(
         model=ModelConfig(

@@ -47,19 +47,21 @@ def objective_loss(
     vocabulary: Vocabulary,
     num_tokens: Int[Array, ""] | None = None,
     z_loss: float = 0.0,
-    num_chunks: int = 1,
+    least_chunks: int = 0,
 ) -> tuple[Float[Array, ""], LossSums]:
     """The loss of a batch, to be differentiated, and its summed cross-entropy.
 
     Args:
       num_tokens: what the sum is divided by, where the batch is a part of a larger one.
-      z_loss, num_chunks: as in `head_loss`.
+      z_loss: as in `head_loss`.
+      least_chunks: as in `loss_chunks`.
     """
     model = nnx.merge(graph, parameters)
     hidden = model(batch["tokens"], batch["positions"], batch["document_start"], batch["picture_places"])
     counts = (batch["targets"] != vocabulary.pad).astype(jnp.float32)
     weights = counts / jnp.maximum(counts.sum() if num_tokens is None else num_tokens, 1)
     features, table = model.output_features(hidden), model.token_embedding[...]
+    num_chunks = loss_chunks(batch["targets"].size, vocabulary.size, least_chunks)
     loss, losses = head_loss(features, table, batch["targets"], weights, z_loss, num_chunks)
     return loss, loss_sums(losses, batch["targets"], vocabulary)
 
@@ -73,7 +75,6 @@ class TrainStep:
         self._mesh, self._batch_shape = mesh, (config.batch.batch_size, length)
         update_rule = optimizer(config.optimizer, config.num_steps)
         schedule = learning_rate(config.optimizer, config.num_steps)
-        num_chunks = loss_chunks(config, vocabulary.size, mesh)
 
         def init() -> TrainState:
             parameters = nnx.state(Transformer(config.model, vocabulary.size, length, nnx.Rngs(train.seed)))
@@ -89,7 +90,9 @@ class TrainStep:
 
         def gradients(parameters: nnx.State, batch: Batch, num_tokens: Array) -> tuple[nnx.State, LossSums]:
             def loss(parameters: nnx.State) -> tuple[Float[Array, ""], LossSums]:
-                return objective_loss(self.graph, parameters, batch, vocabulary, num_tokens, train.z_loss, num_chunks)
+                return objective_loss(
+                    self.graph, parameters, batch, vocabulary, num_tokens, train.z_loss, train.loss_chunks
+                )
 
             found, sums = jax.grad(loss, has_aux=True)(parameters)
             return jax.lax.with_sharding_constraint(found, state_shardings["parameters"]), sums
@@ -109,7 +112,7 @@ class TrainStep:
             return {"parameters": parameters, "optimizer": optimizer_state, "step": state["step"] + 1}, metrics
 
         def evaluate(parameters: nnx.State, batch: Batch) -> LossSums:
-            return objective_loss(self.graph, parameters, batch, vocabulary, num_chunks=num_chunks)[1]
+            return objective_loss(self.graph, parameters, batch, vocabulary, least_chunks=train.loss_chunks)[1]
 
         self.abstract_state = abstract_on(abstract, state_shardings)
         options = compiler_options(mesh.devices.flat[0].device_kind, mesh.size)
@@ -168,16 +171,18 @@ def accumulated(
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def loss_chunks(config: Config, vocabulary_size: int, mesh: Mesh) -> int:
-    """In how many parts the scores of a microbatch are made: `train.loss_chunks`, or where that is 0, as few as fit.
+def loss_chunks(num_tokens: int, vocabulary_size: int, least: int = 0) -> int:
+    """In how many equal parts a device of the context's mesh goes through its tokens at the head.
 
-    Scores fit if those of a device, float32, take at most an eighth of its memory.
+    Args:
+      num_tokens: of all devices.
+      vocabulary_size: scores of a token.
+      least: at least so many parts; 0: as few as fit, which is scores, float32, of at most an eighth of its memory.
     """
-    if config.train.loss_chunks:
-        return config.train.loss_chunks
-    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    tokens = config.batch.batch_size // (ways * config.train.num_microbatches) * config.batch.sequence_length
+    mesh = jax.sharding.get_abstract_mesh()
+    tokens = num_tokens // math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     scores_bytes = 4 * tokens * vocabulary_size // mesh.shape["tensor"]
-    chip = accelerators.by_device_kind(mesh.devices.flat[0].device_kind)
+    chip = accelerators.by_device_kind(mesh.abstract_device.device_kind)
     budget = chip.hbm_bytes / 8 if chip else _SCORES_ELSEWHERE
-    return next(n for n in range(1, tokens + 1) if (tokens % n == 0 and scores_bytes <= n * budget) or n == tokens)
+    least = least or math.ceil(scores_bytes / budget)
+    return next(n for n in range(1, tokens + 1) if tokens % n == 0 and n >= min(least, tokens))

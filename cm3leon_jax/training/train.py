@@ -70,9 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `cm3leon train`."""
+    keep_freed_memory()
     profile = Profile(arguments.profile, workdir / "tensorboard")
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     if config.train.compilation_cache and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(Path(config.train.compilation_cache).resolve()))
     with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:

@@ -111,15 +111,17 @@ def test_neither_mesh_nor_microbatches_nor_remat_change_a_run(
     same_numbers(train(other, corpus, vocabulary, devices, num_steps=20), expected)
 
 
-def test_chunks_of_the_loss_follow_from_the_scores_that_fit(config, vocabulary):
-    mesh = one_device()
-    assert loss_chunks(config, vocabulary.size, mesh) == 1
-    # 768 tokens times 64,000 ids, float32, are 197 MB; 32 MiB are taken at a time.
-    assert loss_chunks(config, 64_000, mesh) == 6
-    halves = dataclasses.replace(config, train=dataclasses.replace(config.train, num_microbatches=2))
-    assert loss_chunks(halves, 64_000, mesh) == 3
-    fixed = dataclasses.replace(config, train=dataclasses.replace(config.train, loss_chunks=4))
-    assert loss_chunks(fixed, 64_000, mesh) == 4
+def test_chunks_of_the_loss_follow_from_the_scores_that_fit():
+    with jax.set_mesh(one_device()):
+        assert loss_chunks(768, 384) == 1
+        # 768 tokens times 64,000 ids, float32, are 197 MB; 32 MiB are taken at a time.
+        assert loss_chunks(768, 64_000) == 6
+        assert loss_chunks(384, 64_000) == 3
+        # Parts are equal: 5 do not divide 768 tokens.
+        assert loss_chunks(768, 384, least=5) == 6
+        assert loss_chunks(2, 384, least=5) == 2
+    with jax.set_mesh(make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))):
+        assert loss_chunks(4 * 768, 64_000) == 3
 
 
 def test_training_lowers_the_loss_of_each_modality(config, corpus, vocabulary):
