@@ -1,7 +1,7 @@
 """The demo: a 0.9M-parameter CM3Leon on 1,797 handwritten digits, from raw pictures to a report.
 
-On 2 CPU cores: about 8 minutes in all. Expected: 98% of the drawn digits are read as the digit that was asked for, 93%
-of unseen digits are captioned right, 94% are still the right digit after their middle half was drawn anew.
+On 2 CPU cores: about 8 minutes in all. Expected: 97% of the drawn digits are read as the digit that was asked for, 93%
+of unseen digits are captioned right, 92% are still the right digit after their middle half was drawn anew.
 
 It differs from the paper where a run of minutes on 8x8 pictures must: positions are rotary beside the paper's table,
 so that "one row up" is learned once and not for every place; codes know their place in the picture; the image
