@@ -33,7 +33,7 @@ def random_model(config: Config, vocabulary, image_tokenizer, mesh: MeshConfig) 
     # Big random outputs, so that answers depend on everything that a token may attend to.
     for index, parameter in enumerate((model.blocks.attention.output, model.blocks.feed_forward.down)):
         parameter.set_value(jax.random.normal(jax.random.key(index), parameter.get_value().shape))
-    size = mesh.replica * mesh.fsdp * mesh.tensor
+    size = max(1, mesh.replica) * mesh.fsdp * mesh.tensor
     devices = make_mesh(mesh, jax.devices()[:size])
     graph, parameters = nnx.split(model)
     decoder = Decoder(config.model, vocabulary, length, devices)

@@ -42,7 +42,7 @@ def model(vocabulary) -> Transformer:
 
 
 def decoder_on(model, vocabulary, mesh: MeshConfig) -> Decoder:
-    size = mesh.replica * mesh.fsdp * mesh.tensor
+    size = max(1, mesh.replica) * mesh.fsdp * mesh.tensor
     decoder = Decoder(model.config, vocabulary, LENGTH, make_mesh(mesh, jax.devices()[:size]))
     decoder.load(nnx.state(model))
     return decoder
