@@ -44,6 +44,17 @@ def weighted_values(weights: Float[Array, "B H L S"], value: Float[Array, "B K S
     return jnp.einsum("BKlS,BKSd->BKld", grouped, value).reshape(B, H, L, -1)
 
 
+def masked_attention(
+    query: Float[Array, "B L H Dh"],
+    key: Float[Array, "B S K Dh"],
+    value: Float[Array, "B S K Dh"],
+    mask: Bool[Array, "B L S"],
+) -> Float[Array, "B L H Dh"]:
+    """Scaled dot-product attention under any mask."""
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    return jnp.swapaxes(weighted_values(attention_weights(attention_scores(query, key), mask), value), 1, 2)
+
+
 def attention(
     query: Float[Array, "B L H Dh"],
     key: Float[Array, "B L K Dh"],

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from cm3leon_jax.config import BiEncoderConfig
-from cm3leon_jax.model.attention import attention
+from cm3leon_jax.model.attention import masked_attention
 from cm3leon_jax.model.sharding import parameter_name
 
 CHANNELS = 3
@@ -127,7 +127,7 @@ class Attention(nnx.Module):
         query = jnp.einsum("BLD,DHd->BLHd", x, self.query[...]) + self.query_bias[...]
         key = jnp.einsum("BLD,DHd->BLHd", x, self.key[...]) + self.key_bias[...]
         value = jnp.einsum("BLD,DHd->BLHd", x, self.value[...]) + self.value_bias[...]
-        mixed = attention(query, key, value, jnp.broadcast_to(mask, (len(x), *mask.shape)))
+        mixed = masked_attention(query, key, value, jnp.broadcast_to(mask, (len(x), *mask.shape)))
         return jnp.einsum("BLHd,HdD->BLD", mixed, self.output[...]) + self.output_bias[...]
 
 
