@@ -135,7 +135,9 @@ def prepared(tmp_path, make_run):
         corpus=CorpusConfig(path=str(corpus)),
         mesh=MeshConfig(replica=2, fsdp=2, tensor=2),
         optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=2),
-        train=TrainConfig(num_tokens=8.0 * 48 * 2, log_every=1, save_every=1, eval_every=0, sample_every=0),
+        train=TrainConfig(
+            compilation_cache="", num_tokens=8.0 * 48 * 2, log_every=1, save_every=1, eval_every=0, sample_every=0
+        ),
     )
     return run, config, there
 

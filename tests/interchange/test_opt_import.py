@@ -182,7 +182,9 @@ def test_an_opt_is_trained_on_with_the_image_tokenizer_that_comes_later(config, 
     manifest["image_tokenizer"]["fingerprint"] = image_tokenizer.fingerprint
     (corpus / "manifest.json").write_text(json.dumps(manifest))
     image_tokenizer.save(config.image_tokenizer.path)
-    config = dataclasses.replace(config, train=TrainConfig(num_tokens=8.0 * 32, eval_every=0, sample_every=0))
+    config = dataclasses.replace(
+        config, train=TrainConfig(compilation_cache="", num_tokens=8.0 * 32, eval_every=0, sample_every=0)
+    )
     assert train.run(config, there, Namespace(profile="")) == 0
     assert restore_model(config, there).step == 1
     with Checkpoints(there / "checkpoints", keep=1) as checkpoints:

@@ -24,7 +24,9 @@ def config(tmp_path, tiny_model, tiny_pictures, corpus, vocabulary) -> Config:
         batch=BatchConfig(batch_size=8, sequence_length=48),
         model=tiny_model,
         optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=2),
-        train=TrainConfig(num_tokens=8.0 * 48 * 6, log_every=2, save_every=100, eval_every=3, eval_batches=1),
+        train=TrainConfig(
+            compilation_cache="", num_tokens=8.0 * 48 * 6, log_every=2, save_every=100, eval_every=3, eval_batches=1
+        ),
     )
 
 
