@@ -10,6 +10,7 @@ a GPU what is left beside the driver.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 _GIB = 2**30
 
@@ -51,3 +52,17 @@ BY_NAME = {accelerator.name: accelerator for accelerator in ACCELERATORS}
 def by_device_kind(kind: str) -> Accelerator | None:
     """The accelerator that `jax.Device.device_kind` names; None where its peaks are not known."""
     return next((accelerator for accelerator in ACCELERATORS if kind in accelerator.device_kinds), None)
+
+
+def host_has_tpu() -> bool:
+    """Whether this host has a TPU: told from its files, since JAX's own look-up fixes how it uses the device."""
+    return _has_device("accel[0-9]*", "vfio/[0-9]*")
+
+
+def host_has_gpu() -> bool:
+    """Whether this host has a GPU of NVIDIA."""
+    return _has_device("nvidia[0-9]*")
+
+
+def _has_device(*patterns: str) -> bool:
+    return any(found for pattern in patterns for found in Path("/dev").glob(pattern))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from cm3leon_jax.errors import UserError
+from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
+from cm3leon_jax.config import Config
+from cm3leon_jax.errors import MISTAKE, RESTART, RestartError, UserError
 
 # name: (module, what it does). Each module has `add_arguments(parser)` if the command takes more than the config, and
 # `run(config, workdir, arguments)`.
@@ -30,13 +34,16 @@ COMMANDS = {
     "import": ("cm3leon_jax.interchange.huggingface_import", "start a run from a Hugging Face folder"),
 }
 
+# Commands that several processes run together.
+_DISTRIBUTED = ("prepare", "train", "evaluate")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
-        return 0 if argv else 2
+        return 0 if argv else MISTAKE
     command, *rest = argv
     _ignore_an_absent_tpu()
     try:
@@ -44,19 +51,44 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"no command {command!r}: the commands are {', '.join(COMMANDS)}")
         return _run(command, rest)
     except UserError as error:
-        print(f"cm3leon {command}: {error}", file=sys.stderr)
-        return 2
+        code, message = MISTAKE, str(error)
+    except RestartError as error:
+        code, message = RESTART, str(error)
     except KeyboardInterrupt:
-        print(f"cm3leon {command}: interrupted; run the same command again to go on", file=sys.stderr)
-        return 75
+        code, message = RESTART, "interrupted; run the same command again to go on"
+    except Exception as error:
+        if not _is_one_of_many():
+            raise
+        traceback.print_exc()
+        code, message = _code_among_many(error)
+    print(f"cm3leon {command}: {message}", file=sys.stderr)
+    if _is_one_of_many():
+        # The others may wait in a collective, and JAX would wait for them to say goodbye.
+        from cm3leon_jax.distributed import leave
+
+        leave(code)
+    return code
+
+
+def _is_one_of_many() -> bool:
+    distributed = sys.modules.get("cm3leon_jax.distributed")
+    return distributed is not None and distributed.has_joined()
+
+
+def _code_among_many(error: Exception) -> tuple[int, str]:
+    """What an exception means for a process that has others: a collective fails where one of them is gone."""
+    import jax
+
+    lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+    if lost:
+        return RESTART, "lost another process of the run, most likely; start all of them again to continue"
+    return 1, "ended by the error above"
 
 
 def _ignore_an_absent_tpu() -> None:
     """Keeps JAX from looking for a TPU with libtpu, which `plan` needs where there is none: it complains aloud."""
-    devices = Path("/dev")
-    has_tpu = any(devices.glob("accel*")) or (devices / "vfio").exists()
-    if not has_tpu and importlib.util.find_spec("libtpu"):
-        os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if (devices / "nvidiactl").exists() else "cpu")
+    if not host_has_tpu() and importlib.util.find_spec("libtpu"):
+        os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if host_has_gpu() else "cpu")
 
 
 def _overview() -> str:
@@ -87,7 +119,18 @@ def _run(command: str, argv: Sequence[str]) -> int:
 
     workdir = Path(arguments.workdir or Path("runs") / Path(arguments.config.partition(":")[0]).stem)
     config = config_file.load(arguments.config, str(workdir), overrides)
+    _join(command, config)
     return module.run(config, workdir, arguments) or 0
+
+
+def _join(command: str, config: Config) -> None:
+    """Takes part in a run of several processes, where the environment names them and the command is for several."""
+    from cm3leon_jax import distributed
+
+    if command in _DISTRIBUTED:
+        distributed.join(config.distributed)
+    elif processes := distributed.named_processes(os.environ):
+        raise UserError(f"runs as one process, and this is {processes}: start it once, without a launcher")
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:

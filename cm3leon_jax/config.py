@@ -445,6 +445,22 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """When the processes of a run give each other up, in seconds; they then exit with 75 and can be started again."""
+
+    # Until the last of them must have been started.
+    initialization_seconds: int = 300
+    # Without a sign of life of a process: it was killed or stopped, or its host is gone.
+    heartbeat_seconds: int = 60
+    # Without a finished training step, saving and evaluation included: something hangs; 0: never.
+    stall_seconds: float = 1200.0
+
+    def __post_init__(self) -> None:
+        _at_least(1, "distributed", self, "initialization_seconds", "heartbeat_seconds")
+        _at_least(0, "distributed", self, "stall_seconds")
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with warm-up and linear decay (the paper names rate and warm-up; the rest is OPT's, arXiv 2205.01068)."""
 
@@ -584,6 +600,7 @@ class Config:
     batch: BatchConfig = field(default_factory=BatchConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

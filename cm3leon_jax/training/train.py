@@ -24,7 +24,7 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches import BatchSource, Retrieval, iterate, open_retrieval
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import LIST_FIELDS
-from cm3leon_jax.errors import UserError
+from cm3leon_jax.errors import RESTART, UserError
 from cm3leon_jax.model.flops import FLOP_RULE, flops_per_token
 from cm3leon_jax.model.sharding import make_mesh, refuse_uneven_batch
 from cm3leon_jax.model.transformer import parameter_count
@@ -39,7 +39,14 @@ from cm3leon_jax.vocabulary import Vocabulary
 
 # What may differ between a run and its continuation; everything else would make it another run.
 _MAY_CHANGE = (
-    *("config.mesh", "config.sampling", "config.evaluate", "config.corpus", "config.image_tokenizer_training"),
+    *(
+        "config.mesh",
+        "config.distributed",
+        "config.sampling",
+        "config.evaluate",
+        "config.corpus",
+        "config.image_tokenizer_training",
+    ),
     # Neighbours have a fingerprint of their own.
     *("config.bi_encoder", "config.bi_encoder_training", *(f"config.retrieval.{name}" for name in LIST_FIELDS)),
     *("config.vocabulary.path", "config.vocabulary.num_documents", "config.image_tokenizer.path"),
@@ -55,10 +62,6 @@ _FREE_AFTER_IMPORT = (
     *("config.retrieval", "neighbours"),
     *("config.train", "config.model.compute_dtype", "config.model.init_std", "config.model.position_init_std"),
 )
-
-
-# Exit code: stopped, and worth starting again.
-STOPPED = 75
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +168,7 @@ def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints, pr
                         log.write_picture(step, "samples", grid)
             if stopping:
                 print(f"stopped and saved at step {step}; run the same command again to continue")
-                return STOPPED
+                return RESTART
     finally:
         stop.close()
         progress.close()

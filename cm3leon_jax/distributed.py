@@ -1,0 +1,198 @@
+"""The processes of a run: how they find each other, and what one of them does when another is gone.
+
+The environment says which processes there are, by the first of these that it has:
+
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID    host:port of process 0, how many, which one
+    srun's variables                                              a SLURM step of several tasks
+    a TPU                                                         the workers of its slice, as its metadata say
+
+Without any, this process is alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import jax
+from jax.experimental import multihost_utils
+
+from cm3leon_jax.accelerators import host_has_tpu
+from cm3leon_jax.config import DistributedConfig
+from cm3leon_jax.errors import RESTART, UserError
+
+_EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """What the environment says: the arguments of `jax.distributed.initialize`, None where JAX finds out by itself."""
+
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __str__(self) -> str:
+        if self.num_processes is None:
+            return "the processes of this TPU slice"
+        return (
+            f"process {self.process_id} of {self.num_processes}, coordinator {self.coordinator_address or 'by SLURM'}"
+        )
+
+
+def named_processes(environment: Mapping[str, str]) -> Processes | None:
+    """The processes that an environment names; None where this one is alone.
+
+    Raises:
+      UserError: if only a part of what names them is set, or it is no number.
+    """
+    given = {name: environment[name] for name in _EXPLICIT if environment.get(name)}
+    tasks = environment.get("SLURM_NTASKS", "") if "SLURM_STEP_NODELIST" in environment else ""
+    if "JAX_NUM_PROCESSES" not in given and "JAX_PROCESS_ID" not in given and tasks:
+        if tasks == "1":
+            return None
+        given |= {"JAX_NUM_PROCESSES": tasks, "JAX_PROCESS_ID": environment.get("SLURM_PROCID", "")}
+        # Left out, JAX derives the coordinator from the step's nodes and the job's number.
+        given.setdefault("JAX_COORDINATOR_ADDRESS", "")
+    if not given:
+        return None
+    if missing := [name for name in _EXPLICIT if name not in given]:
+        raise UserError(
+            f"the environment sets {' and '.join(given)} but not {' or '.join(missing)}: set all three, or none for a "
+            "run of one process"
+        )
+    address, count, index = (given[name] for name in _EXPLICIT)
+    if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+        raise UserError(
+            f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID {index!r}: a number, and one from 0 to one below it"
+        )
+    return Processes(address or None, int(count), int(index)) if int(count) > 1 else None
+
+
+def join(config: DistributedConfig) -> None:
+    """Makes this process one of its run; to be called before JAX's first use of a device.
+
+    Raises:
+      UserError: if the environment contradicts itself.
+    """
+    processes = named_processes(os.environ)
+    if processes is None:
+        if not host_has_tpu() or os.environ.get("JAX_PLATFORMS", "tpu") == "cpu":
+            return
+        processes = Processes()
+    _exit_in_place_of_abort(processes)
+    try:
+        jax.distributed.initialize(
+            processes.coordinator_address,
+            processes.num_processes,
+            processes.process_id,
+            initialization_timeout=config.initialization_seconds,
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{processes} cannot join its run ({str(error).splitlines()[0]}): check that every process is started, and "
+            f"that the coordinator's name and port can be reached from here; or set {', '.join(_EXPLICIT)}"
+        ) from None
+
+
+# Kept, since C has only its address.
+_handlers: list[object] = []
+
+
+def _exit_in_place_of_abort(processes: Processes) -> None:
+    """Has this process exit with RESTART where JAX's runtime would abort it.
+
+    That is how the runtime ends a process as soon as it learns that another one is gone or hung, whatever this one is
+    doing. The handler runs on the thread that aborts, so a main thread that waits in a collective is no obstacle;
+    Python's own handlers would wait for it.
+    """
+    message = (
+        f"cm3leon: JAX's runtime gave this process up ({processes}); most likely another process of the run is gone, "
+        f"hangs or cannot be reached, see above. Exit code {RESTART}: start all of them again to continue\n"
+    ).encode()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def on_abort(number: int) -> None:
+        os.write(2, message)
+        os._exit(RESTART)
+
+    _handlers.append(on_abort)
+    ctypes.CDLL(None).signal(signal.SIGABRT, on_abort)
+
+
+def has_joined() -> bool:
+    """Whether this process is one of several."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes what all share."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def all_agree(value: bool) -> bool:
+    """Whether `value` is true on every process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(value).all())
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process at once, without the goodbye for which JAX would wait for the others."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class StallWatch:
+    """Ends a process with RESTART when nothing moved for too long; every `beat` is a sign that something did.
+
+    A process that is gone or stopped is noticed by its missing heartbeat. But one whose file system or collective
+    hangs still sends it, and only the missing steps tell.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """
+        Args:
+          seconds: without a beat until the process is ended, from the first beat on; 0: never.
+        """
+        self._seconds, self._last = seconds, 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        if seconds:
+            self._thread.start()
+
+    def beat(self) -> None:
+        """Something moved."""
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Watches no longer."""
+        self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(1.0, self._seconds / 4)):
+            if self._last and time.monotonic() - self._last > self._seconds:
+                faulthandler.dump_traceback()
+                print(
+                    f"cm3leon: no step for {self._seconds:g} s (config.distributed.stall_seconds): a process, a device "
+                    f"or a file system hangs; above is where this process waits. Exit code {RESTART}: start all "
+                    "processes again to continue",
+                    file=sys.stderr,
+                )
+                leave(RESTART)

@@ -1,0 +1,87 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cm3leon_jax.distributed import Processes, named_processes
+from cm3leon_jax.errors import UserError
+
+EXPLICIT = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+STEP = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes"),
+    [
+        ({}, None),
+        (EXPLICIT, Processes("host:1234", 4, 3)),
+        (EXPLICIT | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
+        (STEP, Processes(None, 2, 1)),
+        (STEP | {"JAX_COORDINATOR_ADDRESS": "host:1"}, Processes("host:1", 2, 1)),
+        (STEP | {"SLURM_NTASKS": "1"}, None),
+        # The script of a SLURM job is no step of it.
+        ({"SLURM_NTASKS": "2"}, None),
+        (STEP | EXPLICIT, Processes("host:1234", 4, 3)),
+    ],
+)
+def test_the_environment_names_the_processes(environment, processes):
+    assert named_processes(environment) == processes
+
+
+@pytest.mark.parametrize("missing", EXPLICIT)
+def test_a_part_of_the_environment_is_refused(missing):
+    environment = {name: value for name, value in EXPLICIT.items() if name != missing}
+    with pytest.raises(UserError, match=f"not {missing}"):
+        named_processes(environment)
+
+
+@pytest.mark.parametrize("wrong", [{"JAX_PROCESS_ID": "4"}, {"JAX_PROCESS_ID": "-1"}, {"JAX_NUM_PROCESSES": "two"}])
+def test_numbers_that_make_no_process_are_refused(wrong):
+    with pytest.raises(UserError, match="from 0 to one below"):
+        named_processes(EXPLICIT | wrong)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment | EXPLICIT
+    )
+
+
+def test_an_abort_of_the_runtime_is_worth_a_restart():
+    ended = python(
+        "import ctypes, os, threading\n"
+        "from cm3leon_jax import distributed\n"
+        "distributed._exit_in_place_of_abort(distributed.named_processes(os.environ))\n"
+        "threading.Thread(target=ctypes.CDLL(None).abort).start()\n"
+        "threading.Event().wait()\n"
+    )
+    assert ended.returncode == 75
+    assert "process 3 of 4" in ended.stderr and "start all of them again" in ended.stderr
+    assert python("import os; os.abort()").returncode == -signal.SIGABRT
+
+
+def test_a_stall_is_worth_a_restart():
+    ended = python(
+        "import threading, time\n"
+        "from cm3leon_jax.distributed import StallWatch\n"
+        "watch = StallWatch(0.5)\n"
+        "time.sleep(1.5)\n"
+        "for _ in range(10): watch.beat(); time.sleep(0.1)\n"
+        "print('beaten', flush=True)\n"
+        "threading.Event().wait()\n"
+    )
+    assert ended.returncode == 75
+    assert ended.stdout == "beaten\n"
+    assert "no step for 0.5 s" in ended.stderr and 'File "<string>"' in ended.stderr
+
+
+def test_a_command_for_one_process_refuses_a_launcher(monkeypatch, capsys):
+    from cm3leon_jax.cli import main
+
+    for name, value in EXPLICIT.items():
+        monkeypatch.setenv(name, value)
+    assert main(["inspect", "--config=configs/demo.py"]) == 2
+    assert "runs as one process" in capsys.readouterr().err
