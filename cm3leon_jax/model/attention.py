@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cm3leon_jax.model import fused_attention
+from cm3leon_jax.model.sharding import platform
 
 # The reference goes through the queries in this many blocks, unless they would be shorter than that.
 _QUERY_BLOCKS, _SMALLEST_QUERY_BLOCK = 8, 128
@@ -76,11 +77,9 @@ def attention(
 
 
 def _fastest() -> str:
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = device.platform if device else ""
-    if platform == "tpu":
+    if platform() == "tpu":
         return "splash"
-    return "tokamax" if platform in ("gpu", "cuda") and find_spec("tokamax") else "xla"
+    return "tokamax" if platform() in ("gpu", "cuda") and find_spec("tokamax") else "xla"
 
 
 def _xla_attention(
