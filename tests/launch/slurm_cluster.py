@@ -77,6 +77,20 @@ def wait_for(condition: Callable[[], T], seconds: float, what: str) -> T:
     return found
 
 
+def parent_of(number: int) -> int:
+    """The parent of a process; 0 where it is gone."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def is_keeper(number: int) -> bool:
+    """Whether a process is one by which SLURM watches over a step."""
+    with suppress(OSError):
+        return Path(f"/proc/{number}/comm").read_text().startswith("slurmstepd")
+    return False
+
+
 class Cluster:
     """Nodes n1 and n2 of one SLURM."""
 
@@ -122,10 +136,14 @@ class Cluster:
         self._start(node, "slurmd", "-D", "-N", node)
 
     def kill_node(self, node: str) -> None:
-        """Kills the daemon of a node; what it has started is left."""
+        """Kills all that runs on a node, none of which can tell of the others' end."""
         daemon = self._daemons.pop(node)
         daemon.kill()
         daemon.wait()
+        tasks = self.processes(SLURMD_NODENAME=node)
+        for number in [*filter(is_keeper, {parent_of(task) for task in tasks}), *tasks]:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
 
     def wait_until_idle(self, seconds: float = 30) -> None:
         """Waits until both nodes can take a job."""
