@@ -40,7 +40,7 @@ if [[ -n ${ON_WORKERS:-} ]]; then
     [[ \$(cat ~/.cm3leon/token 2>/dev/null) != $token ]] || exit 75
     $end_remote
     rm -f ~/.cm3leon/code; echo $token > ~/.cm3leon/token
-    set -m; PYTHONUNBUFFERED=1 .venv/bin/cm3leon $(printf '%q ' "$@") & echo \$! > ~/.cm3leon/pid
+    set -m; PYTHONUNBUFFERED=1 .venv/bin/cm3leon $(printf '%q ' "$@") & echo \$! > ~/.cm3leon/pid; set +m
     wait \$!; code=\$?; echo \$code > ~/.cm3leon/code; exit \$code" &
   ssh=$!
   told=
