@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cm3leon_jax.checkpoints import Checkpoints, flat, refuse_another_model, refuse_changes
+from cm3leon_jax.checkpoints import Checkpoints, bit_sums, flat, refuse_another_model, refuse_changes
 from cm3leon_jax.config import BatchConfig, Config, MeshConfig, TrainConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.model.sharding import make_mesh
@@ -125,3 +125,27 @@ def test_a_field_that_is_newer_than_the_record_had_its_default():
         refuse_changes({"config": before}, {"config": turned}, ["config.model.positions"], "the run was")
     with pytest.raises(UserError, match=r"model.rotary_pictures was False and is True"):
         refuse_another_model({"config": before}, dataclasses.replace(same, model=model), "the checkpoint")
+
+
+def test_sums_of_bits_are_those_of_any_mesh_and_tell_any_change():
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    rng = np.random.default_rng(0)
+    array = rng.standard_normal((4, 8, 8)).astype(np.float32)
+    spread = jax.device_put(array, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp", "tensor")))
+    sums = bit_sums({"a": array, "b": array.astype(np.int32)})
+    assert sums["a"] == bit_sums({"a": spread})["a"] != sums["b"]
+    assert bit_sums({"a": array.astype(jax.numpy.bfloat16)}) != sums
+    changed = []
+    for change in (
+        lambda a: a.__setitem__((1, 2, 3), np.nextafter(a[1, 2, 3], 9)),
+        lambda a: a.__setitem__((0, 0, 0), -a[0, 0, 0]),
+        lambda a: a.__setitem__(slice(None), a.swapaxes(1, 2).copy()),
+        lambda a: a.__setitem__(slice(None), np.roll(a, 1, axis=2)),
+        lambda a: a.__setitem__(slice(None), a[::-1].copy()),
+    ):
+        other = array.copy()
+        change(other)
+        changed.append(bit_sums({"a": other})["a"])
+    assert len({sums["a"], *changed}) == 6
+    # What is not finite has bits as well.
+    assert bit_sums({"a": np.float32("nan")}) == bit_sums({"a": np.float32("nan")}) != bit_sums({"a": np.float32(0)})

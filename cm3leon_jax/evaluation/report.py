@@ -90,7 +90,7 @@ def loss_curves(metrics: list[dict[str, Any]]) -> str:
     axes = figure.add_subplot()
     for name, label in _CURVES:
         for key, style in ((name, {"linewidth": 1.4}), (f"held_out_{name}", {"marker": "o", "linestyle": "none"})):
-            points = [(line["step"], line[key]) for line in metrics if key in line]
+            points = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
             if points:
                 title = label if key == name else f"{label}, held out"
                 axes.plot(*zip(*points, strict=True), color=_COLOURS[name], label=title, markersize=4, **style)

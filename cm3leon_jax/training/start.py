@@ -149,7 +149,9 @@ def continued(setup: Setup, checkpoints: Checkpoints) -> Start:
             if jax.process_count() > 1:
                 # The others wait for this one to read its part.
                 raise RestartError(f"{damage}; the checkpoint before is used at the next start") from None
-    return Start(0, setup.compiled.init(), "from scratch")
+    state = setup.compiled.init()
+    checkpoints.get_ready(state)
+    return Start(0, state, "from scratch")
 
 
 def _start_at(setup: Setup, checkpoints: Checkpoints, step: int) -> Start:
