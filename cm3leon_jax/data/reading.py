@@ -23,6 +23,21 @@ class Malformed:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which examples of a split one of several processes reads: runs of `size` of them, from run `first` on every
+    `step`-th. The first example behind a run comes with it, and so says whether the split goes on there."""
+
+    size: int
+    first: int = 0
+    step: int = 1
+
+    def wants(self, index: Any) -> Any:
+        """Whether an example is among them; for numbers from the first run on, Python's or TensorFlow's."""
+        run, place = index // self.size - self.first, index % self.size
+        return (run % self.step == 0) | ((place == 0) & ((run - 1) % self.step == 0) & (run > 0))
+
+
+@dataclass(frozen=True)
 class TaskReader:
     """One task of the mixture."""
 
@@ -41,20 +56,30 @@ class TaskReader:
 
     def documents(self, split: str, start: int = 0) -> Iterator[Document | Malformed]:
         """The documents from example `start` on, always in the same order."""
+        return (document for _, document in self._read(split, start, Share(1)))
+
+    def share(self, split: str, share: Share) -> Iterator[tuple[int, Document | Malformed]]:
+        """A share of the documents, each with its number among all of the split's."""
+        return self._read(split, share.first * share.size, share)
+
+    def _read(self, split: str, start: int, share: Share) -> Iterator[tuple[int, Document | Malformed]]:
         import tensorflow as tf
 
         dataset = self._task.get_dataset(sequence_length=None, split=split, shuffle=False, use_cached=False)
-        index = start
+        numbered = dataset.enumerate().skip(start)
+        if share.step > 1:
+            # What others read never crosses into Python.
+            numbered = numbered.filter(lambda index, _: share.wants(index))
+        index = start - 1
         try:
-            for example in dataset.skip(start).prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
-                yield _document(self.name, index, example)
-                index += 1
+            for number, example in numbered.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+                index = int(number)
+                yield index, _document(self.name, index, example)
         except tf.errors.OpError as error:
             lines = [line for line in str(error.message).splitlines() if line.strip()]
             reason = next((line for line in lines if "Error:" in line), lines[0] if lines else type(error).__name__)
-            raise UserError(
-                f"the task {self.name} cannot read example {index} of {split!r}: {reason.strip()}"
-            ) from None
+            where = f"example {index + 1}" if share.step == 1 else f"an example from {index + 1} on"
+            raise UserError(f"the task {self.name} cannot read {where} of {split!r}: {reason.strip()}") from None
 
 
 def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:

@@ -55,7 +55,7 @@ def config(folder, tmp_path, vocabulary, image_tokenizer):
     vocabulary.save(tmp_path / "vocabulary")
     return Config(
         corpus=CorpusConfig(
-            path=str(tmp_path / "corpus"), mixture=f"folder:{folder}", tokens_per_shard=300, encode_batch_size=8,
+            path=str(tmp_path / "corpus"), mixture=f"folder:{folder}", examples_per_shard=14, encode_batch_size=8,
             num_sample_pictures=5,
         ),
         vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
