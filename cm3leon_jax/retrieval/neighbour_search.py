@@ -49,6 +49,8 @@ from cm3leon_jax.retrieval.search import Search
 
 # Documents whose neighbours are chosen at a time: their candidates' vectors are held together.
 _BLOCK = 1024
+# Rows that a search finds beyond the candidates: among nearly equal scores its rounding decides which rows it finds.
+_SPARE = 15
 # Queries on which an approximate search is measured.
 _NUM_MEASURED = 512
 
@@ -148,9 +150,23 @@ class Memory:
                 f"the neighbours at {folder} are damaged ({error}): delete {folder} and run `cm3leon prepare` again"
             ) from None
 
-    def candidates(self, scores: Float32[np.ndarray, "n C"], rows: Int64[np.ndarray, "n C"]) -> Candidates:
-        """What a search found, with the vectors of what it found."""
-        return Candidates(rows, scores, self.vectors[np.maximum(rows, 0)].astype(np.float32))
+    def candidates(
+        self, queries: Float32[np.ndarray, "n dim"], rows: Int64[np.ndarray, "n C"], count: int
+    ) -> Candidates:
+        """The best `count` of what a search found, with their vectors.
+
+        They are scored anew, since how a search rounds depends on the number of devices. A float64 holds the sum of
+        products of float16 numbers in whatever order they are added up.
+        """
+        vectors = self.vectors[np.maximum(rows, 0)].astype(np.float32)
+        scores = np.einsum("nd,ncd->nc", queries, vectors, dtype=np.float64).astype(np.float32)
+        scores = np.where(rows == NONE, np.float32(-np.inf), scores)
+        best = np.lexsort((rows, -scores))[:, :count]
+        return Candidates(
+            np.take_along_axis(rows, best, axis=1),
+            np.take_along_axis(scores, best, axis=1),
+            np.take_along_axis(vectors, best[:, :, None], axis=1),
+        )
 
     def rows_of(self, places: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
         """Where documents of the memory lie among the vectors; -1 for one that is not searched."""
@@ -350,11 +366,12 @@ def _chosen(
             for part, count in enumerate((config.num_by_text, config.num_by_image)):
                 asked = [shard[block, part].astype(np.float32) for shard in queries]
                 # One more than asked for, since a document finds itself.
-                found = [search(query, config.num_candidates + 1) for query in asked]
+                num_candidates = config.num_candidates + 1
+                found = [search(query, num_candidates + _SPARE)[1] for query in asked]
                 if mine is None:
                     continue
-                scores, rows = found[mine]
-                candidates = memory.candidates(scores, np.where(asked[mine].any(axis=1, keepdims=True), rows, NONE))
+                rows = np.where(asked[mine].any(axis=1, keepdims=True), found[mine], NONE)
+                candidates = memory.candidates(asked[mine], rows, num_candidates)
                 taken = taken.and_then(
                     choose(candidates, own[block], whole, taken, count, config.max_score, config.min_score)
                 )
