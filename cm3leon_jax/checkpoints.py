@@ -1,4 +1,8 @@
-"""Checkpoints: all that a run needs to go on, written by Orbax while training continues."""
+"""Checkpoints: all that a run needs to go on, written by Orbax while training continues.
+
+A step's folder gets its name when it is complete. Beside the state lie sums over its bits, which every restore
+compares, so that a damaged file is noticed whatever it holds.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from flax import nnx
+from jaxtyping import Array, Shaped, UInt32
 
 from cm3leon_jax.config import Config, ModelConfig
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import is_full_disk
 
 # Most bytes of the pieces in which an array is written: what must be decompressed to read any part of a piece.
 _CHUNK_BYTES = 16 << 20
+
+
+class DamagedCheckpoint(Exception):
+    """A step that is there and cannot be read, or not as it was written; says which, and why."""
 
 
 class Checkpoints:
@@ -26,47 +38,94 @@ class Checkpoints:
     A context manager: leaving it waits for what is still being written.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, read_only: bool = False) -> None:
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.preservation_policy.LatestN(keep),
             # Which steps are saved is the training loop's to say.
             save_decision_policy=policies.save_decision_policy.FixedIntervalPolicy(1),
             enable_async_checkpointing=True,
+            # What a killed process left unfinished would only take up room.
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    @property
+    def steps(self) -> list[int]:
+        """The complete steps, the newest last."""
+        return sorted(self._manager.all_steps())
 
     @property
     def latest_step(self) -> int | None:
         """The newest complete step, if there is one."""
         return self._manager.latest_step()
 
+    def folder(self, step: int) -> Path:
+        """Where a step lies."""
+        return Path(self._manager.directory) / str(step)
+
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts to write a step; returns as soon as the state is copied."""
         if self.latest_step != step:
             plain = _plain(state)
             saved = ocp.args.PyTreeSave(plain, save_args=jax.tree_util.tree_map_with_path(_pieces, plain))
-            self._manager.save(step, args=ocp.args.Composite(state=saved, meta=ocp.args.JsonSave(meta)))
+            meta = ocp.args.JsonSave(meta | {"bit_sums": bit_sums(plain)})
+            self._manager.save(step, args=ocp.args.Composite(state=saved, meta=meta))
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What the step belongs to."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        """What the step belongs to.
+
+        Raises:
+          DamagedCheckpoint: if it cannot be read.
+        """
+        meta = self._meta_with_sums(step)
+        del meta["bit_sums"]
+        return meta
+
+    def _meta_with_sums(self, step: int) -> dict[str, Any]:
+        return self._restore(step, meta=ocp.args.JsonRestore())["meta"]
 
     def restore(self, step: int, abstract_state: Any) -> Any:
-        """Reads a step onto the devices that the abstract state names, whatever devices it was written from."""
+        """Reads a step onto the devices that the abstract state names, whatever devices it was written from.
+
+        Raises:
+          DamagedCheckpoint: if it cannot be read, or is not what was written.
+          UserError: if it is whole, and of another shape.
+        """
         return _like(abstract_state, self._read(step, _plain(abstract_state)))
 
     def restore_parameters(self, step: int, abstract_parameters: nnx.State) -> nnx.State:
-        """Reads only the parameters of a step."""
+        """The same for the parameters of a step alone."""
         found = self._read(step, {"parameters": _plain(abstract_parameters)}, partial=True)
         return _like(abstract_parameters, found["parameters"])
+
+    def set_aside(self, step: int) -> Path:
+        """Gives a step that is no use a name under which it is no longer found; returns it."""
+        aside = self.folder(step).with_name(f"damaged-{step}")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.folder(step).with_name(f"damaged-{step}-{number}")
+        # Another process may have been first.
+        with contextlib.suppress(FileNotFoundError):
+            self.folder(step).rename(aside)
+        self._manager.reload()
+        return aside
+
+    def drop_after(self, step: int) -> None:
+        """Deletes every step behind this one."""
+        self.wait()
+        for later in self.steps:
+            if later > step:
+                self._manager.delete(later)
 
     def lazy_parameters(self, step: int) -> dict[str, tensorstore.TensorStore]:
         """The parameters of a step by dotted name, all opened and none read: `array[i].read().result()` reads a part.
 
         A part costs the pieces it lies in; `save` gives every layer of a stack pieces of its own.
         """
-        folder = Path(self._manager.directory) / str(step) / "state"
+        folder = self.folder(step) / "state"
         found = ocp.PyTreeCheckpointHandler().metadata(folder)
         database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
         opened: dict[str, tensorstore.TensorStore] = {}
@@ -77,15 +136,37 @@ class Checkpoints:
         return opened
 
     def _read(self, step: int, abstract: Any, partial: bool = False) -> Any:
+        self._refuse_another_shape(step, abstract)
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=partial)
+        found, sums = self._restore(step, state=args)["state"], self._meta_with_sums(step)["bit_sums"]
+        changed = [name for name, value in bit_sums(found).items() if sums[name] != value]
+        if changed:
+            raise DamagedCheckpoint(f"{self.folder(step)} has other bits in {changed[0]} than were written")
+        return found
+
+    def _refuse_another_shape(self, step: int, abstract: Any) -> None:
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"the checkpoint {self._manager.directory}/{step} does not fit the model of this config "
-                f"({str(error).splitlines()[0]}); give the config it was trained with"
-            ) from None
+            stored = _shapes(ocp.PyTreeCheckpointHandler().metadata(self.folder(step) / "state").tree)
+        except Exception as error:
+            raise _damaged(self.folder(step), error) from error
+        for name, shape in _shapes(abstract).items():
+            if stored.get(name) != shape:
+                raise UserError(
+                    f"the checkpoint {self.folder(step)} does not fit the model of this config ({name} is "
+                    f"{stored.get(name, 'missing')} there and {shape} here); give the config it was trained with"
+                )
+
+    def _restore(self, step: int, **args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except jax.errors.JaxRuntimeError:
+            # Another process is gone; nothing is known of the files.
+            raise
+        # What Orbax, TensorStore and the JSON reader raise for files that are cut off, missing or changed has no class
+        # in common; the shapes were compared before.
+        except Exception as error:
+            raise _damaged(self.folder(step), error) from error
 
     def wait(self) -> None:
         """Returns when everything is written."""
@@ -95,6 +176,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if exception[0] is not None and jax.process_count() > 1:
+            # A step is complete when every process has written its part, and the others may not go on.
+            return
         self.wait()
         self._manager.close()
 
@@ -104,11 +188,16 @@ def trained_checkpoint(workdir: Path, keep: int) -> Iterator[tuple[Checkpoints, 
     """The checkpoints of a run, and the newest complete step; refuses a folder that has none."""
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"no checkpoints in {workdir}: run `cm3leon train` first, or give its --workdir")
-    with Checkpoints(workdir / "checkpoints", keep) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", keep, read_only=True) as checkpoints:
         step = checkpoints.latest_step
         if step is None:
             raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
-        yield checkpoints, step
+        try:
+            yield checkpoints, step
+        except DamagedCheckpoint as damage:
+            raise UserError(
+                f"the newest checkpoint is damaged: {damage}; rename that folder, and the one before is used"
+            ) from None
 
 
 def refuse_another_model(meta: Mapping[str, Any], config: Config, what: str, **others: tuple[Any, Any]) -> None:
@@ -131,8 +220,10 @@ def refuse_another_model(meta: Mapping[str, Any], config: Config, what: str, **o
     refuse_changes(trained, given, shapes_nothing, f"{what} was")
 
 
-def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str], what: str) -> None:
-    """Compares what `what` was made with and what is given now, field by field.
+def refuse_changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str], what: str
+) -> list[str]:
+    """Compares what `what` was made with and what is given now, field by field; returns the changes that may be.
 
     Args:
       before: the stored record, nested dicts as JSON gives them back; a field of its config that it lacks, since it is
@@ -143,13 +234,15 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], may_change
     """
     defaults = {"config": dataclasses.asdict(Config())} if "config" in before else {}
     stored, given = flat(defaults) | flat(before), flat(now)
-    changed = [
-        f"{name} was {stored[name]!r} and is {value!r}"
+    changes = {
+        name: f"{name} was {stored[name]!r} and is {value!r}"
         for name, value in given.items()
-        if name in stored and stored[name] != value and not any(f"{name}.".startswith(f"{p}.") for p in may_change)
-    ]
-    if changed:
-        raise UserError(f"{what} made with other values: {'; '.join(changed)}; use those again, or another folder")
+        if name in stored and stored[name] != value
+    }
+    allowed = [name for name in changes if any(f"{name}.".startswith(f"{part}.") for part in may_change)]
+    if refused := [change for name, change in changes.items() if name not in allowed]:
+        raise UserError(f"{what} made with other values: {'; '.join(refused)}; use those again, or another folder")
+    return [changes[name] for name in allowed]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -168,6 +261,40 @@ def abstract_on(abstract: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
+
+
+def bit_sums(arrays: Any) -> dict[str, int]:
+    """A sum over the bits of every array, by its name: equal exactly where the bits are, on any mesh."""
+    # Array by array: there are few shapes to compile, and only one array at a time has to be on a device.
+    sums = jax.device_get([(_name(path), _bit_sum(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)])
+    return {name: int(value) for name, value in sums}
+
+
+@jax.jit
+def _bit_sum(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
+    """Modulo 2**32, so in any order; each element with a weight of its place, so that none may change places."""
+    unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    weights = jnp.ones((), jnp.uint32)
+    for axis in range(array.ndim):
+        weights = weights * np.uint32(2654435761) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+    # Odd weights have inverses modulo 2**32: no single element can change unnoticed.
+    return jnp.sum(bits * (2 * weights + 1), dtype=jnp.uint32)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _damaged(folder: Path, error: Exception) -> Exception:
+    if is_full_disk(error):
+        return error
+    lines = str(error).splitlines()
+    return DamagedCheckpoint(f"{folder} cannot be read ({type(error).__name__}: {lines[0][:200] if lines else ''})")
 
 
 def _pieces(path: tuple[Any, ...], array: Any) -> ocp.SaveArgs:

@@ -461,6 +461,27 @@ class DistributedConfig:
 
 
 @dataclass(frozen=True)
+class RecoveryConfig:
+    """What a run does about a step that would harm it: one with a loss or gradient norm that is not finite or leaps."""
+
+    # A step whose gradient norm is this many times the running mean of those before is left out; 0: only what is not
+    # finite is.
+    spike_factor: float = 10.0
+    # After this many in a row the run goes back to its last checkpoint before them, and passes their batches by.
+    max_skipped: int = 10
+    # Times that it goes back before it stops for good.
+    max_rollbacks: int = 3
+
+    def __post_init__(self) -> None:
+        _require(
+            self.spike_factor == 0 or self.spike_factor > 1,
+            f"recovery.spike_factor is {self.spike_factor}: 0, or above 1",
+        )
+        _at_least(1, "recovery", self, "max_skipped")
+        _at_least(0, "recovery", self, "max_rollbacks")
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with warm-up and linear decay (the paper names rate and warm-up; the rest is OPT's, arXiv 2205.01068)."""
 
@@ -601,6 +622,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -83,3 +84,15 @@ def read_json(path: str | Path, what: str) -> Any:
         raise UserError(f"{what} is missing: no file {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{what} is damaged: {path} is not JSON ({error}); write it again") from None
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what led to it, is that a disk or a quota is used up."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        # TensorStore has errors of its own, with the system's text in them.
+        if any(text in str(error) for text in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +40,13 @@ class Progress:
             seconds = (time.perf_counter() - self._started) / max(1, done - self._first) * (self._total - done)
             print(f"{self._what} {done:,}/{self._total:,}: {text}, {_duration(seconds)} left", flush=True)
 
+    def note(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self._is_watched:
+            self._bar.write(text)
+        elif self._shown:
+            print(text, flush=True)
+
     def close(self) -> None:
         """Ends the bar."""
         self._bar.close()
@@ -54,14 +62,23 @@ class StepLog:
     """A file of JSON lines, one a logged step; continuing at a step first drops what lies past it."""
 
     def __init__(self, path: Path, first_step: int) -> None:
-        kept = [line for line in read_step_log(path) if line["step"] <= first_step]
+        lines = read_step_log(path)
+        kept = [line for line in lines if line["step"] <= first_step]
+        # The last line that is dropped; empty where none is.
+        self.dropped: dict[str, Any] = lines[-1] if len(lines) > len(kept) else {}
         with replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """One line; what is not finite becomes null, since JSON has no word for it."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+
+    def flush(self) -> None:
+        """Returns when the lines are on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""

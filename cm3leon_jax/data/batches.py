@@ -1,7 +1,7 @@
 """The batch at step t as a pure function of (corpus, seed, t): shuffled, mixed, with neighbours, masked, packed.
 
 Nothing here remembers where it was, so a run resumes exactly, at any step, after any number of epochs, and on any
-number of processes: each builds its own rows of the same global batch.
+number of processes: each builds the rows of the same global batch that its devices hold.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -125,7 +125,7 @@ class Line:
 
 
 class BatchSource:
-    """Random access to the batches of a corpus: `source[t]` is this process's part of the global batch t."""
+    """Random access to the batches of a corpus: `source[t]` is the global batch t, or some rows of it."""
 
     def __init__(
         self,
@@ -134,21 +134,20 @@ class BatchSource:
         objective: ObjectiveConfig,
         batch: BatchConfig,
         split: str = "train",
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | None = None,
         first_window: tuple[int, int] = (0, 0),
         retrieval: Retrieval | None = None,
+        left_out: Sequence[tuple[int, int]] = (),
     ) -> None:
         """
         Args:
+          rows: which rows of each batch are built; None: all.
           first_window: a window and the number of rows before it, as `window_of` says for a step: rows behind it are
             then found without planning all windows before. It changes how long a look-up takes, never its result.
           retrieval: gives every document its neighbours; None leaves documents alone.
+          left_out: first and end of stretches of the batches that there would be without it, in their order; the
+            others move up.
         """
-        if batch.batch_size % process_count:
-            raise UserError(
-                f"config.batch.batch_size {batch.batch_size} does not divide among {process_count} processes"
-            )
         self._vocabulary, self._objective, self._config = vocabulary, objective, batch
         self._splits = corpus.splits(split)
         self._retrieval = retrieval
@@ -167,17 +166,25 @@ class BatchSource:
         self._rows_before = [rows_before]
         # Grain builds batches on a thread of its own.
         self._lock = threading.Lock()
-        self._local_rows = slice(
-            process_index * batch.batch_size // process_count, (process_index + 1) * batch.batch_size // process_count
-        )
+        self._rows = range(batch.batch_size) if rows is None else rows
+        self._left_out = left_out
         # The plan of a window is used by many consecutive rows.
         self._plan = lru_cache(maxsize=4)(self._plan_window)
 
     def __len__(self) -> int:
         return 1 << 62
 
+    def batch_of(self, step: int) -> int:
+        """Which batch `source[step]` is, among those that there would be if none were left out."""
+        batch = step
+        for first, stop in self._left_out:
+            if batch >= first:
+                batch += stop - first
+        return batch
+
     def __getitem__(self, step: int) -> Batch:
-        rows = range(step * self._config.batch_size, (step + 1) * self._config.batch_size)[self._local_rows]
+        first_row = self.batch_of(step) * self._config.batch_size
+        rows = [first_row + row for row in self._rows]
         batch = empty_batch(len(rows), self._config.sequence_length, self._vocabulary.pad)
         for first in range(0, len(rows), _ROWS_AT_ONCE):
             self._fill(batch, first, rows[first : first + _ROWS_AT_ONCE])
@@ -242,7 +249,7 @@ class BatchSource:
 
     def window_of(self, step: int) -> tuple[int, int]:
         """The window in which a step begins, and the number of rows before that window."""
-        row = step * self._config.batch_size
+        row = self.batch_of(step) * self._config.batch_size
         window, place = self._locate(row)
         return window, row - place
 
@@ -285,7 +292,7 @@ class BatchSource:
         line.stretches.append(Stretch(row, start, stop, plan.masks, place))
         return length + sum(map(len, parts))
 
-    def _fill(self, batch: Batch, first: int, rows: range) -> None:
+    def _fill(self, batch: Batch, first: int, rows: Sequence[int]) -> None:
         """Builds rows of the training sequence as rows `first` .. of a batch that is empty there."""
         add = self._add_stream if self._config.packing == "stream" else self._add_documents
         line, length = Line(), 0

@@ -125,6 +125,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH_SPEC)
 
 
+def own_rows(batch_size: int, mesh: Mesh) -> list[int]:
+    """The rows of a batch that devices of this process hold, in order."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for index in held if index for row in range(batch_size)[index[0]]})
+
+
 def cache_sharding(num_rows: int, mesh: Mesh) -> NamedSharding:
     """How keys and values, [B H S Dh], lie on the mesh; too few rows to share out stay on every device."""
     return NamedSharding(mesh, PartitionSpec(_axes_that_divide(BATCH_AXES, num_rows, mesh.shape), RULES["heads"]))

@@ -1,11 +1,9 @@
-"""What a run tells: metrics.jsonl, the same in TensorBoard, and how long its steps take."""
+"""What a run tells: metrics.jsonl, the same in TensorBoard, and how much it gets done."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,15 @@ from cm3leon_jax.progress import StepLog
 
 
 class MetricsLog:
-    """Appends to WORKDIR/metrics.jsonl and WORKDIR/tensorboard, after dropping what lies past `first_step`."""
+    """Appends to WORKDIR/metrics.jsonl and WORKDIR/tensorboard, after dropping what lies past `first_step`.
+
+    `dropped` is the last line that was: what a run that ended without warning last said.
+    """
 
     def __init__(self, workdir: Path, first_step: int) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         self._lines = StepLog(workdir / "metrics.jsonl", first_step)
+        self.dropped = self._lines.dropped
         self._tensorboard = _summary_writer()(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -33,6 +35,11 @@ class MetricsLog:
     def write_picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
         """One picture, to TensorBoard."""
         self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Returns when what was written would outlive a failing host."""
+        self._lines.flush()
+        self._tensorboard.flush()
 
     def close(self) -> None:
         """Flushes both."""
@@ -70,41 +77,3 @@ class StepWork:
         each = tokens_per_second / self.num_devices
         rates = {"tokens_per_second": tokens_per_second, "tokens_per_second_per_device": each}
         return rates | ({"mfu": each * self.flops_per_token / self.peak_flops} if self.peak_flops else {})
-
-
-class StepClock:
-    """Seconds a step, and how many of them went into waiting for data; pauses (saving, evaluation) do not count."""
-
-    def __init__(self, first_step: int, work: StepWork) -> None:
-        self._work = work
-        self._restart(first_step)
-
-    def _restart(self, step: int) -> None:
-        self._step, self._started = step, time.perf_counter()
-        self._waited = self._paused = 0.0
-
-    @contextlib.contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Around the fetching of a batch."""
-        started = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - started
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Around what is not training."""
-        started = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - started
-
-    def lap(self, step: int) -> dict[str, float]:
-        """Means over the steps since the last lap."""
-        steps = max(1, step - self._step)
-        seconds = (time.perf_counter() - self._started - self._paused) / steps
-        values = {
-            **self._work.rates(seconds),
-            "data_wait_seconds": self._waited / steps,
-            "step_seconds": seconds,
-        }
-        self._restart(step)
-        return values

@@ -9,35 +9,49 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Num
 
 from cm3leon_jax import accelerators
 from cm3leon_jax.checkpoints import abstract_on
 from cm3leon_jax.config import Config
 from cm3leon_jax.data import batches
-from cm3leon_jax.model.sharding import BATCH_AXES, batch_sharding, constrained, shardings
+from cm3leon_jax.model.sharding import BATCH_AXES, batch_sharding, constrained, own_rows, shardings
 from cm3leon_jax.model.transformer import Transformer, abstract_model
 from cm3leon_jax.training.compiler_options import compiler_options
 from cm3leon_jax.training.loss import LossSums, head_loss, loss_sums
 from cm3leon_jax.training.optimizer import learning_rate, optimizer
+from cm3leon_jax.training.skipping import History, chosen
 from cm3leon_jax.vocabulary import Vocabulary
 
-# {"parameters": nnx.State, "optimizer": optax's state, "step": number of finished steps}
+# {"parameters": nnx.State, "optimizer": optax's state, "step": number of finished steps, "history": History}
 TrainState = dict[str, Any]
 Batch = dict[str, Int[Array, "B L"]]
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Num[Array, ""]]
 
 # Scores at a time on a device that the table of accelerators lacks: on a CPU, what stays near its caches is fastest.
 _SCORES_ELSEWHERE = 32 << 20
 
 
 def on_mesh(batch: batches.Batch, mesh: Mesh) -> Batch:
-    """A global batch from every process's own rows."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.asdict().items()}
+    """A global batch from every process's own rows (`own_rows`)."""
+    sharding, ways = batch_sharding(mesh), math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    # Blocks of rows: each is what one way of the batch axes holds, on one device or more.
+    blocks = own_rows(ways, mesh)
+    size = len(batch.tokens) // len(blocks)
+
+    def placed(array: Int[np.ndarray, "b L"]) -> Int[Array, "B L"]:
+        def block(index: tuple[slice, ...] | None) -> Int[np.ndarray, "r L"]:
+            assert index is not None
+            start = blocks.index((index[0].start or 0) // size) * size
+            return array[start : start + size]
+
+        return jax.make_array_from_callback((ways * size, array.shape[1]), sharding, block)
+
+    return {name: placed(array) for name, array in batch.asdict().items()}
 
 
 def objective_loss(
@@ -82,11 +96,12 @@ class TrainStep:
                 "parameters": parameters,
                 "optimizer": update_rule.init(parameters),
                 "step": jnp.zeros((), jnp.int32),
+                "history": History.empty(),
             }
 
         abstract = jax.eval_shape(init)
         state_shardings = shardings(abstract, mesh)
-        rows = batch_sharding(mesh)
+        rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
 
         def gradients(parameters: nnx.State, batch: Batch, num_tokens: Array) -> tuple[nnx.State, LossSums]:
             def loss(parameters: nnx.State) -> tuple[Float[Array, ""], LossSums]:
@@ -102,14 +117,24 @@ class TrainStep:
             found, sums = accumulated(
                 lambda part: gradients(state["parameters"], part, num_tokens), batch, train.num_microbatches
             )
+            norm, history = optax.tree.norm(found), state["history"]
+            sound = history.is_sound(sums.mean, norm, config.recovery)
             updates, optimizer_state = update_rule.update(found, state["optimizer"], state["parameters"])
+            parameters = optax.apply_updates(state["parameters"], updates)
+            after = {
+                "parameters": chosen(sound, parameters, state["parameters"]),
+                "optimizer": chosen(sound, optimizer_state, state["optimizer"]),
+                "step": state["step"] + 1,
+                "history": history.after(norm, sound),
+            }
             metrics = {
                 **sums.by_modality(),
-                "learning_rate": jnp.asarray(schedule(state["step"]), jnp.float32),
-                "grad_norm": optax.tree.norm(found),
+                "learning_rate": jnp.asarray(schedule(history.num_taken), jnp.float32),
+                "grad_norm": norm,
+                "skipped_steps": after["history"].num_skipped,
+                "skipped_in_a_row": after["history"].in_a_row,
             }
-            parameters = optax.apply_updates(state["parameters"], updates)
-            return {"parameters": parameters, "optimizer": optimizer_state, "step": state["step"] + 1}, metrics
+            return after, metrics
 
         def evaluate(parameters: nnx.State, batch: Batch) -> LossSums:
             return objective_loss(self.graph, parameters, batch, vocabulary, least_chunks=train.loss_chunks)[1]
@@ -117,14 +142,19 @@ class TrainStep:
         self.abstract_state = abstract_on(abstract, state_shardings)
         options = compiler_options(mesh.devices.flat[0].device_kind, mesh.size)
         self._init = jax.jit(init, out_shardings=state_shardings)
-        self._step = jax.jit(
+        self._jitted_step = jax.jit(
             step,
             in_shardings=(state_shardings, rows),
-            out_shardings=(state_shardings, None),
+            out_shardings=(state_shardings, everywhere),
             donate_argnums=0,
             compiler_options=options,
         )
-        self._evaluate = jax.jit(evaluate, in_shardings=(state_shardings["parameters"], rows))
+        self._step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]] = self._jitted_step
+        self._evaluate = jax.jit(evaluate, in_shardings=(state_shardings["parameters"], rows), out_shardings=everywhere)
+
+    def compile(self) -> None:
+        """Compiles the step before its first use, so that the time it takes is known."""
+        self._step = self.lowered().compile()
 
     def init(self) -> TrainState:
         """A fresh state, every device drawing its own share."""
@@ -146,7 +176,7 @@ class TrainStep:
         rows = jax.ShapeDtypeStruct(self._batch_shape, jnp.int32, sharding=batch_sharding(self._mesh))
         batch = {field.name: rows for field in dataclasses.fields(batches.Batch)}
         with jax.set_mesh(self._mesh):
-            return self._step.lower(self.abstract_state, batch)
+            return self._jitted_step.lower(self.abstract_state, batch)
 
 
 def accumulated(

@@ -6,62 +6,32 @@ Leaves in the workdir: config.json, metrics.jsonl, tensorboard/, checkpoints/, s
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
-import signal
-import threading
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from cm3leon_jax import accelerators, config_file
-from cm3leon_jax.checkpoints import Checkpoints, refuse_changes
+from cm3leon_jax import config_file
+from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.batches import BatchSource, Retrieval, iterate, open_retrieval
-from cm3leon_jax.data.corpus import PreparedCorpus
-from cm3leon_jax.data.neighbours import LIST_FIELDS
-from cm3leon_jax.errors import RESTART, UserError
-from cm3leon_jax.model.flops import FLOP_RULE, flops_per_token
-from cm3leon_jax.model.sharding import make_mesh, refuse_uneven_batch
+from cm3leon_jax.data.batches import BatchSource, iterate
+from cm3leon_jax.distributed import StallWatch, is_first
+from cm3leon_jax.errors import RESTART
+from cm3leon_jax.model.flops import FLOP_RULE
 from cm3leon_jax.model.transformer import parameter_count
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.training.cpu_memory import keep_freed_memory
+from cm3leon_jax.training.goodput import RunClock
 from cm3leon_jax.training.held_out import held_out_loss
-from cm3leon_jax.training.metrics import MetricsLog, StepClock, StepWork
+from cm3leon_jax.training.metrics import MetricsLog, StepWork
 from cm3leon_jax.training.profile import Profile
-from cm3leon_jax.training.samples import SamplePictures
-from cm3leon_jax.training.step import Metrics, TrainStep, on_mesh
-from cm3leon_jax.vocabulary import Vocabulary
-
-# What may differ between a run and its continuation; everything else would make it another run.
-_MAY_CHANGE = (
-    *(
-        "config.mesh",
-        "config.distributed",
-        "config.sampling",
-        "config.evaluate",
-        "config.corpus",
-        "config.image_tokenizer_training",
-    ),
-    # Neighbours have a fingerprint of their own.
-    *("config.bi_encoder", "config.bi_encoder_training", *(f"config.retrieval.{name}" for name in LIST_FIELDS)),
-    *("config.vocabulary.path", "config.vocabulary.num_documents", "config.image_tokenizer.path"),
-    *(f"config.train.{name}" for name in ("log_every", "save_every", "keep_checkpoints", "eval_every")),
-    *("config.train.eval_batches", "config.train.sample_every", "config.train.compilation_cache", "first_window"),
-    # How a step is computed, not what.
-    *("config.model.attention", "config.model.remat", "config.model.scan_layers"),
-    *("config.train.num_microbatches", "config.train.loss_chunks"),
-)
-# What else may differ between an import and the run that starts from it: all that shapes no parameter.
-_FREE_AFTER_IMPORT = (
-    *("config.batch.batch_size", "config.batch.packing", "config.batch.seed", "config.objective", "config.optimizer"),
-    *("config.retrieval", "neighbours"),
-    *("config.train", "config.model.compute_dtype", "config.model.init_std", "config.model.position_init_std"),
-)
+from cm3leon_jax.training.skipping import BadStretch
+from cm3leon_jax.training.start import Setup, Start, continued, gone_back, set_up
+from cm3leon_jax.training.step import Metrics, on_mesh
+from cm3leon_jax.training.stop_signal import StopSignal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,157 +43,151 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `cm3leon train`."""
+    clock = RunClock()
     keep_freed_memory()
     profile = Profile(arguments.profile, workdir / "tensorboard")
     if config.train.compilation_cache and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(Path(config.train.compilation_cache).resolve()))
     with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
-        return train_to_the_end(config, workdir, checkpoints, profile)
+        setup = set_up(config, workdir)
+        start = continued(setup, checkpoints)
+        if start.step >= config.num_steps:
+            if is_first():
+                print(f"finished: step {start.step:,} of {config.num_steps:,} is the last one")
+            return 0
+        with clock.spent_on("compile"):
+            setup.compiled.compile()
+        if is_first():
+            config_file.save(config, workdir / "config.json")
+            _announce(setup, start)
+        is_restart = True
+        while True:
+            ended = _train(setup, start, checkpoints, clock, profile, is_restart)
+            if isinstance(ended, int):
+                return ended
+            with clock.spent_on("startup"):
+                start, is_restart = gone_back(setup, start, checkpoints, ended), False
 
 
-def train_to_the_end(config: Config, workdir: Path, checkpoints: Checkpoints, profile: Profile) -> int:
-    """Trains from the latest checkpoint, or from scratch, to `config.num_steps`; returns the exit code."""
-    train = config.train
-    is_first = jax.process_index() == 0
-    vocabulary = Vocabulary.load(config.vocabulary.path)
-    corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
-    retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
-    mesh = make_mesh(config.mesh)
-    refuse_uneven_batch(config.batch.batch_size, mesh, train.num_microbatches)
-    compiled = TrainStep(config, vocabulary, mesh)
-    latest = checkpoints.latest_step
-    first_step = latest or 0
-    meta: dict[str, Any] = {
-        "vocabulary": vocabulary.fingerprint,
-        "corpus": corpus.identity,
-        "neighbours": retrieval.lists.fingerprint if retrieval else "",
-        "config": dataclasses.asdict(config),
-    }
-    stored = {} if latest is None else checkpoints.meta(latest)
-    is_imported = bool(stored.get("imported"))
-    if is_imported and stored["corpus"]["image_tokenizer"] is None:
-        # Imported before there was one: the corpus says which one it is.
-        del stored["corpus"]
-    refuse_changes(stored, meta, _MAY_CHANGE + _FREE_AFTER_IMPORT * is_imported, f"{workdir} holds a run")
-    meta["from_import"] = is_imported or stored.get("from_import", False)
-    documents = partial(_source, config, corpus, vocabulary, retrieval)
-    source = documents(config.corpus.train_split, stored.get("first_window", (0, 0)))
-    held_out_source = documents(config.corpus.held_out_split) if train.eval_every else None
-    pictures = SamplePictures(config, workdir, vocabulary, mesh) if train.sample_every else None
-    if is_first:
-        config_file.save(config, workdir / "config.json")
-    origin = "from imported parameters" if is_imported else "from scratch"
-    if first_step:
-        origin = f"continued from the checkpoint of step {first_step}"
-    work = _step_work(config, vocabulary, mesh)
-    _announce(config, vocabulary, corpus, source, origin, mesh, work)
-    if first_step >= config.num_steps:
-        print(f"finished: step {first_step} of {config.num_steps} is the last one")
-        return 0
-    # Restored without ever being initialised: two states do not fit where one does.
-    state = checkpoints.restore(first_step, compiled.abstract_state) if first_step else compiled.init()
-    if is_imported:
-        # The drawn parameters go before the imported ones come, for the same reason.
-        del state["parameters"]
-        state["parameters"] = checkpoints.restore_parameters(0, compiled.abstract_state["parameters"])
+def _train(
+    setup: Setup, start: Start, checkpoints: Checkpoints, clock: RunClock, profile: Profile, is_restart: bool
+) -> int | BadStretch:
+    """Trains from a start to `config.num_steps`.
 
-    log = MetricsLog(workdir, first_step) if is_first else None
-    progress = Progress("train", config.num_steps, first_step, shown=is_first)
-    clock = StepClock(first_step, work)
-    batches = iterate(source, first_step, config.num_steps)
-    stop = StopSignal()
+    Returns:
+      the exit code; or the steps that had to be left out, if they were too many in a row.
+    """
+    config, compiled, mesh = setup.config, setup.compiled, setup.mesh
+    train, state = config.train, start.state
+    stopping = False
+    source = setup.source(config.corpus.train_split, start)
+    held_out_source = setup.source(config.corpus.held_out_split) if train.eval_every else None
+    log = MetricsLog(setup.workdir, start.step) if is_first() else None
+    progress = Progress("train", config.num_steps, start.step, shown=is_first())
+    if start.seconds:
+        clock.went_back(start.seconds, ((log and log.dropped) or start.seconds) if is_restart else None)
+    batches = iterate(source, start.step, config.num_steps)
+    stop, watch = StopSignal(), StallWatch(config.distributed.stall_seconds)
+    read = StepReader(config, setup.work, log, progress, clock, watch)
+    clock.ready(start.step)
     try:
         pending: Metrics | None = None
-        for step in range(first_step + 1, config.num_steps + 1):
+        for step in range(start.step + 1, config.num_steps + 1):
             is_last = step == config.num_steps
-            with clock.waiting_for_data():
+            with clock.spent_on("data_wait"):
                 batch = on_mesh(next(batches), mesh)
             profile.before(step)
             state, metrics = compiled.step(state, batch)
             profile.after(step, metrics)
             # The step before is read while this one runs on the devices, which so are never idle.
             if pending is not None:
-                _log_step(step - 1, pending, config, log, progress, clock)
+                read(step - 1, pending)
             pending = metrics
             progress.advance()
 
             held_out: dict[str, float] = {}
             if held_out_source and _is_due(step, train.eval_every, is_last):
-                with clock.paused():
+                with clock.spent_on("evaluation"):
                     held_out = held_out_loss(compiled, state["parameters"], held_out_source, train.eval_batches, mesh)
-            # Read once: a signal that comes after the save is for the next step.
-            stopping = stop.was_sent and not is_last
+            stopping = stop.is_due() and not is_last
             save = is_last or stopping or _is_due(step, train.save_every, is_last)
             if held_out or save:
-                # A state that diverged is not saved: the check comes first.
-                _log_step(step, pending, config, log, progress, clock, held_out)
+                read(step, pending, held_out)
                 pending = None
+                # What the run may go back to has no bad step before it.
+                save = save and (read.num_in_a_row == 0 or is_last or stopping)
             if save:
-                with clock.paused():
-                    checkpoints.save(step, state, meta | {"first_window": source.window_of(step)})
-            if pictures and _is_due(step, train.sample_every, is_last):
-                with clock.paused():
-                    grid = pictures(step, state["parameters"])
+                meta = setup.identity | _position(source, step, start) | {"seconds": clock.values()}
+                with clock.spent_on("save"):
+                    if log:
+                        log.flush()
+                    checkpoints.save(step, state, meta)
+            if setup.pictures and _is_due(step, train.sample_every, is_last):
+                with clock.spent_on("evaluation"):
+                    grid = setup.pictures(step, state["parameters"])
                     if log and grid is not None:
                         log.write_picture(step, "samples", grid)
             if stopping:
-                print(f"stopped and saved at step {step}; run the same command again to continue")
-                return RESTART
+                break
+            if read.num_in_a_row >= config.recovery.max_skipped:
+                return BadStretch(read.last_step - read.num_in_a_row + 1, read.last_step)
+        with clock.spent_on("save"):
+            checkpoints.wait()
     finally:
         stop.close()
+        watch.close()
         progress.close()
         profile.close()
-        checkpoints.wait()
         if log:
             log.close()
-    if is_first:
-        print(f"finished: {config.num_steps} steps; the last checkpoint is in {workdir / 'checkpoints'}")
-    return 0
+    if is_first():
+        print(clock.summary())
+        if stopping:
+            print(f"stopped and saved at step {step:,}; run the same command again to continue")
+        else:
+            print(f"finished: {config.num_steps:,} steps; the last checkpoint is in {setup.workdir / 'checkpoints'}")
+    return RESTART if stopping else 0
 
 
-class StopSignal:
-    """Notes SIGTERM and Ctrl-C, so that the loop can save first; a second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.was_sent = False
-        # Only the main thread may set handlers.
-        is_main = threading.current_thread() is threading.main_thread()
-        signals = (signal.SIGTERM, signal.SIGINT) if is_main else ()
-        self._before = {number: signal.signal(number, self._note) for number in signals}
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.was_sent = True
-        self.close()
-
-    def close(self) -> None:
-        """Puts the handlers of before back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+def _position(source: BatchSource, step: int, start: Start) -> dict[str, Any]:
+    return {
+        "first_window": source.window_of(step),
+        "left_out": start.left_out,
+        "num_rollbacks": start.num_rollbacks,
+        "from_import": start.from_import,
+    }
 
 
-def _log_step(
-    step: int,
-    metrics: Metrics,
-    config: Config,
-    log: MetricsLog | None,
-    progress: Progress,
-    clock: StepClock,
-    held_out: Mapping[str, float] | None = None,
-) -> None:
-    """Waits for a step, stops the run if it diverged, and logs it if it is due or comes with a held-out loss."""
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-        raise UserError(
-            f"the run diverged: loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}; lower "
-            "config.optimizer.peak_learning_rate and start again, or from a checkpoint before the loss rose"
-        )
-    if held_out or step == 1 or _is_due(step, config.train.log_every, step == config.num_steps):
-        values |= {**clock.lap(step), **(held_out or {})}
-        mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
-        progress.say(step, f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s{mfu}")
-        if log:
-            log.write(step, values)
+@dataclass
+class StepReader:
+    """Reads what a step measured, and logs it if it is due or comes with a held-out loss."""
+
+    config: Config
+    work: StepWork
+    log: MetricsLog | None
+    progress: Progress
+    clock: RunClock
+    watch: StallWatch
+    last_step: int = 0
+    # Steps up to the last one that were left out in a row.
+    num_in_a_row: int = 0
+
+    def __call__(self, step: int, metrics: Metrics, held_out: Mapping[str, float] | None = None) -> None:
+        """Waits for a step."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.watch.beat()
+        self.last_step, self.num_in_a_row = step, int(values.pop("skipped_in_a_row"))
+        if self.num_in_a_row:
+            self.progress.note(
+                f"step {step:,} is left out: loss {values['loss']:.3g}, gradient norm {values['grad_norm']:.3g}"
+            )
+        if held_out or step == 1 or _is_due(step, self.config.train.log_every, step == self.config.num_steps):
+            values |= {**self.clock.lap(step, self.work), **(held_out or {})}
+            mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
+            rate, goodput = f"{values['tokens_per_second']:,.0f} tokens/s", f"goodput {values['goodput']:.0%}"
+            self.progress.say(step, f"loss {values['loss']:.3f}, {rate}{mfu}, {goodput}")
+            if self.log:
+                self.log.write(step, values)
 
 
 def _is_due(step: int, every: int, is_last: bool) -> bool:
@@ -231,61 +195,23 @@ def _is_due(step: int, every: int, is_last: bool) -> bool:
     return every > 0 and (is_last or step % every == 0)
 
 
-def _source(
-    config: Config,
-    corpus: PreparedCorpus,
-    vocabulary: Vocabulary,
-    retrieval: Retrieval | None,
-    split: str,
-    first_window: Sequence[int] = (0, 0),
-) -> BatchSource:
-    return BatchSource(
-        corpus,
-        vocabulary,
-        config.objective,
-        config.batch,
-        split,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        first_window=(first_window[0], first_window[1]),
-        retrieval=retrieval,
-    )
-
-
-def _step_work(config: Config, vocabulary: Vocabulary, mesh: Mesh) -> StepWork:
-    chip = accelerators.by_device_kind(mesh.devices.flat[0].device_kind)
-    return StepWork(
-        num_tokens=config.batch.batch_size * config.batch.sequence_length,
-        flops_per_token=flops_per_token(config.model, vocabulary.size, config.batch.sequence_length),
-        num_devices=mesh.size,
-        peak_flops=chip.bfloat16_flops if chip else 0.0,
-    )
-
-
-def _announce(
-    config: Config,
-    vocabulary: Vocabulary,
-    corpus: PreparedCorpus,
-    source: BatchSource,
-    origin: str,
-    mesh: Mesh,
-    work: StepWork,
-) -> None:
-    if jax.process_index() != 0:
-        return
-    parameters = parameter_count(config.model, vocabulary.size, config.batch.sequence_length)
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    documents = sum(s.num_documents for s in corpus.splits(config.corpus.train_split).values())
-    print(f"model: {parameters:,} parameters, vocabulary {vocabulary.size:,} (ln V = {math.log(vocabulary.size):.3f})")
+def _announce(setup: Setup, start: Start) -> None:
+    """Says what is about to run."""
+    config, work = setup.config, setup.work
+    parameters = parameter_count(config.model, setup.vocabulary.size, config.batch.sequence_length)
+    axes = " x ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
+    documents = sum(s.num_documents for s in setup.corpus.splits(config.corpus.train_split).values())
+    size = setup.vocabulary.size
+    print(f"model: {parameters:,} parameters, vocabulary {size:,} (ln V = {math.log(size):.3f})")
     print(f"data: {documents:,} documents in {config.corpus.path}")
-    print(f"devices: {mesh.size} {jax.devices()[0].platform} ({axes}), {jax.process_count()} process(es)")
-    size = f"{config.batch.batch_size} x {config.batch.sequence_length} tokens"
-    print(f"run: {config.num_steps:,} steps of {size}, {origin}")
+    print(f"devices: {setup.mesh.size} {jax.devices()[0].platform} ({axes}), {jax.process_count()} process(es)")
+    batch = f"{config.batch.batch_size} x {config.batch.sequence_length} tokens"
+    print(f"run: {config.num_steps:,} steps of {batch}, {start.origin}")
     print(f"work: {work.flops_per_token:.3g} FLOPs a token ({FLOP_RULE})")
     if work.peak_flops:
         print(f"MFU: of {work.peak_flops / 1e12:,.0f} TFLOP/s a device, bfloat16")
     if config.retrieval.enabled:
         how_many = "0 to " * (config.retrieval.draw == "uniform") + str(config.retrieval.num_drawn)
         print(f"retrieval: {how_many} neighbour{'s' * (config.retrieval.num_drawn != 1)} in front of each document")
-    if source.num_too_long:
-        print(f"note: {source.num_too_long:,} documents are longer than a sequence and lose their last segments")
+    if num_too_long := setup.source(config.corpus.train_split).num_too_long:
+        print(f"note: {num_too_long:,} documents are longer than a sequence and lose their last segments")

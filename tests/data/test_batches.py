@@ -7,15 +7,14 @@ from cm3leon_jax.config import BatchConfig, ObjectiveConfig, RetrievalConfig
 from cm3leon_jax.data.batches import Batch, BatchSource, iterate, leading_segments, open_retrieval
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import NONE
-from cm3leon_jax.errors import UserError
 from tests.conftest import random_document, write_corpus, write_neighbours
 
 LENGTH = 96
 
 
-def source(corpus, vocabulary, packing="whole", objective=None, batch_size=8, split="train", **process):
+def source(corpus, vocabulary, packing="whole", objective=None, batch_size=8, split="train", **options):
     batch = BatchConfig(batch_size=batch_size, sequence_length=LENGTH, packing=packing, seed=3)
-    return BatchSource(corpus, vocabulary, objective or ObjectiveConfig(), batch, split, **process)
+    return BatchSource(corpus, vocabulary, objective or ObjectiveConfig(), batch, split, **options)
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
@@ -46,15 +45,20 @@ def test_the_batch_of_a_step_does_not_depend_on_where_one_starts(corpus, vocabul
 
 
 @pytest.mark.parametrize("packing", ["whole", "stream"])
-@pytest.mark.parametrize("process_count", [2, 4, 8])
-def test_processes_share_one_global_batch(corpus, vocabulary, packing, process_count):
-    whole = source(corpus, vocabulary, packing)[11]
-    parts = [
-        source(corpus, vocabulary, packing, process_index=index, process_count=process_count)[11]
-        for index in range(process_count)
-    ]
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [4, 5, 6, 7], [1, 2, 6], [7], range(8)])
+def test_any_rows_are_those_of_the_one_global_batch(corpus, vocabulary, packing, rows):
+    whole, part = source(corpus, vocabulary, packing)[11], source(corpus, vocabulary, packing, rows=rows)[11]
     for name, array in whole.asdict().items():
-        np.testing.assert_array_equal(array, np.concatenate([part.asdict()[name] for part in parts]))
+        np.testing.assert_array_equal(array[list(rows)], part.asdict()[name])
+
+
+def test_batches_that_are_left_out_are_passed_by(corpus, vocabulary):
+    plain = source(corpus, vocabulary)
+    left = source(corpus, vocabulary, left_out=[(3, 5), (9, 10)])
+    remaining = [batch for batch in range(14) if batch not in (3, 4, 9)]
+    for step, batch in enumerate(remaining):
+        assert_equal(left[step], plain[batch])
+        assert left.window_of(step) == plain.window_of(batch)
 
 
 def test_whole_packing_holds_whole_documents_once_an_epoch(corpus, vocabulary):
@@ -119,11 +123,6 @@ def test_a_long_document_is_cut_between_segments_never_in_a_picture(vocabulary):
     assert leading_segments(np.array(text), 4, v).tolist() == text[:4]
 
 
-def test_a_batch_that_does_not_divide_is_refused(corpus, vocabulary):
-    with pytest.raises(UserError, match="batch_size 8 does not divide among 3"):
-        source(corpus, vocabulary, process_count=3)
-
-
 @pytest.mark.parametrize("packing", ["whole", "stream"])
 def test_a_hint_of_the_window_changes_no_batch(corpus, vocabulary, packing):
     plain = source(corpus, vocabulary, packing, batch_size=512)
@@ -152,11 +151,11 @@ def with_neighbours(tmp_path_factory, vocabulary):
     return corpus, found
 
 
-def retrieving(corpus, vocabulary, packing="whole", length=200, retrieval=RETRIEVAL, objective=None, **process):
+def retrieving(corpus, vocabulary, packing="whole", length=200, retrieval=RETRIEVAL, objective=None, **options):
     batch = BatchConfig(batch_size=4, sequence_length=length, packing=packing)
     objective = objective or ObjectiveConfig(span_count="none")
     opened = open_retrieval(corpus, retrieval, "train")
-    return BatchSource(corpus, vocabulary, objective, batch, "train", retrieval=opened, **process)
+    return BatchSource(corpus, vocabulary, objective, batch, "train", retrieval=opened, **options)
 
 
 def examples_of(batch, vocabulary):
@@ -210,7 +209,7 @@ def test_with_neighbours_two_processes_build_what_one_builds_and_any_step_comes_
     corpus, _ = with_neighbours
     whole = retrieving(corpus, vocabulary, packing)
     expected = [whole[step] for step in range(4)][3]
-    halves = [retrieving(corpus, vocabulary, packing, process_index=i, process_count=2)[3] for i in range(2)]
+    halves = [retrieving(corpus, vocabulary, packing, rows=rows)[3] for rows in (range(2), range(2, 4))]
     for name, array in expected.asdict().items():
         np.testing.assert_array_equal(array, np.concatenate([half.asdict()[name] for half in halves]))
 

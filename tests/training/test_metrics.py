@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cm3leon_jax.progress import read_step_log
-from cm3leon_jax.training.metrics import MetricsLog, StepClock, StepWork
+from cm3leon_jax.training.metrics import MetricsLog, StepWork
 
 
 def test_what_an_interrupted_run_wrote_past_its_checkpoint_is_dropped(tmp_path):
@@ -25,17 +25,6 @@ def test_what_an_interrupted_run_wrote_past_its_checkpoint_is_dropped(tmp_path):
         {"step": 20, "loss": 2.0},
         {"step": 30, "loss": 9.0},
     ]
-
-
-def test_the_clock_counts_steps_since_the_last_lap_without_pauses():
-    clock = StepClock(5, StepWork(num_tokens=100, flops_per_token=6e9, num_devices=4, peak_flops=1e12))
-    with clock.paused(), clock.waiting_for_data():
-        pass
-    lap = clock.lap(15)
-    assert lap["step_seconds"] > 0
-    assert lap["tokens_per_second"] * lap["step_seconds"] == 100
-    assert lap["tokens_per_second_per_device"] == lap["tokens_per_second"] / 4
-    assert lap["data_wait_seconds"] < lap["step_seconds"] * 10
 
 
 def test_mfu_is_the_models_flops_over_the_peak_of_all_devices():
