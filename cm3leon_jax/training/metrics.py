@@ -17,13 +17,14 @@ from cm3leon_jax.progress import StepLog
 class MetricsLog:
     """Appends to WORKDIR/metrics.jsonl and WORKDIR/tensorboard, after dropping what lies past `first_step`.
 
-    `dropped` is the last line that was: what a run that ended without warning last said.
+    `last_seconds` are those of the last line that was dropped: what a start that ended without warning last said.
     """
 
     def __init__(self, workdir: Path, first_step: int) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         self._lines = StepLog(workdir / "metrics.jsonl", first_step)
-        self.dropped = self._lines.dropped
+        dropped = self._lines.dropped
+        self.last_seconds = {name: float(value) for name, value in dropped.items() if name.startswith("seconds_")}
         self._tensorboard = _summary_writer()(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

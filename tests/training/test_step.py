@@ -7,23 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from cm3leon_jax.config import BatchConfig, Config, MeshConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from cm3leon_jax.config import BatchConfig, MeshConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from cm3leon_jax.data.batches import Batch, BatchSource
 from cm3leon_jax.model.sharding import make_mesh
 from cm3leon_jax.training.step import TrainStep, loss_chunks, objective_loss, on_mesh
-
-B, L = 8, 96
-
-
-@pytest.fixture
-def config(tiny_model, tiny_pictures) -> Config:
-    return Config(
-        image_tokenizer=tiny_pictures,
-        model=tiny_model,
-        batch=BatchConfig(batch_size=B, sequence_length=L),
-        optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2),
-        train=TrainConfig(num_tokens=10.0 * B * L),
-    )
+from tests.training.conftest import B, L
 
 
 def one_device():

@@ -1,4 +1,4 @@
-"""The loop around the step: what it says, when it stops, what it leaves behind."""
+"""The loop around the step: what it says, when it stops, how it goes on, what it leaves behind."""
 
 import dataclasses
 import os
@@ -8,7 +8,16 @@ from argparse import Namespace
 import pytest
 
 from cm3leon_jax.checkpoints import Checkpoints
-from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, OptimizerConfig, TrainConfig, VocabularyConfig
+from cm3leon_jax.config import (
+    BatchConfig,
+    Config,
+    CorpusConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RecoveryConfig,
+    TrainConfig,
+    VocabularyConfig,
+)
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.progress import read_step_log
@@ -40,26 +49,105 @@ def steps(folder) -> list[int]:
     return [line["step"] for line in read_step_log(folder / "metrics.jsonl")]
 
 
+# What tells how long a step took, and so differs from run to run.
+TIMES = ("seconds", "tokens_per_second", "goodput")
+
+
+def logged(folder) -> list[dict]:
+    """What a run measured, without its times."""
+    lines = read_step_log(folder / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if not any(t in name for t in TIMES)} for line in lines]
+
+
+def stopped_at(step):
+    """In place of `iterate`: SIGTERM comes while the batch of this step is fetched."""
+
+    def batches(source, first_step, num_steps):
+        for index in range(first_step, num_steps):
+            if index == step - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield source[index]
+
+    return batches
+
+
+def killed_at(step):
+    """In place of `iterate`: the run ends, without any save, before this step."""
+
+    def batches(source, first_step, num_steps):
+        for index in range(first_step, num_steps):
+            if index == step - 1:
+                raise KeyboardInterrupt
+            yield source[index]
+
+    return batches
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_and_stopped_has_the_numbers_of_one_that_was_not(config, tmp_path, monkeypatch):
+    # 47 documents, 8 x 48 tokens: every other step begins an epoch.
+    parts = dict(num_tokens=8.0 * 48 * 14, log_every=1, save_every=3, num_microbatches=2)
+    mesh = MeshConfig(replica=2, fsdp=2, tensor=2)
+    config = dataclasses.replace(config, mesh=mesh, train=dataclasses.replace(config.train, **parts))
+    assert train.run(config, tmp_path / "whole", Namespace(profile="")) == 0
+    broken = tmp_path / "broken"
+    for batches, code in ((killed_at(6), None), (stopped_at(8), 75), (killed_at(9), None), (stopped_at(13), 75)):
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "iterate", batches)
+            if code is None:
+                with pytest.raises(KeyboardInterrupt):
+                    train.run(config, broken, Namespace(profile=""))
+            else:
+                assert train.run(config, broken, Namespace(profile="")) == code
+    assert train.run(config, broken, Namespace(profile="")) == 0
+    assert logged(broken) == logged(tmp_path / "whole")
+    assert steps(broken) == list(range(1, 15))
+
+
+@pytest.mark.slow
+def test_after_a_bad_stretch_the_run_goes_back_and_passes_its_batches_by(config, tmp_path, monkeypatch, capsys):
+    # So sharp a rule, so soon, takes one step in two for a leap.
+    monkeypatch.setattr("cm3leon_jax.training.skipping.MEMORY", 3)
+    config = dataclasses.replace(
+        config,
+        recovery=RecoveryConfig(spike_factor=1.0001, max_skipped=3, max_rollbacks=2),
+        train=dataclasses.replace(config.train, num_tokens=8.0 * 48 * 60, log_every=1, save_every=2, eval_every=0),
+    )
+    workdir = tmp_path / "run"
+    with pytest.raises(UserError, match=r"the run diverged: steps \d+ to \d+ had to be left out, after it went back 2"):
+        train.run(config, workdir, Namespace(profile=""))
+    said = capsys.readouterr().out
+    assert "is left out: loss" in said and "(1 of 2)" in said and "(2 of 2)" in said
+    # Every step once, through both returns.
+    assert steps(workdir) == list(range(1, steps(workdir)[-1] + 1))
+    with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
+        meta = checkpoints.meta(checkpoints.latest_step)
+    # The last return may have come to no checkpoint; a new start would come to it again.
+    assert meta["num_rollbacks"] in (1, 2)
+    assert all(stop - first >= 3 for first, stop in meta["left_out"]) and meta["left_out"]
+    lines = read_step_log(workdir / "metrics.jsonl")
+    assert lines[-1]["seconds_lost"] > 0
+    # With a milder rule the same run goes on to its end, past the batches it left out.
+    milder = dataclasses.replace(config, recovery=RecoveryConfig(spike_factor=0.0))
+    assert train.run(milder, workdir, Namespace(profile="")) == 0
+    assert steps(workdir) == list(range(1, 61))
+    with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
+        assert checkpoints.meta(60)["left_out"] == meta["left_out"]
+
+
 @pytest.mark.slow
 def test_a_signal_saves_and_the_next_run_goes_on(config, tmp_path, monkeypatch, capsys):
-    def signalled(source, first_step, num_steps):
-        for step in range(first_step, num_steps):
-            if step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield source[step]
-
     workdir = tmp_path / "run"
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "iterate", signalled)
+        patch.setattr(train, "iterate", stopped_at(4))
         assert train.run(config, workdir, Namespace(profile="")) == 75
     assert signal.getsignal(signal.SIGTERM) is before
     assert "stopped and saved at step 4" in capsys.readouterr().out
     assert latest_step(workdir) == 4
     assert train.run(config, workdir, Namespace(profile="")) == 0
     assert steps(workdir) == [1, 2, 3, 4, 6]
-    logged = read_step_log(workdir / "metrics.jsonl")
-    assert [line["step"] for line in logged if "held_out_loss" in line] == [3, 6]
+    assert [line["step"] for line in logged(workdir) if "held_out_loss" in line] == [3, 6]
     # A finished run says so and does nothing.
     assert train.run(config, workdir, Namespace(profile="")) == 0
     assert "finished: step 6 of 6" in capsys.readouterr().out

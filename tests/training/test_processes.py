@@ -1,0 +1,155 @@
+"""A run of several processes: stopped, killed, continued on another number of them, with the numbers of one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cm3leon_jax.progress import read_step_log
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    config = ConfigDict()
+    config.corpus = dict(path="{corpus}")
+    config.vocabulary = dict(path="{folder}/vocabulary")
+    config.image_tokenizer = dict(
+        resolution=8, in_channels=1, base_channels=4, channel_multipliers=(1, 2), num_res_blocks=1,
+        latent_channels=4, embedding_dim=3, codebook_size=32)
+    config.model = dict(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="none")
+    config.batch = dict(batch_size=8, sequence_length=48)
+    config.distributed = dict(initialization_seconds=60, heartbeat_seconds=10)
+    config.optimizer = dict(peak_learning_rate=3e-3, warmup_steps=10)
+    config.train = dict(
+        num_tokens=8 * 48 * 120, log_every=1, save_every=10, eval_every=0, sample_every=0,
+        compilation_cache="{folder}/cache")
+    return config
+"""
+NUM_DEVICES, NUM_STEPS = 4, 120
+
+
+@dataclass
+class Run:
+    """`cm3leon train` on four virtual devices, however many processes they belong to."""
+
+    config: Path
+    workdir: Path
+
+    def start(self, num_processes: int, *arguments: str) -> list[subprocess.Popen]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS",)}
+        shared = {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(NUM_DEVICES // num_processes),
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+            "JAX_NUM_PROCESSES": str(num_processes),
+        }
+        command = [sys.executable, "-m", "cm3leon_jax", "train", f"--config={self.config}", f"--workdir={self.workdir}"]
+        self.workdir.mkdir(exist_ok=True)
+        return [
+            subprocess.Popen(
+                [*command, *arguments],
+                env=inherited | shared | {"JAX_PROCESS_ID": str(index)},
+                stdout=(self.workdir / f"process_{index}.log").open("w"),
+                stderr=subprocess.STDOUT,
+            )
+            for index in range(num_processes)
+        ]
+
+    def said(self, process: int = 0) -> str:
+        return (self.workdir / f"process_{process}.log").read_text()
+
+    def lines(self) -> list[dict]:
+        return read_step_log(self.workdir / "metrics.jsonl")
+
+    def wait_for_step(self, step: int, processes: list[subprocess.Popen]) -> None:
+        for _ in range(3000):
+            lines = self.lines()
+            if lines and lines[-1]["step"] >= step:
+                return
+            assert all(process.poll() is None for process in processes), self.said()
+            time.sleep(0.05)
+        raise AssertionError(f"no step {step} in time: {self.said()}")
+
+
+@pytest.fixture
+def run(tmp_path, corpus, vocabulary):
+    vocabulary.save(tmp_path / "vocabulary")
+    config = tmp_path / "small.py"
+    config.write_text(CONFIG.replace("{corpus}", str(corpus.path)).replace("{folder}", str(tmp_path)))
+    started: list[subprocess.Popen] = []
+
+    def make(name: str) -> Run:
+        made = Run(config, tmp_path / name)
+        start = made.start
+
+        def kept(*arguments) -> list[subprocess.Popen]:
+            processes = start(*arguments)
+            started.extend(processes)
+            return processes
+
+        made.start = kept
+        return made
+
+    yield make
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def codes(processes: list[subprocess.Popen]) -> list[int]:
+    return [process.wait(timeout=120) for process in processes]
+
+
+@pytest.mark.slow
+def test_stopped_killed_and_continued_on_other_processes_a_run_has_the_numbers_of_one_process(run):
+    whole = run("whole")
+    assert codes(whole.start(1)) == [0], whole.said()
+    broken = run("broken")
+
+    # The tensor axis lies across both processes: each holds every row.
+    processes = broken.start(2, "--config.mesh.fsdp=1", "--config.mesh.tensor=4")
+    broken.wait_for_step(5, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    assert codes(processes) == [75, 75], broken.said()
+    assert "stopped and saved at step" in broken.said()
+    stopped_at = broken.lines()[-1]["step"]
+
+    processes = broken.start(2, "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    broken.wait_for_step(stopped_at + 12, processes)
+    processes[1].kill()
+    killed = time.monotonic()
+    assert codes(processes) == [75, -signal.SIGKILL], broken.said()
+    assert time.monotonic() - killed < 30
+    assert f"continued from the checkpoint of step {stopped_at}" in broken.said()
+
+    # A stopped process cannot end by itself; the other one does.
+    processes = broken.start(2)
+    broken.wait_for_step(broken.lines()[-1]["step"] + 1, processes)
+    processes[0].send_signal(signal.SIGSTOP)
+    assert processes[1].wait(timeout=60) == 75
+    assert "start all of them again" in broken.said(1)
+    processes[0].kill()
+
+    assert codes(broken.start(1)) == [0], broken.said()
+    assert [line["step"] for line in broken.lines()] == list(range(1, NUM_STEPS + 1))
+    for one, other in zip(whole.lines(), broken.lines(), strict=True):
+        for name in ("loss", "loss_text", "loss_image", "grad_norm"):
+            assert other[name] == pytest.approx(one[name], rel=2e-3), (one["step"], name)
+    assert broken.lines()[-1]["seconds_lost"] > 0
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_all_processes_and_is_no_reason_to_start_again(run):
+    wrong = run("wrong")
+    assert codes(wrong.start(2, "--config.mesh.tensor=3")) == [2, 2]
+    assert "config.mesh" in wrong.said(0) and "config.mesh" in wrong.said(1)

@@ -1,0 +1,142 @@
+"""Where a run begins when what it left is damaged."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cm3leon_jax.checkpoints import Checkpoints
+from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, TrainConfig, VocabularyConfig
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.training.start import Setup, continued, set_up
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory, tiny_pictures, corpus, vocabulary) -> Setup:
+    from cm3leon_jax.config import ModelConfig
+
+    folder = tmp_path_factory.mktemp("start")
+    vocabulary.save(folder / "vocabulary")
+    config = Config(
+        corpus=CorpusConfig(path=str(corpus.path)),
+        vocabulary=VocabularyConfig(path=str(folder / "vocabulary")),
+        image_tokenizer=tiny_pictures,
+        batch=BatchConfig(batch_size=8, sequence_length=48),
+        model=ModelConfig(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="none"),
+        train=TrainConfig(num_tokens=8.0 * 48 * 10, sample_every=0),
+    )
+    return set_up(config, folder / "run")
+
+
+META = {"first_window": [0, 0], "left_out": [[1, 2]], "num_rollbacks": 1, "from_import": False, "seconds": {}}
+
+
+@pytest.fixture(scope="module")
+def saved(setup, tmp_path_factory) -> tuple[Path, dict]:
+    """Checkpoints of steps 3 and 6, and the state of each."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    states = {step: setup.compiled.init() | {"step": jax.numpy.int32(step)} for step in (3, 6)}
+    with Checkpoints(folder, keep=3) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, state, setup.identity | META)
+    return folder, {step: jax.device_get(state) for step, state in states.items()}
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> Path:
+    return Path(shutil.copytree(saved[0], tmp_path / "checkpoints"))
+
+
+def largest(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def cut_off(step: Path) -> None:
+    file = largest(step)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def change_a_bit(step: Path) -> None:
+    """In the middle of the parameters, where nothing but a sum can tell."""
+    file = largest(step)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+DAMAGES = {
+    "cut off": cut_off,
+    "a bit changed": change_a_bit,
+    "a file gone": lambda step: largest(step).unlink(),
+    "all arrays gone": lambda step: shutil.rmtree(step / "state"),
+    "no record": lambda step: (step / "meta" / "metadata").unlink(),
+    "half a record": lambda step: (step / "meta" / "metadata").write_text('{"vocabulary": "'),
+    "no description": lambda step: (step / "state" / "_METADATA").write_text(""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(setup, saved, folder, damage, capsys):
+    DAMAGES[damage](folder / "6")
+    with Checkpoints(folder, keep=3) as checkpoints:
+        start = continued(setup, checkpoints)
+        assert checkpoints.steps == [3]
+        assert (start.step, start.left_out, start.num_rollbacks) == (3, ((1, 2),), 1)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(start.state), saved[1][3])
+        # Its number is free again.
+        checkpoints.save(6, start.state, setup.identity | META)
+        checkpoints.wait()
+        assert checkpoints.steps == [3, 6]
+    said = capsys.readouterr().out
+    assert f"damaged: {folder}/6" in said and "now called damaged-6" in said
+    assert (folder / "damaged-6").is_dir()
+
+
+def test_without_any_sound_checkpoint_nothing_starts_anew(setup, folder):
+    for step in ("3", "6"):
+        cut_off(folder / step)
+    with (
+        Checkpoints(folder, keep=3) as checkpoints,
+        pytest.raises(UserError, match=r"no checkpoint is left to continue from: .*/3 .*; bring back one"),
+    ):
+        continued(setup, checkpoints)
+    assert (folder / "3").is_dir()
+
+
+def test_what_a_killed_save_left_is_cleared_and_not_taken_for_a_step(setup, folder):
+    shutil.copytree(folder / "6", folder / "9.orbax-checkpoint-tmp")
+    with Checkpoints(folder, keep=3, read_only=True):
+        pass
+    # Another run may be writing it: only the one that trains here clears it.
+    assert (folder / "9.orbax-checkpoint-tmp").exists()
+    with Checkpoints(folder, keep=3) as checkpoints:
+        assert continued(setup, checkpoints).step == 6
+    assert not (folder / "9.orbax-checkpoint-tmp").exists()
+
+
+def test_a_whole_checkpoint_of_another_shape_is_refused_and_stays(setup, folder):
+    record = folder / "6" / "meta" / "metadata"
+    meta = json.loads(record.read_text())
+    meta["config"]["model"]["model_dim"] = 64
+    record.write_text(json.dumps(meta))
+    model = dataclasses.replace(setup.config.model, model_dim=64)
+    wider = set_up(dataclasses.replace(setup.config, model=model), setup.workdir)
+    with Checkpoints(folder, keep=3) as checkpoints, pytest.raises(UserError, match="does not fit the model"):
+        continued(wider, checkpoints)
+    assert (folder / "6").is_dir()
+
+
+def test_what_may_change_is_said_and_what_may_not_is_refused(setup, folder, capsys):
+    def changed(**fields):
+        train = dataclasses.replace(setup.config.train, **fields)
+        return set_up(dataclasses.replace(setup.config, train=train), setup.workdir)
+
+    with Checkpoints(folder, keep=3) as checkpoints:
+        assert continued(changed(save_every=7), checkpoints).step == 6
+        assert "changed: config.train.save_every was 1000 and is 7" in capsys.readouterr().out
+        with pytest.raises(UserError, match=r"config.train.seed was 0 and is 1; use those again"):
+            continued(changed(seed=1), checkpoints)
