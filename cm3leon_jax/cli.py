@@ -14,6 +14,7 @@ from pathlib import Path
 from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import MISTAKE, RESTART, RestartError, UserError
+from cm3leon_jax.files import is_full_disk
 
 # name: (module, what it does). Each module has `add_arguments(parser)` if the command takes more than the config, and
 # `run(config, workdir, arguments)`.
@@ -57,10 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code, message = RESTART, "interrupted; run the same command again to go on"
     except Exception as error:
-        if not _is_one_of_many():
+        if is_full_disk(error):
+            code, message = MISTAKE, _no_room(error)
+        elif _is_one_of_many():
+            traceback.print_exc()
+            code, message = _code_among_many(error)
+        else:
             raise
-        traceback.print_exc()
-        code, message = _code_among_many(error)
     print(f"cm3leon {command}: {message}", file=sys.stderr)
     if _is_one_of_many():
         # The others may wait in a collective, and JAX would wait for them to say goodbye.
@@ -73,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_one_of_many() -> bool:
     distributed = sys.modules.get("cm3leon_jax.distributed")
     return distributed is not None and distributed.has_joined()
+
+
+def _no_room(error: Exception) -> str:
+    where = str(error).splitlines()[-1][:200]
+    return f"the disk is full: free some room and run the same command again; what was complete still is ({where})"
 
 
 def _code_among_many(error: Exception) -> tuple[int, str]:

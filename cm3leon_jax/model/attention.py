@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cm3leon_jax.model import fused_attention
+from cm3leon_jax.model.projection import over_tokens
+from cm3leon_jax.model.sharding import platform
 
 # The reference goes through the queries in this many blocks, unless they would be shorter than that.
 _QUERY_BLOCKS, _SMALLEST_QUERY_BLOCK = 8, 128
@@ -76,11 +78,9 @@ def attention(
 
 
 def _fastest() -> str:
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = device.platform if device else ""
-    if platform == "tpu":
+    if platform() == "tpu":
         return "splash"
-    return "tokamax" if platform in ("gpu", "cuda") and find_spec("tokamax") else "xla"
+    return "tokamax" if platform() in ("gpu", "cuda") and find_spec("tokamax") else "xla"
 
 
 def _xla_attention(
@@ -97,9 +97,38 @@ def _xla_attention(
         block = slice(first, min(first + size, L))
         start = document_start[:, block]
         mask = attention_mask(jnp.broadcast_to(jnp.arange(L)[block], start.shape), start, block.stop)
-        weights = attention_weights(attention_scores(query[:, :, block], key[:, :, : block.stop]), mask)
-        blocks.append(weighted_values(weights, value[:, :, : block.stop]))
+        blocks.append(_attend(query[:, :, block], key[:, :, : block.stop], value[:, :, : block.stop], mask))
     return jnp.concatenate(blocks, axis=2)
+
+
+@jax.custom_vjp
+def _attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+    return _attend_forward(query, key, value, mask)[0]
+
+
+def _attend_forward(query: Array, key: Array, value: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
+    weights = attention_weights(attention_scores(query, key), mask)
+    mixed = weighted_values(weights, value)
+    return mixed, (query, key, value, weights, mixed)
+
+
+def _attend_backward(kept: tuple[Array, ...], slope: Array) -> tuple[Array, Array, Array, None]:
+    query, key, value, weights, mixed = kept
+    # The softmax wants the mean slope of its weights: a sum over Dh numbers of each query's, not over all its keys
+    # (FlashAttention, arXiv 2205.14135, appendix B.2).
+    mean = (slope * mixed).astype(jnp.float32).sum(axis=-1, keepdims=True)
+    # A group's queries side by side, as in the scores.
+    query, weights, mean, grouped_slope = (
+        x.reshape(*key.shape[:2], -1, x.shape[-1]) for x in (query, weights, mean, slope)
+    )
+    by_value = over_tokens("BKld,BKlS->BKSd", grouped_slope, weights.astype(value.dtype))
+    by_weights = jnp.einsum("BKld,BKSd->BKlS", grouped_slope, value, preferred_element_type=jnp.float32)
+    by_scores = (weights * (by_weights - mean) * query.shape[-1] ** -0.5).astype(query.dtype)
+    by_query = jnp.einsum("BKlS,BKSd->BKld", by_scores, key).reshape(slope.shape)
+    return by_query, over_tokens("BKld,BKlS->BKSd", query, by_scores), by_value, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 _IMPLEMENTATIONS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {

@@ -89,6 +89,12 @@ def _replicas_of_a_slice(num_devices: int, device_kind: str) -> int:
     return 2 if device_kind == "TPU v5 lite" and num_devices >= 64 else 1
 
 
+def platform() -> str:
+    """What the mesh of the context runs on: "cpu", "gpu", "tpu"; empty without a mesh."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else ""
+
+
 def constrained(x: Array, *logical_axes: str | None) -> Array:
     """An activation, laid on the mesh of the context as RULES say; without a mesh, or where nothing divides, as it is.
 

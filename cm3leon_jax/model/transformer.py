@@ -24,6 +24,7 @@ from cm3leon_jax.config import ModelConfig
 from cm3leon_jax.model.attention import attention, attention_mask, rotary_angles, rotate
 from cm3leon_jax.model.cache import LayerCache
 from cm3leon_jax.model.embedding import look_up
+from cm3leon_jax.model.projection import project
 from cm3leon_jax.model.sharding import constrained
 
 # One entry a layer.
@@ -94,9 +95,9 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
         """Attends within x, or, given its layer's cache, writes x into it and attends to all of it."""
-        query = _plus(jnp.einsum("BLD,DHd->BLHd", x, self.query[...].astype(x.dtype)), self.query_bias)
-        key = _plus(jnp.einsum("BLD,DKd->BLKd", x, self.key[...].astype(x.dtype)), self.key_bias)
-        value = _plus(jnp.einsum("BLD,DKd->BLKd", x, self.value[...].astype(x.dtype)), self.value_bias)
+        query = _plus(project("BLD,DHd->BLHd", x, self.query[...].astype(x.dtype)), self.query_bias)
+        key = _plus(project("BLD,DKd->BLKd", x, self.key[...].astype(x.dtype)), self.key_bias)
+        value = _plus(project("BLD,DKd->BLKd", x, self.value[...].astype(x.dtype)), self.value_bias)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.rotary:
@@ -111,7 +112,7 @@ class Attention(nnx.Module):
         else:
             cache = cache.write(key, value, places.cache_index, places.position >= 0)
             mixed = cache.attend(query, attention_mask(places.row_index, places.document_start, cache.key.shape[2]))
-        return _plus(jnp.einsum("BLHd,HdD->BLD", mixed, self.output[...].astype(x.dtype)), self.output_bias), cache
+        return _plus(project("BLHd,HdD->BLD", mixed, self.output[...].astype(x.dtype)), self.output_bias), cache
 
 
 class FeedForward(nnx.Module):
@@ -135,14 +136,14 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Applies to each position alone."""
-        hidden = _plus(jnp.einsum("BLD,DF->BLF", x, self.up[...].astype(x.dtype)), self.up_bias)
+        hidden = _plus(project("BLD,DF->BLF", x, self.up[...].astype(x.dtype)), self.up_bias)
         if self.gate is None:
             hidden = self.activation(hidden)
         else:
-            gate = _plus(jnp.einsum("BLD,DF->BLF", x, self.gate[...].astype(x.dtype)), self.gate_bias)
+            gate = _plus(project("BLD,DF->BLF", x, self.gate[...].astype(x.dtype)), self.gate_bias)
             hidden = self.activation(gate) * hidden
         hidden = constrained(hidden, "batch", None, "ffn")
-        return _plus(jnp.einsum("BLF,FD->BLD", hidden, self.down[...].astype(x.dtype)), self.down_bias)
+        return _plus(project("BLF,FD->BLD", hidden, self.down[...].astype(x.dtype)), self.down_bias)
 
 
 class Block(nnx.Module):

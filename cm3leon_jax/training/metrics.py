@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cm3leon_jax.progress import StepLog
+
+# Longest time for which curves are kept back from TensorBoard.
+_FLUSH_SECONDS = 30.0
 
 
 class MetricsLog:
@@ -25,40 +30,82 @@ class MetricsLog:
         self._lines = StepLog(workdir / "metrics.jsonl", first_step)
         dropped = self._lines.dropped
         self.last_seconds = {name: float(value) for name, value in dropped.items() if name.startswith("seconds_")}
-        self._tensorboard = _summary_writer()(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._curves = EventFile(workdir / "tensorboard", first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line, one point a curve."""
         self._lines.write(step, values)
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self._curves.write(step, values)
 
     def write_picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
         """One picture, to TensorBoard."""
-        self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+        self._curves.write_picture(step, name, pixels)
 
     def flush(self) -> None:
         """Returns when what was written would outlive a failing host."""
         self._lines.flush()
-        self._tensorboard.flush()
+        self._curves.flush()
 
     def close(self) -> None:
         """Flushes both."""
         self._lines.close()
-        self._tensorboard.close()
+        self._curves.close()
 
 
-def _summary_writer() -> Any:
-    """tensorboardX's writer, without PyTorch, which it imports wherever it finds it: seconds and memory for nothing."""
+class EventFile:
+    """A file of TensorBoard's in a folder; what others there have past `first_step` is no longer shown.
+
+    Written on the caller's thread: tensorboardX's own writer waits forever for its thread if that met a full disk.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self._formats = _tensorboard_formats()
+        folder.mkdir(parents=True, exist_ok=True)
+        # Starts in the same second must not write to the same file.
+        suffix = f".{os.getpid()}.{first_step}"
+        self._events = self._formats.event_file_writer.EventsWriter(str(folder / "events"), suffix)
+        self._flushed = time.monotonic()
+        session = self._formats.proto.event_pb2.SessionLog
+        self._write(first_step + 1, session_log=session(status=session.START))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One point a curve."""
+        for name, value in values.items():
+            self._write(step, summary=self._formats.summary.scalar(name, value))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def write_picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
+        """One picture."""
+        self._write(step, summary=self._formats.summary.image(name, pixels, dataformats="HWC"))
+        self.flush()
+
+    def flush(self) -> None:
+        """Returns when all of it is on the disk."""
+        self._events.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._events.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._events.write_event(self._formats.proto.event_pb2.Event(step=step, wall_time=time.time(), **content))
+
+
+def _tensorboard_formats() -> Any:
+    """tensorboardX without PyTorch, which it imports wherever it finds it: seconds and memory for nothing."""
     kept_out = "torch" not in sys.modules
     if kept_out:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX.event_file_writer
+        import tensorboardX.proto.event_pb2
+        import tensorboardX.summary
     finally:
         if kept_out:
             del sys.modules["torch"]
-    return SummaryWriter
+    return tensorboardX
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,13 @@ def close(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
 
 
-def test_blocks_of_queries_and_groups_of_heads_change_nothing():
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_blocks_of_queries_and_groups_of_heads_change_nothing(on_mesh):
     inputs = grouped_inputs(L=256, Dh=16)
-    close(outputs_and_gradients(attention, *inputs), outputs_and_gradients(whole, *inputs))
+    mesh = make_mesh(MeshConfig(replica=1, fsdp=2, tensor=2), jax.devices()[:4])
+    with jax.set_mesh(mesh) if on_mesh else contextlib.nullcontext():
+        found = outputs_and_gradients(attention, *inputs)
+    close(found, outputs_and_gradients(whole, *inputs))
 
 
 def heads_first(kernel, **options):

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from cm3leon_jax.progress import read_step_log
@@ -42,3 +43,31 @@ def test_pytorch_stays_out_of_the_log(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_tensorboard_reads_curves_and_pictures_and_drops_what_was_done_again(tmp_path):
+    from tensorflow.core.util import event_pb2
+    from tensorflow.data import TFRecordDataset
+
+    for first_step in (0, 1):
+        log = MetricsLog(tmp_path, first_step)
+        for step in (1, 2):
+            if step > first_step:
+                log.write(step, {"loss": step + 10.0 * first_step})
+        log.write_picture(2, "samples", np.full((4, 4, 3), 7, np.uint8))
+        log.close()
+    files = sorted((tmp_path / "tensorboard").iterdir())
+    assert len(files) == 2
+    events = [event_pb2.Event.FromString(record.numpy()) for record in TFRecordDataset([str(f) for f in files])]
+    assert [e.step for e in events if e.HasField("session_log")] == [1, 2]
+    points = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value if v.HasField("simple_value")]
+    assert points == [(1, "loss", 1.0), (2, "loss", 2.0), (2, "loss", 12.0)]
+    assert sum(v.HasField("image") for e in events for v in e.summary.value) == 2
+
+
+def test_what_is_not_finite_is_null_in_json(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    log.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "rate": 0.5})
+    log.close()
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert read_step_log(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None, "grad_norm": None, "rate": 0.5}]

@@ -1,4 +1,4 @@
-"""A run of several processes: stopped, killed, continued on another number of them, with the numbers of one."""
+"""Runs in processes of their own: stopped, killed, out of disk, continued on another number of processes."""
 
 import os
 import signal
@@ -153,3 +153,38 @@ def test_a_mistake_ends_all_processes_and_is_no_reason_to_start_again(run):
     wrong = run("wrong")
     assert codes(wrong.start(2, "--config.mesh.tensor=3")) == [2, 2]
     assert "config.mesh" in wrong.said(0) and "config.mesh" in wrong.said(1)
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=2M none "$1" || exit 99
+shift
+"$@"; echo "exit code $?"
+mount -o remount,size=64M "$(dirname "$WORKDIR")"
+"$@"; echo "exit code $?"
+cp "$WORKDIR/metrics.jsonl" "$KEPT"
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_a_run_with_a_message_and_leaves_the_last_checkpoint_good(run, tmp_path):
+    # A user namespace of its own, in which anybody may mount a disk of any size.
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("unshare cannot make a mount of a small disk here")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    workdir, kept = disk / "run", tmp_path / "metrics.jsonl"
+    command = [sys.executable, "-m", "cm3leon_jax", "train", f"--config={run('').config}", f"--workdir={workdir}"]
+    environment = os.environ | {"WORKDIR": str(workdir), "KEPT": str(kept), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    ended = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", FULL_DISK, "bash", str(disk), *command, "--config.train.keep_checkpoints=99"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    full, _, again = ended.stdout.partition("exit code 2")
+    assert again, ended.stdout + ended.stderr
+    assert "cm3leon train: the disk is full: free some room and run the same command again" in ended.stderr
+    assert "continued from the checkpoint of step" in again and again.rstrip().endswith("exit code 0")
+    assert "finished" not in full
+    assert [line["step"] for line in read_step_log(kept)] == list(range(1, NUM_STEPS + 1))
