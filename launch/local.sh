@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command as several processes of this machine, and all of them again when that is worth it:
 #
-#   PROCESSES=2 JAX_NUM_CPU_DEVICES=4 launch/local.sh train --config=configs/demo.py --workdir=runs/demo
+#   PROCESSES=2 launch/local.sh train --config=configs/demo_opt.py    # after make demo
 #
 # Process 0 writes here, the others into LOGS. Ctrl-C or SIGTERM stops all of them as a preemption would: they save and
 # end; a second one kills. Ends with 0 done, 2 a mistake in what was asked, 1 a fault, or 75: the same command goes on.
