@@ -37,16 +37,16 @@ class CorpusConfig:
     modules: tuple[str, ...] = ("cm3leon_jax.data.tasks",)
     train_split: str = "train"
     held_out_split: str = "validation"
-    # A shard is closed at the first document that takes it to this many tokens; an interrupted `prepare` goes on at the
-    # first shard that is missing.
-    tokens_per_shard: int = 1 << 27
+    # Examples of a task and split that make a shard, so that each can be written without those before it: by several
+    # processes, or after an interruption. With captioned pictures of 1,024 codes these are about 140 million tokens.
+    examples_per_shard: int = 1 << 17
     # Pictures encoded in one call of the image tokenizer.
     encode_batch_size: int = 128
     # Original pictures kept beside each split, to be looked at.
     num_sample_pictures: int = 32
 
     def __post_init__(self) -> None:
-        _at_least(1, "corpus", self, "tokens_per_shard", "encode_batch_size")
+        _at_least(1, "corpus", self, "examples_per_shard", "encode_batch_size")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 
 from cm3leon_jax.accelerators import host_has_tpu
 from cm3leon_jax.config import DistributedConfig
-from cm3leon_jax.errors import RESTART, UserError
+from cm3leon_jax.errors import RESTART, RestartError, UserError
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -74,6 +74,8 @@ def named_processes(environment: Mapping[str, str]) -> Processes | None:
         raise UserError(
             f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID {index!r}: a number, and one from 0 to one below it"
         )
+    if address and not address.rpartition(":")[2].isdecimal():
+        raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}: a host and a port, as in host:8476")
     return Processes(address or None, int(count), int(index)) if int(count) > 1 else None
 
 
@@ -82,13 +84,15 @@ def join(config: DistributedConfig) -> None:
 
     Raises:
       UserError: if the environment contradicts itself.
+      RestartError: if the processes did not find each other in time.
     """
     processes = named_processes(os.environ)
     if processes is None:
         if not host_has_tpu() or os.environ.get("JAX_PLATFORMS", "tpu") == "cpu":
             return
         processes = Processes()
-    _exit_in_place_of_abort(processes)
+    within = f"within {config.initialization_seconds} s (config.distributed.initialization_seconds)"
+    _abort_means(f"{processes} did not find the others {within}: is every one started, and the coordinator reachable?")
     try:
         jax.distributed.initialize(
             processes.coordinator_address,
@@ -97,36 +101,35 @@ def join(config: DistributedConfig) -> None:
             initialization_timeout=config.initialization_seconds,
             heartbeat_timeout_seconds=config.heartbeat_seconds,
         )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{processes} cannot join its run ({str(error).splitlines()[0]}): check that every process is started, and "
-            f"that the coordinator's name and port can be reached from here; or set {', '.join(_EXPLICIT)}"
+    except ValueError as error:
+        raise UserError(f"{processes} cannot join its run ({error}): set {', '.join(_EXPLICIT)}") from None
+    except RuntimeError as error:
+        raise RestartError(
+            f"{processes} did not find the others ({str(error).splitlines()[0]}): see that all are started, and "
+            "that the coordinator's name and port can be reached from here"
         ) from None
+    _abort_means(f"{processes} was ended by JAX's runtime: most likely another one is gone, hangs or cannot be reached")
 
 
-# Kept, since C has only its address.
-_handlers: list[object] = []
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(number: int) -> None:
+    os.write(2, _last_words)
+    os._exit(RESTART)
 
 
-def _exit_in_place_of_abort(processes: Processes) -> None:
-    """Has this process exit with RESTART where JAX's runtime would abort it.
+_last_words = b""
+
+
+def _abort_means(what: str) -> None:
+    """Has this process say something and exit with RESTART where JAX's runtime would abort it.
 
     That is how the runtime ends a process as soon as it learns that another one is gone or hung, whatever this one is
     doing. The handler runs on the thread that aborts, so a main thread that waits in a collective is no obstacle;
     Python's own handlers would wait for it.
     """
-    message = (
-        f"cm3leon: JAX's runtime gave this process up ({processes}); most likely another process of the run is gone, "
-        f"hangs or cannot be reached, see above. Exit code {RESTART}: start all of them again to continue\n"
-    ).encode()
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def on_abort(number: int) -> None:
-        os.write(2, message)
-        os._exit(RESTART)
-
-    _handlers.append(on_abort)
-    ctypes.CDLL(None).signal(signal.SIGABRT, on_abort)
+    global _last_words
+    _last_words = f"cm3leon: {what} (see above). Exit code {RESTART}: start all of them again to continue\n".encode()
+    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
 
 
 def has_joined() -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,33 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_left_overs(folder: str | Path) -> None:
+    """Removes what killed processes left half-written anywhere below a folder, where no other process writes now."""
+    for left_over in Path(folder).rglob(".*.partial"):
+        if left_over.is_dir():
+            shutil.rmtree(left_over)
+        else:
+            left_over.unlink()
+
+
+def wait_for(path: Path, seconds: float = math.inf) -> Path:
+    """Returns a file's path as soon as it is there: another process writes it, maybe on another host.
+
+    Raises:
+      UserError: if it is not there after so many seconds.
+    """
+    until, pause = time.monotonic() + seconds, 0.01
+    while not path.exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"{path} was written by another process of the run, but is not to be seen here after {seconds:g} s: "
+                "give a folder that all processes share"
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, 1.0)
+    return path
 
 
 def write_json(path: str | Path, value: Any) -> None:

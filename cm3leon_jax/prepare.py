@@ -1,6 +1,7 @@
 """From raw documents to a prepared corpus: token shards and, for retrieval, vectors and neighbour lists.
 
-Each stage goes on where an interrupted run of it stopped, and leaves alone what is complete.
+Each stage goes on where an interrupted run of it stopped, and leaves alone what is complete. Several processes that
+share a file system share the work; the files are the same as those of one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.shard_writer import DocumentTokenizer
 from cm3leon_jax.data.tokenizing import summary, write_token_shards
+from cm3leon_jax.distributed import barrier, is_first
+from cm3leon_jax.files import remove_left_overs
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.retrieval.loading import load_bi_encoder
 from cm3leon_jax.retrieval.neighbour_search import find_neighbours, neighbour_summary
@@ -27,7 +30,14 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     )
     # What is missing shows before the hours that tokens may take.
     encoder = load_bi_encoder(config.bi_encoder.path) if config.retrieval.enabled else None
-    print(summary(write_token_shards(config.corpus, tokens)))
+    if is_first():
+        remove_left_overs(config.corpus.path)
+    barrier("the left-overs of interrupted runs are removed")
+    manifest = write_token_shards(config.corpus, tokens)
+    if is_first():
+        print(summary(manifest), flush=True)
     if encoder is not None:
-        print(neighbour_summary(find_neighbours(config, PreparedCorpus.open(config.corpus.path), tokens, encoder)))
+        found = find_neighbours(config, PreparedCorpus.open(config.corpus.path), tokens, encoder)
+        if is_first():
+            print(neighbour_summary(found))
     return 0

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command as several processes of this machine, and all of them again when that is worth it:
 #
-#   PROCESSES=2 JAX_NUM_CPU_DEVICES=4 launch/local.sh train --config=configs/demo.py --workdir=runs/demo
+#   PROCESSES=2 launch/local.sh train --config=configs/demo_opt.py    # after make demo
 #
 # Process 0 writes here, the others into LOGS. Ctrl-C or SIGTERM stops all of them as a preemption would: they save and
 # end; a second one kills. Ends with 0 done, 2 a mistake in what was asked, 1 a fault, or 75: the same command goes on.
@@ -14,7 +14,8 @@ GRACE=${GRACE:-120}       # seconds that the others have to end by themselves on
 LOGS=${LOGS:-logs}        # folder of process_1.log and so on
 CM3LEON=${CM3LEON:-}      # the program; otherwise that of .venv here, or the one on PATH
 
-say() { printf 'local.sh: %s\n' "$*" >&2; }
+exec {messages}>&2
+say() { printf 'local.sh: %s\n' "$*" >&"$messages"; }
 mistake() { say "$*" && exit 2; }
 
 for name in PROCESSES RESTARTS BACKOFF GRACE; do
@@ -62,7 +63,7 @@ guard() {
   while kill -0 "${pids[@]}" && ((SECONDS < GRACE)); do sleep 0.2; done
   kill_groups "${pids[@]}"
 }
-exec {to_guard}> >(guard >/dev/null 2>&1)
+exec {to_guard}> >(guard >/dev/null 2>&1 {messages}>&-)
 
 # Below the range from which the system gives ports away, and another one for each attempt.
 free_port() {
@@ -77,7 +78,7 @@ process() {
 }
 
 # How grave an exit code is among those seen at one moment: what ends after a killed process only follows from it.
-gravity() { (($1 >= 128)) && echo 3 || (($1 == 75)) && echo 1 || echo 2; }
+gravity() { echo $(($1 >= 128 ? 3 : $1 == 75 ? 1 : 2)); }
 
 # Runs all processes once; `verdict` becomes the exit code of the first that ended badly, or 0.
 attempt() {
@@ -94,6 +95,7 @@ attempt() {
     echo "started $!" >&"$to_guard"
   done
   ((signals)) && terminate
+  # Without stderr, on which bash would tell of killed processes in words of its own.
   while ((${#running[@]})); do
     sleep 0.2
     for number in "${!running[@]}"; do
@@ -115,7 +117,7 @@ attempt() {
       kill_groups "${running[@]}"
       limit=$((limit + 60))
     fi
-  done
+  done 2>/dev/null
   kill_groups "${groups[@]}"
   echo "ended" >&"$to_guard"
 }

@@ -43,6 +43,22 @@ def test_numbers_that_make_no_process_are_refused(wrong):
         named_processes(EXPLICIT | wrong)
 
 
+@pytest.mark.parametrize("address", ["host", "host:", "10.0.0.1:port"])
+def test_an_address_without_a_port_is_refused(address):
+    with pytest.raises(UserError, match="a host and a port"):
+        named_processes(EXPLICIT | {"JAX_COORDINATOR_ADDRESS": address})
+
+
+def test_a_process_whose_others_never_come_says_so_and_is_worth_a_restart():
+    ended = python(
+        "import os; os.environ['JAX_COORDINATOR_ADDRESS'] = '127.0.0.1:1'\n"
+        "from cm3leon_jax import config, distributed\n"
+        "distributed.join(config.DistributedConfig(initialization_seconds=1))\n"
+    )
+    assert ended.returncode == 75
+    assert "process 3 of 4, coordinator 127.0.0.1:1 did not find the others within 1 s" in ended.stderr
+
+
 def python(code: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     return subprocess.run(
@@ -54,12 +70,13 @@ def test_an_abort_of_the_runtime_is_worth_a_restart():
     ended = python(
         "import ctypes, os, threading\n"
         "from cm3leon_jax import distributed\n"
-        "distributed._exit_in_place_of_abort(distributed.named_processes(os.environ))\n"
+        "distributed._abort_means(f'{distributed.named_processes(os.environ)} is alone')\n"
         "threading.Thread(target=ctypes.CDLL(None).abort).start()\n"
         "threading.Event().wait()\n"
     )
     assert ended.returncode == 75
-    assert "process 3 of 4" in ended.stderr and "start all of them again" in ended.stderr
+    assert "process 3 of 4, coordinator host:1234 is alone" in ended.stderr
+    assert "start all of them again" in ended.stderr
     assert python("import os; os.abort()").returncode == -signal.SIGABRT
 
 

@@ -57,7 +57,7 @@ def config(folder, tmp_path, vocabulary, image_tokenizer) -> Config:
     image_tokenizer.save(tmp_path / "image_tokenizer")
     config = Config(
         corpus=CorpusConfig(
-            path=str(tmp_path / "corpus"), mixture=f"folder:{folder}", tokens_per_shard=400, encode_batch_size=8
+            path=str(tmp_path / "corpus"), mixture=f"folder:{folder}", examples_per_shard=16, encode_batch_size=8
         ),
         vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
         image_tokenizer=replace(image_tokenizer.config, path=str(tmp_path / "image_tokenizer")),

@@ -23,6 +23,30 @@ class Malformed:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which examples of a split one of several processes reads: runs of `size` of them, from run `first` on every
+    `step`-th. The first example behind a run comes with it, and so says whether the split goes on there."""
+
+    size: int
+    first: int = 0
+    step: int = 1
+
+    def wants(self, index: Any) -> Any:
+        """Whether an example is among them; for numbers from the first run on, Python's or TensorFlow's."""
+        run, place = index // self.size - self.first, index % self.size
+        return (run % self.step == 0) | ((place == 0) & ((run - 1) % self.step == 0) & (run > 0))
+
+    def slices(self, num_examples: int) -> Iterator[tuple[int, int]]:
+        """The examples of a split of so many, as runs: the first of each, and what is behind its last."""
+        first = self.first * self.size
+        if self.step == 1 and first < num_examples:
+            yield first, num_examples
+            return
+        for start in range(first, num_examples, self.step * self.size):
+            yield start, min(start + self.size + 1, num_examples)
+
+
+@dataclass(frozen=True)
 class TaskReader:
     """One task of the mixture."""
 
@@ -41,20 +65,41 @@ class TaskReader:
 
     def documents(self, split: str, start: int = 0) -> Iterator[Document | Malformed]:
         """The documents from example `start` on, always in the same order."""
+        return (document for _, document in self.share(split, Share(1, start)))
+
+    def share(self, split: str, share: Share) -> Iterator[tuple[int, Document | Malformed]]:
+        """A share of the documents, each with its number among all of the split's."""
         import tensorflow as tf
 
-        dataset = self._task.get_dataset(sequence_length=None, split=split, shuffle=False, use_cached=False)
-        index = start
+        index = share.first * share.size - 1
         try:
-            for example in dataset.skip(start).prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
-                yield _document(self.name, index, example)
-                index += 1
+            for dataset in self._numbered(split, share):
+                for number, example in dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+                    index = int(number)
+                    yield index, _document(self.name, index, example)
         except tf.errors.OpError as error:
             lines = [line for line in str(error.message).splitlines() if line.strip()]
             reason = next((line for line in lines if "Error:" in line), lines[0] if lines else type(error).__name__)
-            raise UserError(
-                f"the task {self.name} cannot read example {index} of {split!r}: {reason.strip()}"
-            ) from None
+            where = f"example {index + 1}" if share.step == 1 else f"an example from {index + 1} on"
+            raise UserError(f"the task {self.name} cannot read {where} of {split!r}: {reason.strip()}") from None
+
+    def _numbered(self, split: str, share: Share) -> Iterator[Any]:
+        """Datasets of a share's examples with their numbers, one after the other."""
+        num_examples = self.num_examples(split) or 0
+        if hasattr(self._task.source, "between") and self._slice(split, 0, num_examples).cardinality() == num_examples:
+            # A document for each example of the source, so what others read is not even opened.
+            for start, stop in share.slices(num_examples):
+                yield self._slice(split, start, stop).enumerate(start)
+            return
+        dataset = self._task.get_dataset(sequence_length=None, split=split, shuffle=False, use_cached=False)
+        numbered = dataset.enumerate().skip(share.first * share.size)
+        # What others read never crosses into Python.
+        yield numbered.filter(lambda index, _: share.wants(index)) if share.step > 1 else numbered
+
+    def _slice(self, split: str, start: int, stop: int) -> Any:
+        """Documents of a run of the source's examples, where that is a `tasks.SlicedSource`."""
+        dataset = self._task.preprocess_precache(self._task.source.between(split, start, stop))
+        return self._task.preprocess_postcache(dataset, sequence_length=None)
 
 
 def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:

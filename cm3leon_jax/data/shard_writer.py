@@ -94,8 +94,7 @@ class ShardWriter:
     folder: Path
     number: int
     tokens: DocumentTokenizer
-    # Pictures of the split before this shard, and how many of its first ones are kept as samples.
-    first_picture: int
+    # How many of its first pictures are kept as samples.
     num_samples: int
     num_tokens: int = 0
     _counts: Counter[str] = field(default_factory=Counter)
@@ -126,7 +125,7 @@ class ShardWriter:
                 self._listed.append({"index": index, "reason": document.reason})
             return
         for picture in document.pictures:
-            number = self.first_picture + self._counts["num_pictures"]
+            number = self._counts["num_pictures"]
             if number < self.num_samples:
                 with replacing(self.folder / "samples" / f"{number:05d}.png") as temporary:
                     temporary.write_bytes(encode_png(picture))

@@ -7,7 +7,8 @@ last preprocessor may be `captioned_picture`. A folder or a TFDS builder also go
 `config.corpus.mixture`, with no Python: `folder:/path/to/pictures`, `tfds:coco_captions:image:captions/text`.
 
 Where a task's data follow from more than its name, its data source is a `TracedSource` and says from what: this stands
-in the corpus manifest, and a corpus that was begun with another is refused.
+in the corpus manifest, and a corpus that was begun with another is refused. A `SlicedSource` reads any run of its
+examples alone, which spares each of several processes the examples of the others.
 """
 
 from __future__ import annotations
@@ -88,9 +89,9 @@ def add_folder_task(
     train, held_out = _split_by_hash(_folder_entries(folder), held_out_share)
     entries = {"train": train, "validation": held_out}
 
-    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+    def read(split: str, start: int, stop: int) -> tf.data.Dataset:
         def examples() -> Iterator[dict[str, str | bytes]]:
-            for file_name, caption in entries[split]:
+            for file_name, caption in entries[split][start:stop]:
                 text = caption.read_bytes().strip() if isinstance(caption, Path) else caption
                 yield {"image": str(folder / file_name), "caption": text}
 
@@ -102,7 +103,7 @@ def add_folder_task(
         )
 
     sizes = {split: len(found) for split, found in entries.items()}
-    return _add_task(name, seqio.FunctionDataSource(dataset_fn, list(sizes), sizes), picture_first=picture_first)
+    return _add_task(name, SlicedSource(read, sizes), picture_first=picture_first)
 
 
 def _folder_entries(folder: Path) -> list[tuple[str, str | Path]]:
@@ -322,6 +323,27 @@ class TracedSource(seqio.FunctionDataSource):
     def __init__(self, *arguments: Any, provenance: Callable[[], dict[str, str]], **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.provenance = provenance
+
+
+class SlicedSource(seqio.FunctionDataSource):
+    """A data source that reads any run of its examples without those in front of it."""
+
+    def __init__(self, read: Callable[[str, int, int], tf.data.Dataset], sizes: Mapping[str, int]) -> None:
+        """
+        Args:
+          read: gives the examples of a split from one number up to, and without, another.
+          sizes: how many examples each split has.
+        """
+
+        def everything(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+            return read(split, 0, sizes[split])
+
+        super().__init__(everything, list(sizes), dict(sizes))
+        self._slice = read
+
+    def between(self, split: str, start: int, stop: int) -> tf.data.Dataset:
+        """A run of examples; the dataset knows how many they are."""
+        return self._slice(split, start, stop).apply(tf.data.experimental.assert_cardinality(stop - start))
 
 
 def _emoji(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:

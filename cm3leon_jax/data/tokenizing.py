@@ -1,36 +1,45 @@
 """Turns a seqio mixture into a prepared corpus: token shards, offsets and a manifest (see data/corpus.py).
 
-Started again, an interrupted run goes on at the first shard that is missing. Documents that cannot be read are left
-out, counted, and listed in manifest.json.
+A shard is a fixed run of examples, so its files are the same whoever writes them: several processes take turns, and
+started again, by as many processes or by others, an interrupted run writes the shards that are missing. Documents that
+cannot be read are left out, counted, and listed in manifest.json.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 import cm3leon_jax
 from cm3leon_jax.config import CorpusConfig
 from cm3leon_jax.data.corpus import FORMAT_VERSION
-from cm3leon_jax.data.reading import Malformed, TaskReader, open_mixture
+from cm3leon_jax.data.reading import Malformed, Share, TaskReader, open_mixture
 from cm3leon_jax.data.shard_writer import NUM_LISTED, DocumentTokenizer, OpenedDocument, ShardWriter, record_file
+from cm3leon_jax.distributed import all_agree, is_first
 from cm3leon_jax.documents import Document
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, write_json
+from cm3leon_jax.files import read_json, wait_for, write_json
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.vocabulary import Vocabulary
+
+# Until what the first process wrote must be seen by the others.
+_SHARED_WITHIN = 60.0
 
 _COUNTS = ("num_documents", "num_tokens", "num_text_tokens", "num_image_tokens")
 
 
 def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer) -> dict[str, Any]:
     """Writes the shards of `corpus.path` that are missing; returns the corpus's manifest.
+
+    All processes of the run call this; it returns as soon as the shards of all of them are there.
 
     Raises:
       UserError: if the mixture cannot be read, or the folder holds a corpus of another one or of other tokenizers.
@@ -39,15 +48,20 @@ def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer) -> dict[
     tasks = open_mixture(corpus)
     plan = _plan(corpus, tokens.vocabulary, tokens.image_tokenizer, tasks)
     _check_plan(path, plan)
-    if (path / "manifest.json").exists():
-        print(
-            f"the corpus {path} is complete: nothing to do (its folder has to be deleted to prepare it again, "
-            "its manifest.json to take in new rates of the mixture)"
-        )
+    if all_agree((path / "manifest.json").exists()):
+        if is_first():
+            print(
+                f"the corpus {path} is complete: nothing to do (its folder has to be deleted to prepare it again, "
+                "its manifest.json to take in new rates of the mixture)"
+            )
         return read_json(path / "manifest.json", "the corpus manifest")
-    write_json(path / "plan.json", plan)
+    if is_first():
+        write_json(path / "plan.json", plan)
+    wait_for(path / "plan.json", _SHARED_WITHIN)
     manifest = _write_splits(corpus, path, plan, tasks, tokens)
-    print(f"the corpus is at {path}")
+    wait_for(path / "manifest.json")
+    if is_first():
+        print(f"the corpus is at {path}")
     return manifest
 
 
@@ -66,6 +80,7 @@ def _plan(
         "mixture": corpus.mixture,
         "train_split": corpus.train_split,
         "held_out_split": corpus.held_out_split,
+        "examples_per_shard": corpus.examples_per_shard,
         "vocabulary": {
             "fingerprint": vocabulary.fingerprint,
             "size": vocabulary.size,
@@ -116,63 +131,98 @@ def _write_splits(
     tasks: Sequence[TaskReader],
     tokens: DocumentTokenizer,
 ) -> dict[str, Any]:
+    splits = {
+        task: [split for split in (corpus.train_split, corpus.held_out_split) if split in task.splits] for task in tasks
+    }
+    pairs = [(task, split) for task in tasks for split in splits[task]]
+    for turn, (task, split) in enumerate(pairs):
+        _write_own_shards(task, split, path / task.name / split, tokens, corpus, turn)
     manifest: dict[str, Any] = {
         "created_by": f"cm3leon_jax {cm3leon_jax.__version__}",
         **{name: value for name, value in plan.items() if name != "sources"},
-        "tasks": {},
+        "tasks": {
+            task.name: {
+                "rate": task.rate,
+                "source": plan["sources"].get(task.name, {}),
+                "splits": {split: _split_entry(_all_records(path / task.name / split)) for split in splits[task]},
+            }
+            for task in tasks
+        },
     }
-    for task in tasks:
-        splits = [split for split in (corpus.train_split, corpus.held_out_split) if split in task.splits]
-        manifest["tasks"][task.name] = {
-            "rate": task.rate,
-            "source": plan["sources"].get(task.name, {}),
-            "splits": {split: _write_split(task, split, path / task.name / split, tokens, corpus) for split in splits},
-        }
     if not any(task["splits"].get(corpus.train_split, {}).get("num_documents") for task in manifest["tasks"].values()):
         raise UserError(
             f"config.corpus.mixture {corpus.mixture!r} has no readable documents in its split {corpus.train_split!r}: "
             f"see the reasons in {path}/*/{corpus.train_split}/shard-*.json, or name another config.corpus.train_split"
         )
-    write_json(path / "manifest.json", manifest)
+    if is_first():
+        write_json(path / "manifest.json", manifest)
     return manifest
 
 
-def _write_split(
-    task: TaskReader, split: str, folder: Path, tokens: DocumentTokenizer, corpus: CorpusConfig
-) -> dict[str, Any]:
-    """Writes the shards that are missing; returns the split's entry in the manifest."""
+def _write_own_shards(
+    task: TaskReader, split: str, folder: Path, tokens: DocumentTokenizer, corpus: CorpusConfig, turn: int
+) -> None:
+    """Writes the missing shards that are this process's: of every so many one, counted from another for each `turn`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".*.partial"):
-        left_over.unlink()
-    records = _complete_shards(folder)
-    if not records or not records[-1]["last"]:
-        with tqdm(
-            total=task.num_examples(split), unit=" documents", desc=f"{task.name} {split}", disable=None
-        ) as progress:
-            start = sum(record["num_examples"] for record in records)
-            progress.update(start)
-            documents = _ahead(tokens.open, task.documents(split, start), depth=2 * tokens.batch_size)
-            examples = enumerate(documents, start)
-            example = next(examples, None)
-            while not records or example is not None:
-                num_pictures = sum(record["num_pictures"] for record in records)
-                with ShardWriter(folder, len(records), tokens, num_pictures, corpus.num_sample_pictures) as shard:
-                    while example is not None and shard.num_tokens < corpus.tokens_per_shard:
-                        shard.add(*example)
-                        progress.update()
-                        if not progress.disable:
-                            progress.set_postfix_str(
-                                f"{shard.num_tokens:,} tokens in shard {len(records)}", refresh=False
-                            )
-                        example = next(examples, None)
-                    records.append(shard.close(last=example is None))
-    return _split_entry(records)
+    size, step = corpus.examples_per_shard, jax.process_count()
+    own = range((jax.process_index() - turn) % step, sys.maxsize, step)
+    records = {
+        int(file.stem.removeprefix("shard-")): read_json(file, "the record of a shard")
+        for file in folder.glob("shard-*.json")
+    }
+    end = next((number + 1 for number, record in records.items() if record["last"]), sys.maxsize)
+
+    def is_missing(number: int) -> bool:
+        return number < end and number in own and number not in records
+
+    first = next(number for number in own if number >= end or is_missing(number))
+    if first >= end:
+        return
+    examples = _opened_ahead(
+        tokens,
+        (
+            (index, document)
+            for index, document in task.share(split, Share(size, first, step))
+            if is_missing(index // size) or index % size == 0
+        ),
+    )
+    done = sum(record["num_examples"] for number, record in records.items() if number in own)
+    with tqdm(
+        total=_own_examples(task.num_examples(split), own, size),
+        initial=done,
+        unit=" documents",
+        desc=f"{task.name} {split}",
+        disable=None if is_first() else True,
+    ) as progress:
+        example = next(examples, None)
+        for number in filter(is_missing, range(first, end, step)):
+            while example is not None and example[0] < number * size:
+                example = next(examples, None)
+            if example is None and number > 0:
+                return
+            num_samples = corpus.num_sample_pictures if number == 0 else 0
+            with ShardWriter(folder, number, tokens, num_samples) as shard:
+                while example is not None and example[0] < (number + 1) * size:
+                    shard.add(*example)
+                    progress.update()
+                    if not progress.disable:
+                        progress.set_postfix_str(f"{shard.num_tokens:,} tokens in shard {number}", refresh=False)
+                    example = next(examples, None)
+                shard.close(last=example is None)
 
 
-def _complete_shards(folder: Path) -> list[dict[str, Any]]:
+def _own_examples(num_examples: int | None, own: range, size: int) -> int | None:
+    """How many of so many examples lie in a process's shards."""
+    if num_examples is None:
+        return None
+    return sum(min(size, num_examples - start) for start in range(own.start * size, num_examples, own.step * size))
+
+
+def _all_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of all shards of a split, as soon as the other processes have written theirs."""
     records: list[dict[str, Any]] = []
-    while (file := record_file(folder, len(records))).exists():
-        records.append(read_json(file, "the record of a shard"))
+    while not records or not records[-1]["last"]:
+        records.append(read_json(wait_for(record_file(folder, len(records))), "the record of a shard"))
     return records
 
 
@@ -192,24 +242,24 @@ def _split_entry(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _ahead(
-    function: Callable[[Document | Malformed], OpenedDocument | Malformed],
-    documents: Iterable[Document | Malformed],
-    depth: int,
-) -> Iterator[OpenedDocument | Malformed]:
-    """Maps in order, in threads, at most `depth` documents ahead: pictures are opened while others are encoded."""
-    running: deque[Future[OpenedDocument | Malformed]] = deque()
+def _opened_ahead(
+    tokens: DocumentTokenizer, examples: Iterable[tuple[int, Document | Malformed]]
+) -> Iterator[tuple[int, OpenedDocument | Malformed]]:
+    """Opens documents in order, in threads, a few batches ahead: while pictures are encoded, others are opened."""
+    running: deque[tuple[int, Future[OpenedDocument | Malformed]]] = deque()
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
         try:
-            for document in documents:
-                running.append(threads.submit(function, document))
-                if len(running) > depth:
-                    yield running.popleft().result()
+            for index, document in examples:
+                running.append((index, threads.submit(tokens.open, document)))
+                if len(running) > 2 * tokens.batch_size:
+                    index, opened = running.popleft()
+                    yield index, opened.result()
             while running:
-                yield running.popleft().result()
+                index, opened = running.popleft()
+                yield index, opened.result()
         finally:
-            for future in running:
-                future.cancel()
+            for _, opened in running:
+                opened.cancel()
 
 
 def summary(manifest: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from cm3leon_jax.config import Config, SamplingConfig
 from cm3leon_jax.data.batches import BatchSource, open_retrieval
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.objective import segments
+from cm3leon_jax.distributed import is_first
 from cm3leon_jax.documents import open_picture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.digits import DigitReader
@@ -27,7 +28,7 @@ from cm3leon_jax.generation.drawing import draw_pictures
 from cm3leon_jax.generation.requests import MIDDLE_HALF, region_mask
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
 from cm3leon_jax.generation.retrieving import open_retriever
-from cm3leon_jax.model.sharding import refuse_uneven_batch
+from cm3leon_jax.model.sharding import own_rows, refuse_uneven_batch
 from cm3leon_jax.progress import read_step_log
 from cm3leon_jax.training.held_out import held_out_loss
 from cm3leon_jax.training.step import TrainStep
@@ -51,7 +52,7 @@ class CaptionedPictures:
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
-    """Draws, captions, fills in, measures, and writes it all down."""
+    """Draws, captions, fills in, measures, and writes it all down; with several processes, the first of them does."""
     model = restore_model(config, workdir)
     corpus = PreparedCorpus.open(config.corpus.path, model.vocabulary)
     evaluate, sampling = config.evaluate, config.sampling
@@ -86,6 +87,8 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
         numbers |= reader.score_captions("caption_left_to_right", held_out.texts, left_to_right)
         numbers |= reader.score_infills(held_out.texts, held_out.codes, filled, model.image_tokenizer)
         numbers |= reader.score_reading(model.image_tokenizer)
+    if not is_first():
+        return
     write_json(workdir / "evaluation.json", numbers)
 
     shown = slice(0, 24)
@@ -183,7 +186,13 @@ def _losses(config: Config, corpus: PreparedCorpus, model: TrainedModel) -> dict
     refuse_uneven_batch(batch.batch_size, model.mesh)
     retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
     source = BatchSource(
-        corpus, model.vocabulary, config.objective, batch, config.corpus.held_out_split, retrieval=retrieval
+        corpus,
+        model.vocabulary,
+        config.objective,
+        batch,
+        config.corpus.held_out_split,
+        rows=own_rows(batch.batch_size, model.mesh),
+        retrieval=retrieval,
     )
     compiled = TrainStep(config, model.vocabulary, model.mesh)
     num_batches = -(-config.evaluate.num_loss_sequences // config.evaluate.loss_batch_size)
@@ -219,5 +228,6 @@ def _draw(
 def _timed(what: str, work: Callable[[], _Result]) -> _Result:
     started = time.perf_counter()
     result = work()
-    print(f"{what}: {time.perf_counter() - started:.1f} s", flush=True)
+    if is_first():
+        print(f"{what}: {time.perf_counter() - started:.1f} s", flush=True)
     return result

@@ -1,4 +1,8 @@
-"""Answers to prompts: packs them into batches, reads them into the cache, and runs the compiled loop."""
+"""Answers to prompts: packs them into batches, reads them into the cache, and runs the compiled loop.
+
+Where the mesh spans several processes, all of them ask for the same answers, and all of them get these. What goes into
+a compiled function is then either NumPy's, which stands for the same array on every device, or was made on the mesh.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from cm3leon_jax.config import ModelConfig, SamplingConfig
@@ -96,6 +100,16 @@ class Decoder:
 
         self._copy_rows, self._copy_moved_rows, self._empty_cache = copy, copy_moved, empty
 
+        everywhere = NamedSharding(mesh, PartitionSpec())
+
+        @partial(jax.jit, out_shardings=everywhere)
+        def keys(seed_key: Array, indices: Array) -> Array:
+            return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.wrap_key_data(seed_key), indices)
+
+        self._keys = keys
+        self._take = jax.jit(lambda array, rows: array[rows])
+        self._everywhere = jax.jit(lambda arrays: arrays, out_shardings=everywhere)
+
     def load(self, parameters: nnx.State | None) -> None:
         """Takes a copy of a model's parameters, laid out for decoding; None lets go of the copy there is."""
         self._parameters = None if parameters is None else self._unstacked(parameters)
@@ -162,11 +176,11 @@ class Decoder:
         num_entries = max(lengths) if speculates else rounded_up(max(lengths), _LEAST_PLAN)
         task = self._task(rows, reading, num_entries, scales, sampling.seed, [*indices, *[0] * spare])
         if num_streams > 1 and any(by_contrast):
-            task = task._replace(is_contrastive=jnp.asarray(by_contrast))
+            task = task._replace(is_contrastive=_for_all(by_contrast, np.bool_))
         room = rounded_up(reading.num_slots + num_entries + (window if speculates else 0), _LEAST_SLOTS)
         sizes = (room,) if speculates else cache_sizes(reading.num_slots, room)
         cache = self._copy_rows(cache, reading.rest_row, sizes[0])
-        hidden, filters = hidden[reading.rest_row], Filters.of(sampling)
+        hidden, filters = self._take(hidden, reading.rest_row), Filters.of(sampling)
         if speculates:
             drawn = self._decode_speculatively(self._parameters, task, hidden, cache, filters=filters, window=window)
         else:
@@ -189,23 +203,20 @@ class Decoder:
         for row, prompt in enumerate(prompts):
             plan[row, : len(prompt.plan)], plan_places[row, : len(prompt.plan)] = prompt.plan, prompt.plan_places
 
-        def integers(values: Any) -> Int[Array, "..."]:
-            return jnp.asarray(values, jnp.int32)
-
         return Task(
-            start=integers(reading.num_slots - reading.length[reading.rest_row]),
-            num_slots=integers(reading.num_slots),
-            last=integers([prompt.streams[0].tokens[-1] for prompt in prompts]),
-            plan=integers(plan),
-            plan_places=integers(plan_places),
-            plan_length=integers([len(prompt.plan) for prompt in prompts]),
-            stop=integers([prompt.stop for prompt in prompts]),
-            num_spans=integers([prompt.num_spans for prompt in prompts]),
-            image_length=integers([prompt.image_length for prompt in prompts]),
-            text_scale=jnp.asarray([text for text, _ in scales], jnp.float32),
-            image_scale=jnp.asarray([image for _, image in scales], jnp.float32),
+            start=_for_all(reading.num_slots - reading.length[reading.rest_row]),
+            num_slots=_for_all(reading.num_slots),
+            last=_for_all([prompt.streams[0].tokens[-1] for prompt in prompts]),
+            plan=_for_all(plan),
+            plan_places=_for_all(plan_places),
+            plan_length=_for_all([len(prompt.plan) for prompt in prompts]),
+            stop=_for_all([prompt.stop for prompt in prompts]),
+            num_spans=_for_all([prompt.num_spans for prompt in prompts]),
+            image_length=_for_all([prompt.image_length for prompt in prompts]),
+            text_scale=_for_all([text for text, _ in scales], np.float32),
+            image_scale=_for_all([image for _, image in scales], np.float32),
             is_contrastive=None,
-            keys=jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), integers(indices)),
+            keys=self._keys(np.asarray(jax.random.key_data(jax.random.key(seed))), _for_all(indices)),
         )
 
     def _read(self, plan: Plan, dtype: str) -> tuple[Float[Array, "U D"], Cache]:
@@ -235,7 +246,7 @@ class Decoder:
 
     def _answers(self, prompts: Sequence[Prompt], drawn: Drawn) -> list[Answer]:
         output, counts, likelihood, num_passes = jax.device_get(
-            (drawn.output, drawn.num_drawn, drawn.log_likelihood, drawn.step)
+            self._everywhere((drawn.output, drawn.num_drawn, drawn.log_likelihood, drawn.step))
         )
         return [
             Answer(
@@ -243,6 +254,11 @@ class Decoder:
             )
             for row, prompt in enumerate(prompts)
         ]
+
+
+def _for_all(values: Any, dtype: type = np.int32) -> Any:
+    """An array that goes into a compiled function; NumPy's, since JAX's would lie on one device of this process."""
+    return np.asarray(values, dtype)
 
 
 def _guidance_scales(prompt: Prompt, sampling: SamplingConfig) -> tuple[float, float]:

@@ -10,16 +10,19 @@ text or pictures has zeros in its place.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Float16, Float32, Int64
 from tqdm import tqdm
 
 from cm3leon_jax.data import counter_random
-from cm3leon_jax.data.reading import Malformed, TaskReader
+from cm3leon_jax.data.reading import Malformed, Share, TaskReader
 from cm3leon_jax.data.shard_writer import DocumentTokenizer, OpenedDocument, record_file
+from cm3leon_jax.distributed import is_first
 from cm3leon_jax.documents import Document
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, replacing
@@ -54,8 +57,10 @@ def write_vectors(
     encoder: BiEncoder,
     dropout: float,
     seed: int,
+    size: int,
+    turn: int,
 ) -> None:
-    """Writes the vectors of a task and split where they are missing, in one more pass over the raw documents.
+    """Writes this process's share of the vectors of a task and split, in one more pass over the raw documents.
 
     Args:
       task: reads the documents.
@@ -67,27 +72,39 @@ def write_vectors(
       encoder: makes the vectors.
       dropout: share of the queries' tokens and patches that is left out, chosen by `seed` and each document's place.
       seed: of the dropout.
+      size: examples of a shard.
+      turn: from which process on the shards are dealt out.
 
     Raises:
       UserError: if the raw documents are no longer those of the token shards.
     """
     folder.mkdir(parents=True, exist_ok=True)
     records = [read_json(record_file(shards, shard), "the record of a shard") for shard in range(num_shards)]
-    first_example = np.cumsum([0, *(record["num_examples"] for record in records)])
     first_document = np.cumsum([0, *(record["num_documents"] for record in records)])
-    missing = [shard for shard in range(num_shards) if not queries_file(folder, shard).exists()]
+    step = jax.process_count()
+    own = range((jax.process_index() - turn) % step, num_shards, step)
+    missing = [shard for shard in own if not queries_file(folder, shard).exists()]
     if not missing:
         return
     # One pass for all of them: to open the documents at a later one reads all before it.
-    documents = task.documents(split, int(first_example[missing[0]]))
-    for shard in range(missing[0], num_shards):
+    numbered = (
+        (index // size, document)
+        for index, document in task.share(split, Share(size, missing[0], step))
+        if index // size in missing
+    )
+    runs = itertools.groupby(numbered, key=operator.itemgetter(0))
+    for shard in missing:
         record, start = records[shard], int(first_document[shard])
-        examples = itertools.islice(documents, record["num_examples"])
+        _, run = next(runs, (shard, iter(())))
+        examples = (document for _, document in itertools.islice(run, record["num_examples"]))
         vectors = np.zeros((record["num_documents"], 2, encoder.dim), np.float16)
         queries = np.zeros_like(vectors)
         done = 0
         with tqdm(
-            total=len(vectors), unit=" documents", desc=f"vectors {task.name} {split} {shard}", disable=None
+            total=len(vectors),
+            unit=" documents",
+            desc=f"vectors {task.name} {split} {shard}",
+            disable=None if is_first() else True,
         ) as progress:
             for block in _blocks(_opened(tokens, examples)):
                 place = slice(done, done + len(block))

@@ -1,6 +1,7 @@
 """Finds the neighbours of every document of a prepared corpus: vectors, search, choice, lists (data/neighbours.py).
 
-Started again, it goes on at the first shard that is missing. Beside the lists it leaves
+Several processes take turns in making the vectors; they search together, and each chooses neighbours for shards of its
+own. Started again, they make what is missing. Beside the lists there are then
 
     CORPUS/retrieval/memory.npy     float16 [rows, dim]: the vectors that are searched
     CORPUS/retrieval/places.npy     int64 [rows]: which document of the memory each of them is
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float16, Float32, Int64
@@ -34,8 +37,9 @@ from cm3leon_jax.data.neighbours import (
 )
 from cm3leon_jax.data.reading import TaskReader, open_mixture
 from cm3leon_jax.data.shard_writer import DocumentTokenizer
+from cm3leon_jax.distributed import all_agree, is_first
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, replacing, write_json
+from cm3leon_jax.files import read_json, replacing, wait_for, write_json
 from cm3leon_jax.model.sharding import make_mesh
 from cm3leon_jax.retrieval import index
 from cm3leon_jax.retrieval.bi_encoder import BiEncoder
@@ -45,6 +49,8 @@ from cm3leon_jax.retrieval.search import Search
 
 # Documents whose neighbours are chosen at a time: their candidates' vectors are held together.
 _BLOCK = 1024
+# Rows that a search finds beyond the candidates: among nearly equal scores its rounding decides which rows it finds.
+_SPARE = 15
 # Queries on which an approximate search is measured.
 _NUM_MEASURED = 512
 
@@ -52,7 +58,7 @@ _NUM_MEASURED = 512
 def find_neighbours(
     config: Config, corpus: PreparedCorpus, tokens: DocumentTokenizer, encoder: BiEncoder
 ) -> dict[str, Any]:
-    """Writes CORPUS/retrieval; returns its manifest.
+    """Writes CORPUS/retrieval; returns its manifest. All processes of the run call this.
 
     Args:
       config: the run's.
@@ -65,36 +71,44 @@ def find_neighbours(
     """
     folder = corpus.path / "retrieval"
     plan = _plan(config, corpus, encoder)
-    if (folder / "manifest.json").exists():
+    if all_agree((folder / "manifest.json").exists()):
         manifest = read_json(folder / "manifest.json", "the manifest of the neighbours")
         _refuse_another_plan(folder, manifest, plan, corpus)
-        print(f"the neighbours {folder} are complete: nothing to do")
+        if is_first():
+            print(f"the neighbours {folder} are complete: nothing to do")
         return manifest
     if (folder / "plan.json").exists():
         _refuse_another_plan(folder, read_json(folder / "plan.json", "the plan of the neighbours"), plan, corpus)
-    write_json(folder / "plan.json", plan)
+    if is_first():
+        write_json(folder / "plan.json", plan)
 
     readers = {task.name: task for task in open_mixture(config.corpus)}
-    for task, split in _splits(corpus):
-        _write_vectors(readers[task], split, corpus, tokens, encoder, config.retrieval)
+    for turn, (task, split) in enumerate(_splits(corpus)):
+        _write_vectors(readers[task], split, corpus, tokens, encoder, config.retrieval, turn)
+    _wait_for_shards(corpus, queries_file)
     documents = MemoryDocuments(corpus, tuple(plan["memory"]), config.corpus.train_split)
-    _write_memory(folder, corpus, documents, config)
+    if is_first():
+        _write_memory(folder, corpus, documents, config)
+    wait_for(folder / "places.npy")
     memory = Memory.open(folder)
     mesh = make_mesh(config.mesh)
     search = Search(memory.vectors, mesh, config.retrieval.search, config.retrieval.search_recall)
-    counts = {
-        f"{task}/{split}": _write_lists(task, split, corpus, documents, memory, search, config)
-        for task, split in _splits(corpus)
-    }
-    manifest = plan | {
-        "num_rows": len(memory.vectors),
-        "index": index.build(memory.vectors, folder / "index.faiss"),
-        "neighbours": counts,
-    }
+    for task, split in _splits(corpus):
+        _write_lists(task, split, corpus, documents, memory, search, config)
+    _wait_for_shards(corpus, scores_file)
+    measured: dict[str, float] = {}
     if config.retrieval.search == "approximate":
-        manifest["measured_recall"] = measured_recall(memory.vectors, search, mesh, config.retrieval.num_candidates)
-    write_json(folder / "manifest.json", manifest)
-    return manifest
+        recall = measured_recall(memory.vectors, search, mesh, config.retrieval.num_candidates)
+        measured = {"measured_recall": recall}
+    if is_first():
+        manifest = plan | {
+            "num_rows": len(memory.vectors),
+            "index": index.build(memory.vectors, folder / "index.faiss"),
+            "neighbours": {f"{task}/{split}": _list_counts(task, split, corpus) for task, split in _splits(corpus)},
+            **measured,
+        }
+        write_json(folder / "manifest.json", manifest)
+    return read_json(wait_for(folder / "manifest.json"), "the manifest of the neighbours")
 
 
 def neighbour_summary(manifest: dict[str, Any]) -> str:
@@ -136,9 +150,23 @@ class Memory:
                 f"the neighbours at {folder} are damaged ({error}): delete {folder} and run `cm3leon prepare` again"
             ) from None
 
-    def candidates(self, scores: Float32[np.ndarray, "n C"], rows: Int64[np.ndarray, "n C"]) -> Candidates:
-        """What a search found, with the vectors of what it found."""
-        return Candidates(rows, scores, self.vectors[np.maximum(rows, 0)].astype(np.float32))
+    def candidates(
+        self, queries: Float32[np.ndarray, "n dim"], rows: Int64[np.ndarray, "n C"], count: int
+    ) -> Candidates:
+        """The best `count` of what a search found, with their vectors.
+
+        They are scored anew, since how a search rounds depends on the number of devices. A float64 holds the sum of
+        products of float16 numbers in whatever order they are added up.
+        """
+        vectors = self.vectors[np.maximum(rows, 0)].astype(np.float32)
+        scores = np.einsum("nd,ncd->nc", queries, vectors, dtype=np.float64).astype(np.float32)
+        scores = np.where(rows == NONE, np.float32(-np.inf), scores)
+        best = np.lexsort((rows, -scores))[:, :count]
+        return Candidates(
+            np.take_along_axis(rows, best, axis=1),
+            np.take_along_axis(scores, best, axis=1),
+            np.take_along_axis(vectors, best[:, :, None], axis=1),
+        )
 
     def rows_of(self, places: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
         """Where documents of the memory lie among the vectors; -1 for one that is not searched."""
@@ -181,6 +209,7 @@ def _write_vectors(
     tokens: DocumentTokenizer,
     encoder: BiEncoder,
     config: RetrievalConfig,
+    turn: int,
 ) -> None:
     shards, folder = corpus.path / reader.name / split, corpus.path / "retrieval" / reader.name / split
     write_vectors(
@@ -193,7 +222,16 @@ def _write_vectors(
         encoder,
         config.query_dropout,
         config.seed,
+        corpus.manifest["examples_per_shard"],
+        turn,
     )
+
+
+def _wait_for_shards(corpus: PreparedCorpus, file: Callable[[Path, int], Path]) -> None:
+    """Waits until all processes have written their shards of all tasks and splits."""
+    for task, split in _splits(corpus):
+        for shard in range(_num_shards(corpus, task, split)):
+            wait_for(file(corpus.path / "retrieval" / task / split, shard))
 
 
 def _num_shards(corpus: PreparedCorpus, task: str, split: str) -> int:
@@ -247,38 +285,50 @@ def _write_lists(
     memory: Memory,
     search: Search,
     config: Config,
-) -> dict[str, Any]:
-    """Writes the lists of a task and split where they are missing; returns their numbers."""
+) -> None:
+    """Writes the lists of a task and split where they are missing, as many shards at a time as there are processes."""
     folder = corpus.path / "retrieval" / task / split
     first_place = documents.first_place(task) if split == config.corpus.train_split else None
-    first = 0
-    num_neighbours = num_without = 0
+    vectors = [np.load(vectors_file(folder, shard), mmap_mode="r") for shard in range(_num_shards(corpus, task, split))]
+    first_document = np.cumsum([0, *map(len, vectors)])
+    # The search takes all processes, so they must agree on what it is for.
+    missing = [shard for shard in range(len(vectors)) if not all_agree(scores_file(folder, shard).exists())]
+    for start in range(0, len(missing), jax.process_count()):
+        together = missing[start : start + jax.process_count()]
+        queries = [np.load(queries_file(folder, shard), mmap_mode="r") for shard in together]
+        shard = together[jax.process_index()] if jax.process_index() < len(together) else None
+        if shard is None:
+            # Fewer shards than processes are left: this one only takes part in the search.
+            _chosen(vectors[0][:0], queries, np.zeros(0, np.int64), memory, search, config.retrieval)
+            continue
+        own = np.full(len(vectors[shard]), NONE, np.int64)
+        if first_place is not None:
+            own = memory.rows_of(first_place + first_document[shard] + np.arange(len(own)))
+        what = f"neighbours {task} {split}"
+        rows, scores = _chosen(vectors[shard], queries, own, memory, search, config.retrieval, what)
+        places = np.where(rows == NONE, NONE, memory.places[np.maximum(rows, 0)])
+        for file, array in (
+            (neighbours_file(folder, shard), places.astype(np.int64)),
+            (scores_file(folder, shard), scores),
+        ):
+            with replacing(file) as temporary, temporary.open("wb") as opened:
+                np.save(opened, array)
+
+
+def _list_counts(task: str, split: str, corpus: PreparedCorpus) -> dict[str, Any]:
+    """The numbers of the lists of a task and split."""
+    folder = corpus.path / "retrieval" / task / split
+    num_documents = num_neighbours = num_without = 0
     total_score = 0.0
     for shard in range(_num_shards(corpus, task, split)):
-        vectors = np.load(vectors_file(folder, shard), mmap_mode="r")
-        own = np.full(len(vectors), NONE, np.int64)
-        if first_place is not None:
-            own = memory.rows_of(first_place + first + np.arange(len(vectors)))
-        first += len(vectors)
-        if not scores_file(folder, shard).exists():
-            queries = np.load(queries_file(folder, shard), mmap_mode="r")
-            rows, found_scores = _chosen(
-                vectors, queries, own, memory, search, config.retrieval, f"neighbours {task} {split}"
-            )
-            places = np.where(rows == NONE, NONE, memory.places[np.maximum(rows, 0)])
-            for file, array in (
-                (neighbours_file(folder, shard), places.astype(np.int64)),
-                (scores_file(folder, shard), found_scores),
-            ):
-                with replacing(file) as temporary, temporary.open("wb") as opened:
-                    np.save(opened, array)
         places, scores = np.load(neighbours_file(folder, shard)), np.load(scores_file(folder, shard))
         has = places != NONE
+        num_documents += len(places)
         num_neighbours += int(has.sum())
         num_without += int((~has.any(axis=1)).sum())
         total_score += float(scores[has].sum(dtype=np.float64))
     return {
-        "num_documents": first,
+        "num_documents": num_documents,
         "num_without": num_without,
         "num_neighbours": num_neighbours,
         "mean_score": total_score / max(1, num_neighbours),
@@ -287,27 +337,43 @@ def _write_lists(
 
 def _chosen(
     vectors: Float16[np.ndarray, "n 2 dim"],
-    queries: Float16[np.ndarray, "n 2 dim"],
+    queries: Sequence[Float16[np.ndarray, "_ 2 dim"]],
     own: Int64[np.ndarray, "n"],
     memory: Memory,
     search: Search,
     config: RetrievalConfig,
-    what: str,
+    what: str = "",
 ) -> tuple[Int64[np.ndarray, "n kept"], Float32[np.ndarray, "n kept"]]:
-    """Rows and scores of the neighbours of a shard's documents: those found by text, then those found by pictures."""
+    """Rows and scores of the neighbours of a shard's documents: those found by text, then those found by pictures.
+
+    Args:
+      vectors: of the shard's documents.
+      queries: of the shards of the first so many processes, which all search for together.
+      own: rows of the shard's documents.
+      memory: what is searched.
+      search: finds.
+      config: says how to choose.
+      what: is shown while it goes on.
+    """
     rows_and_scores = []
-    with tqdm(total=len(vectors), unit=" documents", desc=what, disable=None) as progress:
-        for start in range(0, max(1, len(vectors)), _BLOCK):
+    mine = jax.process_index() if jax.process_index() < len(queries) else None
+    disable = None if is_first() else True
+    with tqdm(total=len(vectors), unit=" documents", desc=what, disable=disable) as progress:
+        for start in range(0, max(1, *map(len, queries)), _BLOCK):
             block = slice(start, start + _BLOCK)
             whole = whole_vectors(vectors[block])
             taken = Chosen.none(len(whole), whole.shape[1])
             for part, count in enumerate((config.num_by_text, config.num_by_image)):
-                query = queries[block, part].astype(np.float32)
+                asked = [shard[block, part].astype(np.float32) for shard in queries]
                 # One more than asked for, since a document finds itself.
-                scores, rows = search(query, config.num_candidates + 1)
-                found = memory.candidates(scores, np.where(query.any(axis=1, keepdims=True), rows, NONE))
+                num_candidates = config.num_candidates + 1
+                found = [search(query, num_candidates + _SPARE)[1] for query in asked]
+                if mine is None:
+                    continue
+                rows = np.where(asked[mine].any(axis=1, keepdims=True), found[mine], NONE)
+                candidates = memory.candidates(asked[mine], rows, num_candidates)
                 taken = taken.and_then(
-                    choose(found, own[block], whole, taken, count, config.max_score, config.min_score)
+                    choose(candidates, own[block], whole, taken, count, config.max_score, config.min_score)
                 )
             rows_and_scores.append((taken.rows, taken.scores))
             progress.update(len(whole))

@@ -66,11 +66,11 @@ class Retriever:
         return self._found(self._encoder.encode_pictures(pictures), count)
 
     def _found(self, queries: Float32[np.ndarray, "n dim"], count: int) -> list[list[Neighbour]]:
-        scores, rows = self._index.search(queries, max(count, self._config.num_candidates))
+        _, rows = self._index.search(queries, max(count, self._config.num_candidates))
         rows = np.where(queries.any(axis=1, keepdims=True), rows, NONE)
         num_queries, dim = queries.shape
         chosen = choose(
-            self._memory.candidates(scores, rows),
+            self._memory.candidates(queries, rows, rows.shape[1]),
             np.full(num_queries, NONE),
             np.zeros((num_queries, dim), np.float32),
             Chosen.none(num_queries, dim),

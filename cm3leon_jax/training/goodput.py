@@ -31,10 +31,15 @@ class RunClock:
         try:
             yield
         finally:
-            seconds = time.perf_counter() - started
-            self._seconds[part] += seconds
-            if part == "save":
-                self.longest_save = max(self.longest_save, seconds)
+            self._seconds[part] += time.perf_counter() - started
+
+    @contextlib.contextmanager
+    def paused_for_save(self) -> Iterator[None]:
+        """Around a save between two steps."""
+        before = self._seconds["save"]
+        with self.spent_on("save"):
+            yield
+        self.longest_save = max(self.longest_save, self._seconds["save"] - before)
 
     def ready(self, first_step: int) -> None:
         """The next step is the one after `first_step`; before the first one, all that had no name was getting ready."""
@@ -80,7 +85,8 @@ class RunClock:
         values = self.values()
         total = values["seconds_total"]
         parts = ", ".join(f"{part.replace('_', ' ')} {values[f'seconds_{part}'] / total:.1%}" for part in PARTS)
-        return f"goodput: {values['goodput']:.1%} of {total:,.0f} s; {parts}; longest save {self.longest_save:.2f} s"
+        pause = f"saves held the steps up for at most {self.longest_save:.2f} s"
+        return f"goodput: {values['goodput']:.1%} of {total:,.0f} s; {parts}; {pause}"
 
     def _restart_lap(self, step: int) -> None:
         self._lap_step, self._lap_started, self._lap_seconds = step, time.perf_counter(), dict(self._seconds)

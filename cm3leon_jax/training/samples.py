@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from cm3leon_jax.config import Config
+from cm3leon_jax.distributed import is_first
 from cm3leon_jax.documents import encode_png
 from cm3leon_jax.files import replacing
 from cm3leon_jax.generation.decoder import Decoder
@@ -36,11 +36,11 @@ class SamplePictures:
             self._decoder.refuse_too_long([text_to_image(text, length, vocabulary) for text in self._texts])
 
     def __call__(self, step: int, parameters: Any) -> UInt8[np.ndarray, "height width C"] | None:
-        """The grid, as written to samples/step_0000STEP.png; None where the config has no prompts.
+        """The grid, as the first process writes it to samples/step_0000STEP.png; None where the config has no prompts.
 
-        Parameters that are spread over several processes are not gathered for this: there are no pictures then.
+        All processes of the run call this.
         """
-        if not self._texts or jax.process_count() > 1:
+        if not self._texts:
             return None
         self._decoder.load(parameters)
         pictures = draw_pictures(
@@ -48,6 +48,7 @@ class SamplePictures:
         )
         self._decoder.load(None)
         grid = picture_grid(pictures, columns=_PER_PROMPT)
-        with replacing(self._folder / f"step_{step:08d}.png") as temporary:
-            temporary.write_bytes(encode_png(grid))
+        if is_first():
+            with replacing(self._folder / f"step_{step:08d}.png") as temporary:
+                temporary.write_bytes(encode_png(grid))
         return grid

@@ -118,7 +118,7 @@ def _train(
                 save = save and (read.num_in_a_row == 0 or is_last or stopping)
             if save:
                 meta = setup.identity | _position(source, step, start) | {"seconds": clock.values()}
-                with clock.spent_on("save"):
+                with clock.paused_for_save():
                     if log:
                         log.flush()
                     checkpoints.save(step, state, meta)

@@ -4,12 +4,13 @@ import subprocess
 import sys
 from itertools import islice
 
+import numpy as np
 import pytest
 
 from cm3leon_jax.config import CorpusConfig
 from cm3leon_jax.data import digits
-from cm3leon_jax.data.reading import Malformed, open_mixture, read_documents
-from cm3leon_jax.documents import Document, Picture, Text, open_picture
+from cm3leon_jax.data.reading import Malformed, Share, open_mixture, read_documents
+from cm3leon_jax.documents import Document, Picture, Text, encode_png, open_picture
 from cm3leon_jax.errors import UserError
 
 DIGITS = CorpusConfig(mixture="digits")
@@ -109,3 +110,55 @@ def test_without_seqio_the_extra_is_named():
     )
     failed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "pip install 'cm3leon_jax[data]'" in failed.stderr
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["sliced", "generic", "one to many"])
+def test_shares_of_several_processes_are_the_whole(tmp_path, kind, num_processes):
+    corpus = _captioned(tmp_path, many=kind == "one to many") if kind != "generic" else DIGITS
+    task = open_mixture(corpus)[0]
+    split = "validation" if kind == "generic" else "train"
+    whole = list(enumerate(task.documents(split)))
+    size, first = 7, 1
+    assert len(whole) > 4 * size
+    for process in range(num_processes):
+        share = Share(size, first + process, num_processes)
+        runs = range(share.first, -(-len(whole) // size), num_processes)
+        # With each run comes the first example behind it.
+        wanted = {index for run in runs for index in range(run * size, (run + 1) * size + 1)}
+        assert list(task.share(split, share)) == [pair for pair in whole if pair[0] in wanted]
+    assert list(task.share(split, Share(size, 1000, num_processes))) == []
+
+
+def test_what_others_read_is_not_opened(tmp_path):
+    corpus = _captioned(tmp_path, many=False)
+    (task,) = open_mixture(corpus)
+    before = list(task.documents("train"))
+    for file in sorted(tmp_path.glob("*.png")):
+        if file.read_bytes() not in {document.segments[1].encoded for document in before[10:21]}:
+            file.unlink()
+    share = task.share("train", Share(10, 1, 2))
+    assert [document for _, document in islice(share, 11)] == before[10:21]
+    with pytest.raises(UserError, match=r"cannot read an example from 21 on of 'train': "):
+        next(share)
+
+
+def _captioned(folder, many: bool) -> CorpusConfig:
+    """A folder of pictures, each with one caption, or with several in a list."""
+    for index in range(40):
+        (folder / f"{index:02d}.png").write_bytes(encode_png(np.full((2, 2, 1), index, np.uint8)))
+        (folder / f"{index:02d}.txt").write_text(f"picture {index}")
+    if not many:
+        return CorpusConfig(mixture=f"folder:{folder}")
+    import tensorflow as tf
+
+    from cm3leon_jax.data import tasks
+
+    def read(split: str, start: int, stop: int) -> tf.data.Dataset:
+        return tf.data.Dataset.range(start, stop).map(
+            lambda index: {"image": tf.strings.as_string(index), "caption": tf.fill([index % 3], "a caption")}
+        )
+
+    name = f"many_{folder.name}".replace("-", "_")
+    tasks._add_task(name, tasks.SlicedSource(read, {"train": 40}), picture_first=False)
+    return CorpusConfig(mixture=name)

@@ -13,9 +13,10 @@ from PIL import Image
 
 from cm3leon_jax import prepare
 from cm3leon_jax.config import Config, CorpusConfig, ImageTokenizerConfig, VocabularyConfig
+from cm3leon_jax.data import tokenizing
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.reading import TaskReader, open_mixture
-from cm3leon_jax.data.shard_writer import ShardWriter
+from cm3leon_jax.data.shard_writer import DocumentTokenizer, ShardWriter
 from cm3leon_jax.documents import encode_png, open_picture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
@@ -55,7 +56,7 @@ def config(folder, tmp_path, vocabulary, image_tokenizer):
     vocabulary.save(tmp_path / "vocabulary")
     return Config(
         corpus=CorpusConfig(
-            path=str(tmp_path / "corpus"), mixture=f"folder:{folder}", tokens_per_shard=300, encode_batch_size=8,
+            path=str(tmp_path / "corpus"), mixture=f"folder:{folder}", examples_per_shard=14, encode_batch_size=8,
             num_sample_pictures=5,
         ),
         vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
@@ -205,3 +206,48 @@ def test_a_task_that_follows_from_its_name_alone_has_no_source(config):
     assert task.provenance() == {}
     manifest = json.loads(Path(config.corpus.path, "manifest.json").read_text())
     assert manifest["tasks"][task.name]["source"] == {}
+
+
+@pytest.mark.parametrize("num_documents", [0, 10, 12])
+def test_processes_that_write_in_turns_write_what_one_does(
+    config, vocabulary, image_tokenizer, tmp_path, monkeypatch, num_documents
+):
+    """A source of unknown length, whose last shard is empty, short or full."""
+    import seqio
+    import tensorflow as tf
+
+    from cm3leon_jax.data.tasks import OUTPUT_FEATURES
+
+    picture = encode_png(np.full((8, 8, 1), 90, np.uint8))
+    counts = {"train": 9, "validation": num_documents}
+    signature = {"segments": tf.TensorSpec((None,), tf.string), "is_image": tf.TensorSpec((None,), tf.bool)}
+
+    def read(split, shuffle_files, seed=None):
+        examples = ({"segments": [f"text {i}", picture], "is_image": [False, True]} for i in range(counts[split]))
+        return tf.data.Dataset.from_generator(lambda: examples, output_signature=signature)
+
+    name = f"unknown_length_{num_documents}"
+    source = seqio.FunctionDataSource(read, splits=list(counts))
+    seqio.TaskRegistry.add(name, source=source, preprocessors=[], output_features=OUTPUT_FEATURES)
+    corpus = replace(config.corpus, mixture=name, examples_per_shard=4)
+    (task,) = open_mixture(corpus)
+    tokens = DocumentTokenizer(
+        Vocabulary.load(config.vocabulary.path), ImageTokenizer.load(config.image_tokenizer.path), 8
+    )
+
+    def written(folder, processes):
+        for process in processes:
+            monkeypatch.setattr(tokenizing.jax, "process_index", lambda process=process: process)
+            monkeypatch.setattr(tokenizing.jax, "process_count", lambda: len(processes))
+            tokenizing._write_own_shards(task, "validation", tmp_path / folder, tokens, corpus, turn=1)
+        return files(tmp_path / folder)
+
+    whole = written("one", [0])
+    assert sum("tokens" in name for name in whole) == max(1, -(-num_documents // 4))
+    assert written("two", [1, 0]) == whole
+    assert written("three", [0, 2, 1]) == whole
+    # Any one of three has died, and two others go on.
+    for number in range(3):
+        for file in (tmp_path / "three").glob(f"*-{number:05d}.*"):
+            file.unlink()
+        assert written("three", [0, 1]) == whole

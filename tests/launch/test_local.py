@@ -122,8 +122,17 @@ def test_death_by_a_signal_is_worth_a_restart_whatever_follows_from_it(launcher,
         launcher('first "$JAX_PROCESS_ID" || exit 0; [ $JAX_PROCESS_ID = 1 ] && kill -KILL $$; sleep 0.4; exit 1')
     )
     assert code == 0, out
-    assert "process 1 ended with 137, see logs/process_1.log" in out
+    assert out.splitlines()[0] == "local.sh: process 1 ended with 137, see logs/process_1.log"
     assert len(starts(tmp_path)) == 4
+
+
+def test_of_what_is_seen_at_one_moment_a_death_is_the_cause(launcher):
+    code, out = ended(launcher('first "$JAX_PROCESS_ID" || exit 0; [ $JAX_PROCESS_ID = 1 ] && kill -KILL $$; exit 1'))
+    assert code == 0, out
+    assert [line for line in out.splitlines() if " ended with " in line] == [
+        "local.sh: process 0 ended with 1",
+        "local.sh: process 1 ended with 137, see logs/process_1.log",
+    ]
 
 
 @pytest.mark.parametrize("code", [1, 2])

@@ -1,0 +1,55 @@
+"""Evaluation of a tiny run by several processes: what one process says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cm3leon_jax.cli import main
+from cm3leon_jax.data import digits
+from cm3leon_jax.documents import encode_png
+from cm3leon_jax.progress import read_step_log
+from tests import launched
+from tests.test_whole_path import CONFIG
+
+
+@pytest.mark.slow
+def test_two_processes_draw_and_measure_what_one_does(tmp_path):
+    pictures, workdir = tmp_path / "pictures", tmp_path / "run"
+    pictures.mkdir()
+    pixels, labels = digits.load("train")
+    for index in range(60):
+        (pictures / f"{index:03d}.png").write_bytes(encode_png(pixels[index]))
+        (pictures / f"{index:03d}.txt").write_text(digits.caption(int(labels[index]), index))
+    (tmp_path / "tiny.py").write_text(CONFIG.replace("{folder}", str(pictures)))
+    arguments = [f"--config={tmp_path}/tiny.py", f"--workdir={workdir}", "--config.train.num_tokens=2048"]
+    for command in ("train-text-tokenizer", "train-image-tokenizer", "prepare"):
+        assert main([command, *arguments]) == 0
+    launched.run(["train", *arguments], processes=2, devices=4)
+    assert [path.name for path in (workdir / "samples").iterdir()] == ["step_00000004.png"]
+    assert [line["step"] for line in read_step_log(workdir / "metrics.jsonl") if "learning_rate" in line] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+
+    # Drawn by contrast and by guidance in turn.
+    arguments.append("--config.sampling.method=mixed")
+    said = launched.run(["evaluate", *arguments], processes=2, devices=4)
+    numbers, page = evaluated(workdir)
+    assert "report.html are written" in said[0]
+    assert "drawing 4 pictures" in said[0] and "drawing" not in said[1]
+    assert main(["evaluate", *arguments]) == 0
+    alone, page_alone = evaluated(workdir)
+    assert numbers.keys() == alone.keys()
+    for name, value in alone.items():
+        assert numbers[name] == pytest.approx(value, rel=1e-5), name
+    # Its pictures and captions are the same; so are the rounded numbers.
+    assert page == page_alone
+    assert np.isfinite(alone["held_out_loss"])
+
+
+def evaluated(workdir: Path) -> tuple[dict[str, float], str]:
+    return json.loads((workdir / "evaluation.json").read_text()), (workdir / "report.html").read_text()
