@@ -45,7 +45,7 @@ from cm3leon_jax.documents import encode_png
 from cm3leon_jax.progress import read_step_log
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-NUM_DEVICES, NUM_PICTURES, NUM_SHARDS = 8, 600, 18
+NUM_DEVICES, NUM_PICTURES = 8, 600
 EVAL_EVERY, SAVE_EVERY = 15, 10
 HEARTBEAT, GRACE = 10, 15
 # No sign of life for so long, however busy the machine, and somebody would have to look after the run.
@@ -57,25 +57,28 @@ from ml_collections import ConfigDict
 def get_config():
     config = ConfigDict()
     config.corpus = dict(
-        mixture="folder:{folder}/pictures", tokens_per_shard=1000, encode_batch_size=4, num_sample_pictures=4)
+        mixture="folder:{folder}/pictures", examples_per_shard=32, encode_batch_size=4, num_sample_pictures=4)
     config.vocabulary = dict(path="{folder}/vocabulary", num_text_tokens=280, num_masks=4)
     config.image_tokenizer = dict(
         path="{folder}/image_tokenizer", resolution=8, in_channels=1, base_channels=8, channel_multipliers=(1, 2),
         num_res_blocks=1, norm_groups=4, latent_channels=8, embedding_dim=4, codebook_size=16)
     config.image_tokenizer_training = dict(num_images=0, num_steps=6, batch_size=16, discriminator_weight=0.0)
+    config.bi_encoder = dict(path="{folder}/bi_encoder", kind="tfidf", embedding_dim=512, resolution=8)
+    config.retrieval = dict(enabled=True, num_drawn=1)
     config.model = dict(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="none")
-    config.batch = dict(batch_size=16, sequence_length=64)
+    config.batch = dict(batch_size=16, sequence_length=96)
     config.mesh = dict(replica=2, fsdp=4)
     config.distributed = dict(initialization_seconds=60, heartbeat_seconds={heartbeat}, stall_seconds=60)
     config.optimizer = dict(peak_learning_rate=3e-3, warmup_steps=10)
     config.train = dict(
-        num_tokens=16 * 64 * {steps}, num_microbatches=2, log_every=1, save_every={save_every},
+        num_tokens=16 * 96 * {steps}, num_microbatches=2, log_every=1, save_every={save_every},
         eval_every={eval_every}, eval_batches=1, sample_every=0, compilation_cache="{folder}/cache")
     return config
 """
 
 # How many processes a round has: one of these at every start.
 ROUNDS = ((2,), (2, 4), (1, 2, 4), (1,))
+PREPARING = ("prepare, start-up", "prepare, tokens", "prepare, neighbours")
 MOMENTS = ("start-up", "step", "evaluation", "saving", "saved")
 KILLS = (
     *(("one", number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)),
@@ -87,7 +90,7 @@ KILLS = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--kills-a-round", type=int, default=10, help="at most; two of them while it prepares")
+    parser.add_argument("--kills-a-round", type=int, default=10, help="at most; three of them while it prepares")
     parser.add_argument("--steps", type=int, default=100, help="of every run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where everything goes (default: a new one, gone when all is well)")
@@ -113,7 +116,8 @@ def _chaos(arguments: argparse.Namespace, folder: Path) -> int:
         rounds = [Round("1, never killed", 1, references[1]), Round("4, never killed", 4, references[4])]
         rounds[0].comparison = compared(references[1], references[2], place.config, place.num_steps, same_bits=False)
         rounds[1].comparison = compared(references[4], references[2], place.config, place.num_steps, same_bits=True)
-        chaos = Chaos(place, random.Random(arguments.seed), arguments.kills)
+        num_prepared = num_files(references[1] / "corpus")
+        chaos = Chaos(place, random.Random(arguments.seed), arguments.kills, num_prepared)
         failure = ""
         while len(chaos.events) < arguments.kills and not failure:
             numbers = ROUNDS[(len(rounds) - 2) % len(ROUNDS)]
@@ -138,6 +142,11 @@ def _chaos(arguments: argparse.Namespace, folder: Path) -> int:
         print(f"NEEDS A HAND: {failure}")
     print(f"{faults} differences" if faults else "no difference" * (not failure))
     return 1 if faults or failure else 0
+
+
+def num_files(folder: Path) -> int:
+    """Whole files below a folder."""
+    return sum(not name.startswith(".") for _, _, names in os.walk(folder) for name in names)
 
 
 class NeedsAHand(Exception):
@@ -190,7 +199,7 @@ class Workplace:
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{REPOSITORY}/benchmarks/chaos_program.py" "$@"\n')
         program.chmod(0o755)
         try:
-            for command in ("train-text-tokenizer", "train-image-tokenizer"):
+            for command in ("train-text-tokenizer", "train-image-tokenizer", "train-bi-encoder"):
                 _succeed(
                     subprocess.run([program, *place.arguments(command, folder / "tokenizers")], env=place.environment)
                 )
@@ -243,7 +252,7 @@ class Workplace:
         """A run that nobody kills."""
         run = self.folder / f"reference_{num_processes}"
         for command in ("prepare", "train"):
-            with self.launched(command, run, PREPARING if command == "prepare" else num_processes, 0) as launcher:
+            with self.launched(command, run, num_processes, 0) as launcher:
                 launcher.wait()
             _succeed(launcher)
         return run
@@ -265,10 +274,6 @@ class Workplace:
     def members(self) -> dict[int, int]:
         """The processes of a run, by their ids."""
         return {pid: number for pid, number in self.processes().items() if number is not None}
-
-
-# Processes that prepare.
-PREPARING = 1
 
 
 def _succeed(ended: subprocess.CompletedProcess[bytes] | subprocess.Popen[bytes]) -> None:
@@ -294,6 +299,8 @@ class Chaos:
     place: Workplace
     random: random.Random
     num_kills: int
+    # Files of a prepared corpus.
+    num_prepared: int
     events: list[Event] = field(default_factory=list)
     # Starts of a launcher, and starts of all processes, among these such as no kill explains.
     num_launches: int = 0
@@ -314,7 +321,7 @@ class Chaos:
     def round(self, run: Path, numbers: tuple[int, ...], most_kills: int) -> None:
         """A whole run with at most so many kills."""
         last = min(self.num_kills, len(self.events) + most_kills)
-        Driven(self, run, "prepare", (PREPARING,), min(last, len(self.events) + 2)).to_its_end()
+        Driven(self, run, "prepare", numbers, min(last, len(self.events) + 3)).to_its_end()
         Driven(self, run, "train", numbers, last).to_its_end()
 
 
@@ -399,11 +406,15 @@ class Driven:
 
     def _await_moment(self) -> str:
         """Waits for a moment to kill at; "" if the processes ended before."""
-        draw, delay = self._chaos.random, 0.0
+        draw, delay, there_before = self._chaos.random, 0.0, self._num_files()
         if self._command == "prepare":
-            wanted = draw.randrange(NUM_SHARDS)
-            there = self._until(lambda: self._num_shards() >= wanted, f"{wanted} shards")
-            moment, delay = "prepare", draw.uniform(0, 0.2) if wanted else draw.uniform(0, 12)
+            moment, there = "prepare", True
+            left = self._chaos.num_prepared - there_before
+            if left < 2 or draw.random() < 1 / 3:
+                delay = draw.uniform(0, 8)
+            else:
+                wanted = there_before + draw.randrange(1, left)
+                there, delay = self._until(lambda: self._num_files() >= wanted, "a file"), draw.uniform(0, 0.05)
         else:
             moment = str(self._chaos.drawn("moment", MOMENTS))
             step = draw.randint(1, SAVE_EVERY + 2)
@@ -424,6 +435,9 @@ class Driven:
         deadline = time.monotonic() + delay
         if not self._until(lambda: time.monotonic() >= deadline, "a moment"):
             return ""
+        if moment == "prepare":
+            stage = "neighbours" if (self._run / "corpus" / "retrieval").exists() else "tokens"
+            return f"prepare, {stage if there_before < self._num_files() else 'start-up'}"
         return "step" if moment == "start-up" and self._step() > self._first_step else moment
 
     def _until(self, condition: Callable[[], bool], what: str) -> bool:
@@ -448,15 +462,18 @@ class Driven:
     def _kill(self, moment: str) -> None:
         assert self._launcher is not None
         draw = self._chaos.random
+        members = self._place.members()
+        if members.keys() != self._pids:
+            # They have ended by themselves since.
+            return
         name = "kill" if self._number > 1 else "kill of one process"
         kills = KILLS if self._number > 1 else KILLS[3:]
         victim, number = self._chaos.drawn(name, kills)  # type: ignore[misc]
-        members = self._place.members()
         chosen = {"one": draw.sample(sorted(members), 1), "all": sorted(members), "launcher": [self._launcher.pid]}[
             victim
         ]
-        where = f"step {self._step()}" if self._command == "train" else f"{self._num_shards()} shards"
-        whose = f"process {members[chosen[0]]}" if victim == "one" and members else victim
+        where = f"step {self._step()}" if self._command == "train" else f"{self._num_files()} files"
+        whose = f"process {members[chosen[0]]}" if victim == "one" else victim
         began = time.monotonic()
         for pid in chosen:
             # One may have ended by itself in this very moment.
@@ -489,10 +506,10 @@ class Driven:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         # Long enough for what noticed the pause to give up.
-        step, shards = self._step(), self._num_shards()
+        step, files = self._step(), self._num_files()
         deadline = time.monotonic() + HEARTBEAT + 5
         alive = self._until(
-            lambda: time.monotonic() > deadline or self._step() > step + 3 or self._num_shards() > shards + 1, "a sign"
+            lambda: time.monotonic() > deadline or self._step() > step + 3 or self._num_files() > files + 5, "a sign"
         )
         if not alive:
             self._gone("after a pause")
@@ -522,8 +539,8 @@ class Driven:
             return (self._run / "metrics.jsonl").stat().st_ino
         return None
 
-    def _num_shards(self) -> int:
-        return len(list((self._run / "corpus").glob("*/*/shard-*.json")))
+    def _num_files(self) -> int:
+        return num_files(self._run / "corpus")
 
     def _checkpoints(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
@@ -540,13 +557,13 @@ class Driven:
 
 def _show(rounds: list[Round], chaos: Chaos, seconds: float) -> None:
     """The tables."""
-    print(f"\n{'moment':<12}" + "".join(f"{f'{victim} {number.name[3:]}':>15}" for victim, number in KILLS) + "    all")
+    print(f"\n{'moment':<20}" + "".join(f"{f'{victim} {number.name[3:]}':>15}" for victim, number in KILLS) + "    all")
     counts = Counter((event.moment, event.victim, event.signal) for event in chaos.events)
-    for moment in ("prepare", *MOMENTS):
+    for moment in (*PREPARING, *MOMENTS):
         row = [counts[moment, *kill] for kill in KILLS]
-        print(f"{moment:<12}" + "".join(f"{count or '-':>15}" for count in row) + f"{sum(row):7d}")
-    columns = [sum(counts[moment, *kill] for moment in ("prepare", *MOMENTS)) for kill in KILLS]
-    print(f"{'all':<12}" + "".join(f"{count:15d}" for count in columns) + f"{sum(columns):7d}")
+        print(f"{moment:<20}" + "".join(f"{count or '-':>15}" for count in row) + f"{sum(row):7d}")
+    columns = [sum(counts[moment, *kill] for moment in (*PREPARING, *MOMENTS)) for kill in KILLS]
+    print(f"{'all':<20}" + "".join(f"{count:15d}" for count in columns) + f"{sum(columns):7d}")
 
     print(
         f"\n{'processes':<18}{'kills':>6}{'files':>7}{'values':>8}{'arrays':>7}{'steps taken':>12}{'rows':>8}"
@@ -574,7 +591,7 @@ def _time_of(run: Path) -> tuple[float, float, float]:
     if not lines:
         return 0.0, 0.0, 0.0
     log = (run / "launcher.log").read_text(errors="replace")
-    saves = [float(found) for found in re.findall(r"longest save ([\d.]+) s", log)]
+    saves = [float(found) for found in re.findall(r"held the steps up for at most ([\d.]+) s", log)]
     return lines[-1]["goodput"], lines[-1]["seconds_lost"] / lines[-1]["seconds_total"], max(saves, default=0.0)
 
 

@@ -12,7 +12,7 @@ from chaos_program import row_sums
 
 from cm3leon_jax import config_file
 from cm3leon_jax.checkpoints import Checkpoints
-from cm3leon_jax.data.batches import BatchSource
+from cm3leon_jax.data.batches import BatchSource, open_retrieval
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.progress import read_step_log
 from cm3leon_jax.vocabulary import Vocabulary
@@ -114,7 +114,9 @@ def _rows_by_step(config: Path, reference: Path, num_steps: int) -> dict[int, li
     settings = config_file.load(str(config), str(reference), {})
     vocabulary = Vocabulary.load(settings.vocabulary.path)
     corpus = PreparedCorpus.open(settings.corpus.path, vocabulary)
-    source = BatchSource(corpus, vocabulary, settings.objective, settings.batch, settings.corpus.train_split)
+    split = settings.corpus.train_split
+    retrieval = open_retrieval(corpus, settings.retrieval, split)
+    source = BatchSource(corpus, vocabulary, settings.objective, settings.batch, split, retrieval=retrieval)
     return {step: row_sums(source[step - 1]) for step in range(1, num_steps + 1)}
 
 
