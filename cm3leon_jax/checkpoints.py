@@ -269,9 +269,10 @@ def abstract_on(abstract: Any, shardings: Any) -> Any:
 
 def bit_sums(arrays: Any) -> dict[str, int]:
     """A sum over the bits of every array, by its name: equal exactly where the bits are, on any mesh."""
-    # Array by array: there are few shapes to compile, and only one array at a time has to be on a device.
-    sums = jax.device_get([(_name(path), _bit_sum(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)])
-    return {name: int(value) for name, value in sums}
+    # Array by array, since there are few shapes to compile; and one after the other, since a CPU's devices can wait for
+    # each other forever where several programs with collectives are under way.
+    jax.block_until_ready(arrays)
+    return {_name(path): int(_bit_sum(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
 
 
 @jax.jit

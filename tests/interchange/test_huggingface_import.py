@@ -17,7 +17,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.restoring import restore_model
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.progress import read_step_log
-from cm3leon_jax.training import train
+from cm3leon_jax.training import start, train
 from cm3leon_jax.vocabulary import Vocabulary
 from tests.conftest import random_document, write_corpus
 from tests.interchange.conftest import assert_equal, at, import_folder, imported
@@ -149,7 +149,7 @@ def test_training_starts_from_imported_parameters(prepared, capsys, monkeypatch)
     # What shapes no parameter may differ from the import's config.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=5, num_tokens=8.0 * 48 * 3))
     seen = []
-    real = train.TrainStep
+    real = start.TrainStep
 
     class Watched(real):
         def __init__(self, *arguments):
@@ -162,7 +162,7 @@ def test_training_starts_from_imported_parameters(prepared, capsys, monkeypatch)
 
             self.step = watched
 
-    monkeypatch.setattr(train, "TrainStep", Watched)
+    monkeypatch.setattr(start, "TrainStep", Watched)
     assert train.run(config, there, Namespace(profile="")) == 0
     assert "of 8 x 48 tokens, from imported parameters" in capsys.readouterr().out
     first, batch = seen[0]
