@@ -35,6 +35,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -43,6 +44,8 @@ from chaos_comparison import Comparison, compared
 from cm3leon_jax.data import digits
 from cm3leon_jax.documents import encode_png
 from cm3leon_jax.progress import read_step_log
+
+T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NUM_DEVICES, NUM_PICTURES = 8, 600
@@ -252,8 +255,8 @@ class Workplace:
         """A run that nobody kills."""
         run = self.folder / f"reference_{num_processes}"
         for command in ("prepare", "train"):
-            with self.launched(command, run, num_processes, 0) as launcher:
-                launcher.wait()
+            launcher = self.launched(command, run, num_processes, 0)
+            launcher.wait()
             _succeed(launcher)
         return run
 
@@ -278,7 +281,7 @@ class Workplace:
 
 def _succeed(ended: subprocess.CompletedProcess[bytes] | subprocess.Popen[bytes]) -> None:
     if ended.returncode:
-        raise SystemExit(f"{ended.args} ended with {ended.returncode} though nobody killed it")
+        raise SystemExit(f"{ended.args!r} ended with {ended.returncode} though nobody killed it")
 
 
 @dataclass(frozen=True)
@@ -308,9 +311,9 @@ class Chaos:
     unexplained: list[str] = field(default_factory=list)
     # Seconds from a kill to the next new step.
     recoveries: list[float] = field(default_factory=list)
-    _decks: dict[str, list] = field(default_factory=dict)
+    _decks: dict[str, list[Any]] = field(default_factory=dict)
 
-    def drawn(self, name: str, choices: tuple) -> object:
+    def drawn(self, name: str, choices: tuple[T, ...]) -> T:
         """One of the choices; all come equally often."""
         deck = self._decks.setdefault(name, [])
         if not deck:
@@ -416,7 +419,7 @@ class Driven:
                 wanted = there_before + draw.randrange(1, left)
                 there, delay = self._until(lambda: self._num_files() >= wanted, "a file"), draw.uniform(0, 0.05)
         else:
-            moment = str(self._chaos.drawn("moment", MOMENTS))
+            moment = self._chaos.drawn("moment", MOMENTS)
             step = draw.randint(1, SAVE_EVERY + 2)
             if moment == "start-up":
                 there, delay = True, draw.uniform(0, 15)
@@ -468,7 +471,7 @@ class Driven:
             return
         name = "kill" if self._number > 1 else "kill of one process"
         kills = KILLS if self._number > 1 else KILLS[3:]
-        victim, number = self._chaos.drawn(name, kills)  # type: ignore[misc]
+        victim, number = self._chaos.drawn(name, kills)
         chosen = {"one": draw.sample(sorted(members), 1), "all": sorted(members), "launcher": [self._launcher.pid]}[
             victim
         ]
@@ -513,7 +516,7 @@ class Driven:
         )
         if not alive:
             self._gone("after a pause")
-        return f"continued after {seconds:.1f} s, and " + ("went on" if alive else "started again")
+        return f"continued after {seconds:.1f} s, and " + ("went on" if alive else "ended")
 
     def _gone(self, what: str) -> None:
         """Waits until no process of this start lives."""

@@ -34,12 +34,12 @@ def main() -> int:
     return cli.main()
 
 
-def noted(source: BatchSource, first_step: int, num_steps: int) -> Iterator[Batch]:
+def noted(source: BatchSource, first_step: int, num_steps: int, prefetch: int = 4) -> Iterator[Batch]:
     """`batches.iterate`, with a line for every batch at the moment that it is taken."""
     folder, process = Path(os.environ["CHAOS_ROWS"]), os.environ.get("JAX_PROCESS_ID", "0")
     folder.mkdir(parents=True, exist_ok=True)
     # Steps are counted from 1 where they are logged.
-    numbered = enumerate(batches.iterate(source, first_step, num_steps), start=first_step + 1)
+    numbered = enumerate(batches.iterate(source, first_step, num_steps, prefetch), start=first_step + 1)
     with (folder / f"{time.time_ns()}-process-{process}.jsonl").open("w", buffering=1) as file:
         for step, batch in numbered:
             rows = list(zip(source._rows, row_sums(batch), strict=True))
