@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import random
 import re
@@ -98,6 +99,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where everything goes (default: a new one, gone when all is well)")
     arguments = parser.parse_args()
+    # Orbax remarks on every checkpoint that is opened to be read alone.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     # So that what was started is ended then, too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if arguments.folder:
