@@ -137,7 +137,8 @@ def _join(command: str, config: Config) -> None:
     from cm3leon_jax import distributed
 
     if command in _DISTRIBUTED:
-        distributed.join(config.distributed)
+        # The others have no step to save: what they wrote is whole, and started again they go on behind it.
+        distributed.join(config.distributed, notes_sigterm=command == "train")
     elif processes := distributed.named_processes(os.environ):
         raise UserError(f"runs as one process, and this is {processes}: start it once, without a launcher")
 

@@ -79,8 +79,12 @@ def named_processes(environment: Mapping[str, str]) -> Processes | None:
     return Processes(address or None, int(count), int(index)) if int(count) > 1 else None
 
 
-def join(config: DistributedConfig) -> None:
+def join(config: DistributedConfig, notes_sigterm: bool = False) -> None:
     """Makes this process one of its run; to be called before JAX's first use of a device.
+
+    Args:
+      config: how long the others are waited for.
+      notes_sigterm: whether SIGTERM is only noted, for `StopSignal` to ask about; otherwise it ends this process.
 
     Raises:
       UserError: if the environment contradicts itself.
@@ -93,6 +97,7 @@ def join(config: DistributedConfig) -> None:
         processes = Processes()
     within = f"within {config.initialization_seconds} s (config.distributed.initialization_seconds)"
     _abort_means(f"{processes} did not find the others {within}: is every one started, and the coordinator reachable?")
+    jax.config.update("jax_enable_preemption_service", notes_sigterm)
     try:
         jax.distributed.initialize(
             processes.coordinator_address,

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -93,6 +94,25 @@ def test_a_stall_is_worth_a_restart():
     assert ended.returncode == 75
     assert ended.stdout == "beaten\n"
     assert "no step for 0.5 s" in ended.stderr and 'File "<string>"' in ended.stderr
+
+
+@pytest.mark.parametrize(("notes_sigterm", "code"), [(False, -signal.SIGTERM), (True, 0)])
+def test_sigterm_ends_a_process_that_does_not_ask_for_it(notes_sigterm, code):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    script = (
+        "import os, signal, sys, time\n"
+        "os.environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': sys.argv[2]}\n"
+        "os.environ['JAX_COORDINATOR_ADDRESS'] = sys.argv[1]\n"
+        "from cm3leon_jax import config, distributed\n"
+        f"distributed.join(config.DistributedConfig(initialization_seconds=60), {notes_sigterm})\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(1)\n"
+        "os._exit(0)\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", script, address, number]) for number in "01"]
+    assert [process.wait(timeout=120) for process in processes] == [code, code]
 
 
 def test_a_command_for_one_process_refuses_a_launcher(monkeypatch, capsys):
