@@ -39,6 +39,12 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int, read_only: bool = False) -> None:
+        """
+        Args:
+          folder: of all steps.
+          keep: how many of them, the newest.
+          read_only: leaves alone what is unfinished there: a run may be writing it.
+        """
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.preservation_policy.LatestN(keep),
@@ -47,7 +53,6 @@ class Checkpoints:
             enable_async_checkpointing=True,
             # What a killed process left unfinished would only take up room.
             cleanup_tmp_directories=not read_only,
-            read_only=read_only,
         )
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
