@@ -32,6 +32,19 @@ class DamagedCheckpoint(Exception):
     """A step that is there and cannot be read, or not as it was written; says which, and why."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, kept from asking JAX's preemption service whether to stop.
+
+    The service takes the number that was last asked with for how far this process is. The training loop counts its
+    steps from where it started, Orbax from the first step of the run, and also from a thread of its own: a SIGTERM
+    beside a save would be answered as many steps too late as the run was old when it started.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never: who saves knows why."""
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run: the training state, and `meta`, a JSON object that says what it belongs to.
 
@@ -54,7 +67,7 @@ class Checkpoints:
             # What a killed process left unfinished would only take up room.
             cleanup_tmp_directories=not read_only,
         )
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        self._manager = _Manager(folder.resolve(), options=options)
 
     @property
     def steps(self) -> list[int]:

@@ -91,6 +91,15 @@ def test_old_steps_go(config, vocabulary, tmp_path):
     assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == [3, 4]
 
 
+def test_a_save_does_not_ask_whether_to_stop(config, vocabulary, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", asked.append)
+    state = compiled_on(config, vocabulary, MeshConfig(fsdp=8)).init()
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        checkpoints.save(7, state, {})
+    assert not asked
+
+
 def test_another_model_is_refused(config, vocabulary, tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, compiled_on(config, vocabulary, MeshConfig(fsdp=8)).init(), {})
