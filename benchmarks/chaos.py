@@ -314,6 +314,8 @@ class Chaos:
     unexplained: list[str] = field(default_factory=list)
     # Seconds from a kill to the next new step.
     recoveries: list[float] = field(default_factory=list)
+    # Steps from a SIGTERM to the one behind which all stopped.
+    steps_to_stop: list[int] = field(default_factory=list)
     _decks: dict[str, list[Any]] = field(default_factory=dict)
 
     def drawn(self, name: str, choices: tuple[T, ...]) -> T:
@@ -478,7 +480,8 @@ class Driven:
         chosen = {"one": draw.sample(sorted(members), 1), "all": sorted(members), "launcher": [self._launcher.pid]}[
             victim
         ]
-        where = f"step {self._step()}" if self._command == "train" else f"{self._num_files()} files"
+        step = self._step()
+        where = f"step {step}" if self._command == "train" else f"{self._num_files()} files"
         whose = f"process {members[chosen[0]]}" if victim == "one" else victim
         began = time.monotonic()
         for pid in chosen:
@@ -492,6 +495,9 @@ class Driven:
         else:
             self._gone(f"after {number.name} for {whose} at {moment}, {where}")
             outcome = f"all gone after {time.monotonic() - began:.1f} s"
+            if number == signal.SIGTERM and step > self._first_step:
+                self._chaos.steps_to_stop.append(self._step() - step)
+                outcome += f" and {self._step() - step} steps"
             if victim == "launcher":
                 self._launcher.wait(timeout=PATIENCE)
                 if number == signal.SIGKILL:
@@ -588,6 +594,7 @@ def _show(rounds: list[Round], chaos: Chaos, seconds: float) -> None:
     )
     if chaos.recoveries:
         ordered = sorted(chaos.recoveries)
+        print(f"from SIGTERM to a stop: {max(chaos.steps_to_stop, default=0)} steps at most")
         print(f"from a kill to the next step: median {statistics.median(ordered):.1f} s, longest {ordered[-1]:.1f} s")
 
 
