@@ -188,7 +188,9 @@ def test_a_killed_process_a_lost_node_and_the_end_of_the_time_cost_no_step(slurm
     assert "queued again" in run.log.read_text()
     slurm.kill_node("n2")
     wait_for(lambda: run.job["Restarts"] == "2", 120, "a requeue after the loss of a node")
-    assert "DUE TO NODE FAILURE" in run.log.read_text()
+    # Whichever notices first: SLURM, or the script when the other process has given this one up.
+    said = run.log.read_text()
+    assert "DUE TO NODE FAILURE" in said or said.count("queued again") == 2
     slurm.start_node("n2")
 
     # SLURM looks at the times of jobs twice a minute. Until then the processes are held, however fast they are, which
