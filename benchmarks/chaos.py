@@ -446,7 +446,12 @@ class Driven:
         if moment == "prepare":
             stage = "neighbours" if (self._run / "corpus" / "retrieval").exists() else "tokens"
             return f"prepare, {stage if there_before < self._num_files() else 'start-up'}"
-        return "step" if moment == "start-up" and self._step() > self._first_step else moment
+        # The moment may have passed before the delay had.
+        is_past = {
+            "start-up": self._step() > self._first_step,
+            "evaluation": self._step() % EVAL_EVERY != EVAL_EVERY - 1,
+        }
+        return "step" if is_past.get(moment) else moment
 
     def _until(self, condition: Callable[[], bool], what: str) -> bool:
         """Waits until a condition holds; False if the processes end before."""
