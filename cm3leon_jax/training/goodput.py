@@ -11,6 +11,8 @@ from cm3leon_jax.training.metrics import StepWork
 # What is not a step that counts: getting ready, compiling, waiting for batches, waiting for a checkpoint to be copied,
 # held-out loss and sample pictures, and steps that were done and must be done again after a fault.
 PARTS = ("startup", "compile", "data_wait", "save", "evaluation", "lost")
+# `RunClock.values()` before a run began.
+NO_SECONDS = {f"seconds_{name}": 0.0 for name in ("total", *PARTS)}
 
 
 class RunClock:

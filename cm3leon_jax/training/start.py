@@ -21,6 +21,7 @@ from cm3leon_jax.distributed import is_first
 from cm3leon_jax.errors import RestartError, UserError
 from cm3leon_jax.model.flops import flops_per_token
 from cm3leon_jax.model.sharding import make_mesh, own_rows, refuse_uneven_batch
+from cm3leon_jax.training.goodput import NO_SECONDS
 from cm3leon_jax.training.metrics import StepWork
 from cm3leon_jax.training.samples import SamplePictures
 from cm3leon_jax.training.skipping import BadStretch
@@ -94,7 +95,7 @@ class Start:
     num_rollbacks: int = 0
     from_import: bool = False
     # The clock's at that time.
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=lambda: NO_SECONDS)
 
 
 def set_up(config: Config, workdir: Path) -> Setup:

@@ -84,8 +84,7 @@ def _train(
     held_out_source = setup.source(config.corpus.held_out_split) if train.eval_every else None
     log = MetricsLog(setup.workdir, start.step) if is_first() else None
     progress = Progress("train", config.num_steps, start.step, shown=is_first())
-    if start.seconds:
-        clock.went_back(start.seconds, ((log and log.last_seconds) or start.seconds) if is_restart else None)
+    clock.went_back(start.seconds, ((log and log.last_seconds) or start.seconds) if is_restart else None)
     batches = iterate(source, start.step, config.num_steps)
     stop, watch = StopSignal(), StallWatch(config.distributed.stall_seconds)
     read = StepReader(config, setup.work, log, progress, clock, watch)

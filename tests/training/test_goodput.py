@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from cm3leon_jax.training import goodput
-from cm3leon_jax.training.goodput import PARTS, RunClock
+from cm3leon_jax.training.goodput import NO_SECONDS, PARTS, RunClock
 from cm3leon_jax.training.metrics import StepWork
 
 WORK = StepWork(num_tokens=100, flops_per_token=6e9, num_devices=4, peak_flops=1e12)
@@ -87,6 +87,22 @@ def test_steps_behind_the_checkpoint_are_lost_after_a_fault_and_nothing_else_is(
     again.went_back(saved)
     assert again.values()["seconds_lost"] == 6 + 4
     assert counted(again.values()) == 10
+
+
+def test_a_start_that_was_killed_before_its_first_checkpoint_is_lost_as_a_whole(now):
+    first = RunClock()
+    now(2)
+    first.went_back(NO_SECONDS, NO_SECONDS)
+    first.ready(0)
+    now(7)
+    last = first.values()
+    again = RunClock()
+    now(3)
+    again.went_back(NO_SECONDS, last)
+    again.ready(0)
+    values = again.values()
+    assert (values["seconds_lost"], values["seconds_startup"], values["seconds_total"]) == (7, 5, 12)
+    assert counted(values) == 0
 
 
 def test_a_stop_behind_a_checkpoint_loses_nothing(now):
