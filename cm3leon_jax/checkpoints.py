@@ -23,6 +23,7 @@ from jaxtyping import Array, Shaped, UInt32
 from cm3leon_jax.config import Config, ModelConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import is_full_disk
+from cm3leon_jax.model.sharding import parameter_name
 
 # Most bytes of the pieces in which an array is written: what must be decompressed to read any part of a piece.
 _CHUNK_BYTES = 16 << 20
@@ -290,7 +291,7 @@ def bit_sums(arrays: Any) -> dict[str, int]:
     # Array by array, since there are few shapes to compile; and one after the other, since a CPU's devices can wait for
     # each other forever where several programs with collectives are under way.
     jax.block_until_ready(arrays)
-    return {_name(path): int(_bit_sum(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
+    return {parameter_name(path): int(_bit_sum(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
 
 
 @jax.jit
@@ -308,12 +309,8 @@ def _bit_sum(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     return sums
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-
-
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {parameter_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _damaged(folder: Path, error: Exception) -> Exception:

@@ -143,8 +143,8 @@ def cache_sharding(num_rows: int, mesh: Mesh) -> NamedSharding:
 
 
 def parameter_name(path: tuple[Any, ...]) -> str:
-    """The dotted name of a parameter, given its path in a tree."""
-    return ".".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+    """The dotted name of a parameter, or of another array of a state, given its path in a tree."""
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
 def shardings(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
