@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from cm3leon_jax.checkpoints import refuse_another_model, trained_checkpoint
+from cm3leon_jax.checkpoints import Checkpoints, read_newest, refuse_another_model
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.errors import UserError
@@ -56,7 +56,8 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
         raise UserError(f"--output={output} is there already: name another folder, or delete this one")
     refuse_what_opt_lacks(config.model)
     vocabulary = Vocabulary.load(config.vocabulary.path)
-    with trained_checkpoint(workdir, config.train.keep_checkpoints) as (checkpoints, step):
+
+    def export(checkpoints: Checkpoints, step: int) -> None:
         meta, what = checkpoints.meta(step), f"the checkpoint {workdir}/checkpoints/{step}"
         vocabulary.check_fingerprint(meta["vocabulary"], what)
         refuse_another_model(meta, config, what)
@@ -81,7 +82,9 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
             finally:
                 progress.close()
             size = sum(file.stat().st_size for file in files)
-    print(f"exported step {step:,} to {output}: {size / 1e6:,.1f} MB of {arguments.dtype} in {len(files)} file(s)")
+        print(f"exported step {step:,} to {output}: {size / 1e6:,.1f} MB of {arguments.dtype} in {len(files)} file(s)")
+
+    read_newest(workdir, config.train.keep_checkpoints, export)
     return 0
 
 
