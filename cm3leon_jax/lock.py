@@ -21,7 +21,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -92,8 +92,14 @@ def lock(folder: str | Path, command: str, name: str = LOCK_FILE) -> Iterator[No
 class _Held:
     """A lock that this process holds: touched by a thread until it is let go."""
 
-    def __init__(self, file: Path, descriptor: int) -> None:
-        self._file, self._descriptor = file, descriptor
+    def __init__(self, file: Path, descriptor: int, made: Sequence[Path] = ()) -> None:
+        """
+        Args:
+          file: the lock.
+          descriptor: of the file, opened.
+          made: folders that were not there before it, innermost first.
+        """
+        self._file, self._descriptor, self._made = file, descriptor, made
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._touch, daemon=True)
         self._thread.start()
@@ -105,6 +111,10 @@ class _Held:
         if _is_same_file(self._file, self._descriptor):
             self._file.unlink(missing_ok=True)
         os.close(self._descriptor)
+        # A command that was refused for another reason leaves no empty folder.
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
     def _touch(self) -> None:
         while not self._done.wait(_TOUCH_SECONDS):
@@ -119,6 +129,7 @@ def _take(file: Path, holder: Holder) -> _Held:
     Raises:
       UserError: as soon as that holder is known to be alive, or cannot be told from one that is.
     """
+    made = [folder for folder in file.parents if not folder.exists()]
     file.parent.mkdir(parents=True, exist_ok=True)
     started, seen, told = time.monotonic(), None, False
     while True:
@@ -134,7 +145,7 @@ def _take(file: Path, holder: Holder) -> _Held:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
             os.fsync(descriptor)
-            return _Held(file, descriptor)
+            return _Held(file, descriptor, made)
         os.close(descriptor)
         is_here = found is None or found.boot == holder.boot
         patience = (_LET_GO_SECONDS if is_here else _LEASE_SECONDS) if is_ours is False else _DEAD_AFTER_SECONDS
