@@ -28,6 +28,7 @@ from cm3leon_jax.interchange.opt_config import opt_config, refuse_what_opt_lacks
 from cm3leon_jax.interchange.opt_names import IN_LAYERS, OUTSIDE_LAYERS, PREFIX, OptTensor
 from cm3leon_jax.interchange.tokenizer_files import write_tokenizer
 from cm3leon_jax.interchange.writing_weights import DTYPES, LazyTensor, parse_size, write_weights
+from cm3leon_jax.lock import lock
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -51,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `cm3leon export`."""
     output = Path(arguments.output)
+    # Beside the folder, which has to be empty.
+    with lock(output.parent, "export", f".{output.name}.lock"):
+        return _run(config, workdir, arguments, output)
+
+
+def _run(config: Config, workdir: Path, arguments: argparse.Namespace, output: Path) -> int:
     shard_bytes = parse_size(arguments.shard_size)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"--output={output} is there already: name another folder, or delete this one")
