@@ -4,8 +4,18 @@ MISTAKE = 2
 RESTART = 75
 
 
+# Most characters of a message: a name that a damaged file holds may be as long as the file.
+_LONGEST = 1400
+
+
 class UserError(Exception):
     """A mistake in what the user gave: says in one line what is wrong, where, and how to mend it (exit code 2)."""
+
+    def __init__(self, message: str) -> None:
+        """Keeps what a file holds, and the message repeats, from breaking the line or steering the terminal."""
+        line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in message)
+        half = _LONGEST // 2
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}")
 
 
 class RestartError(Exception):

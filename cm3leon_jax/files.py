@@ -15,6 +15,9 @@ from typing import Any
 
 from cm3leon_jax.errors import UserError
 
+# Far above every file that is written here; a larger one would be read into memory before it is refused.
+_LONGEST_JSON = 1 << 28
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -22,8 +25,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.touch()
+    ordinary = temporary.stat().st_mode
     try:
         yield temporary
+        # Some libraries write files for their owner alone, whatever the umask says.
+        if temporary.stat().st_mode != ordinary:
+            temporary.chmod(ordinary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -77,13 +85,29 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Reads a JSON file; `what` names it in the message when it is missing or damaged."""
+    """Reads a JSON file; `what` names it in the message when it is missing, cannot be read or is damaged."""
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise UserError(f"{what} is damaged: {path} is no ordinary file")
+        if path.stat().st_size > _LONGEST_JSON:
+            raise UserError(f"{what} is damaged: {path} is longer than {_LONGEST_JSON:,} bytes; write it again")
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{what} is missing: no file {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{what} cannot be read: {path} ({error.strerror})") from None
+    # A ValueError is also what bytes that are no text and numbers of thousands of digits raise.
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{what} is damaged: {path} is not JSON ({error}); write it again") from None
+
+
+def read_object(path: str | Path, what: str) -> dict[str, Any]:
+    """The same for a file that has to hold a JSON object."""
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise UserError(f"{what} is damaged: {path} holds a {type(found).__name__}, not an object; write it again")
+    return found
 
 
 def is_full_disk(error: BaseException | None) -> bool:
