@@ -1,7 +1,6 @@
 """Records what a rebuild must not change, and compares two records bit by bit.
 
-    python benchmarks/yardstick.py record --out=before.json
-    python benchmarks/yardstick.py record --out=after.json --program="other/bin/cm3leon"
+    python benchmarks/yardstick.py record --out=before.json        # and later, --out=after.json
     python benchmarks/yardstick.py compare before.json after.json --renamed=renamed.json
 
 A record holds the demo's vocabulary, image tokenizer, prepared corpus and every value of its first 300 steps; answers
@@ -433,8 +432,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     recording.add_argument("--out", type=Path, required=True, metavar="FILE", help="goes on with it if it is there")
     recording.add_argument("--only", default="", metavar="A,B", help=f"of {', '.join(each.name for each in STAGES)}")
     recording.add_argument("--workdir", type=Path, metavar="DIR", help="for the runs (default: FILE.runs)")
-    program = f"{shlex.quote(sys.executable)} -m cm3leon_jax"
-    recording.add_argument("--program", default=program, metavar="COMMAND", help="what to run (default: this Python's)")
+    recording.add_argument(
+        "--prefix", default="", metavar="COMMAND", help="in front of each command, such as 'nice -n 5'"
+    )
     comparing = commands.add_parser("compare", help="compare two records")
     comparing.add_argument("old", type=Path)
     comparing.add_argument("new", type=Path)
@@ -461,7 +461,7 @@ def _record(arguments: argparse.Namespace, only: Sequence[str]) -> int:
     for stage in stages_to_run(STAGES, only, record["rows"], lambda name: _is_made(work, name, made_by)):
         print(f"{stage.name} ...", end=" ", flush=True)
         start = time.perf_counter()
-        if not _run(stage, shlex.split(arguments.program), work):
+        if not _run(stage, shlex.split(arguments.prefix), work):
             return 1
         record["rows"][stage.name] = stage.rows(work)
         record["seconds"][stage.name] = round(time.perf_counter() - start, 1)
@@ -492,10 +492,12 @@ def stages_to_run(
     return [stage for stage in stages if stage.name in chosen]
 
 
-def _run(stage: Stage, program: Sequence[str], work: Path) -> bool:
+def _run(stage: Stage, prefix: Sequence[str], work: Path) -> bool:
     if stage.fresh:
         shutil.rmtree(work / stage.fresh, ignore_errors=True)
-    command = [*program, *(argument.replace("{work}", str(work)) for argument in stage.command)]
+    # From ROOT, so that this checkout's package and configs are found.
+    command = [*prefix, sys.executable, "-m", "cm3leon_jax"]
+    command += [argument.replace("{work}", str(work)) for argument in stage.command]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "SLURM_"))}
     environment = kept | {
         "JAX_PLATFORMS": "cpu",
@@ -514,19 +516,19 @@ def _run(stage: Stage, program: Sequence[str], work: Path) -> bool:
 
 def _made_by() -> dict[str, Any]:
     """What decides the numbers beside the commands: commit, machine, versions."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    code = ("--", "cm3leon_jax", "configs")
+    last, changed = _git("log", "-1", "--format=%h", *code), _git("status", "--porcelain", *code)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "commit": described.stdout.strip() or "unknown",
+        "commit": (last or "unknown") + (", changed since" if changed else ""),
         "machine": f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
     }
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def _marker(work: Path, stage: str) -> Path:
@@ -637,9 +639,8 @@ def _verdict(row: str, new_row: str, old: Row, new: Row, explanations: Explanati
     unexplained = [each for each in differences if reasons[each[1]] is None]
     _, key, position = (unexplained or differences)[0]
     shown = (f"{_at(columns, key, position) or 'nothing':.40}" for columns in (expected, new))
-    relative = [
-        _relative(expected[k][p], new[k][p]) for _, k, p in differences if _has(expected, k, p) and _has(new, k, p)
-    ]
+    in_both = [(k, p) for _, k, p in differences if _at(expected, k, p) and _at(new, k, p)]
+    relative = [_relative(expected[k][p], new[k][p]) for k, p in in_both]
     numbers = [each for each in relative if each is not None]
     return Verdict(
         row,
@@ -651,13 +652,9 @@ def _verdict(row: str, new_row: str, old: Row, new: Row, explanations: Explanati
     )
 
 
-def _has(row: Row, key: str, position: str) -> bool:
-    return key in row and position in row[key]
-
-
 def _at(row: Row, key: str, position: str) -> str | None:
     # What `repr` says of a float is all of its bits.
-    return repr(row[key][position]) if _has(row, key, position) else None
+    return repr(row[key][position]) if position in row.get(key, {}) else None
 
 
 def _relative(old: Any, new: Any) -> float | None:
