@@ -142,7 +142,11 @@ def answers(folder: Path, prefix: str) -> dict[str, Row]:
         for document in line.get("retrieved", ()):
             found = row.setdefault("retrieved", {})
             found[f"{position}.{len(found)}"] = f"{document['document']} {document['score']!r} {document['text']}"
-        segments = line.get("segments") or [line["text"] if line["image"] is None else {"image": line["image"]}]
+        segments = line.get("segments")
+        if segments is None:
+            segments = [line["text"] if line["image"] is None else {"image": line["image"]}]
+        # A continuation may be empty.
+        row.setdefault("segments", {})[position] = len(segments)
         for number, segment in enumerate(segments):
             is_text = isinstance(segment, str)
             value = segment if is_text else _sum(_pixels(folder / segment["image"]))
