@@ -35,6 +35,7 @@ from cm3leon_jax.interchange.reading_weights import StoredTensor, open_weights
 from cm3leon_jax.interchange.tokenizer_files import read_vocabulary
 from cm3leon_jax.model.sharding import make_mesh, parameter_name, shardings
 from cm3leon_jax.model.transformer import Transformer, abstract_model
+from cm3leon_jax.paths import input_path
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -42,7 +43,12 @@ from cm3leon_jax.vocabulary import Vocabulary
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `import` takes beside the config."""
     parser.add_argument(
-        "--from", required=True, dest="source", metavar="FOLDER", help="config.json, weights, tokenizer"
+        "--from",
+        required=True,
+        dest="source",
+        type=input_path("--from"),
+        metavar="FOLDER",
+        help="config.json, weights, tokenizer",
     )
 
 
