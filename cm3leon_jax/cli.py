@@ -19,7 +19,7 @@ from typing import NamedTuple, TextIO
 from cm3leon_jax import paths
 from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
 from cm3leon_jax.config import Config
-from cm3leon_jax.errors import MISTAKE, RESTART, RestartError, UserError
+from cm3leon_jax.errors import MISTAKE, RESTART, FailedSave, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
 
 
@@ -127,6 +127,7 @@ def _main(argv: list[str]) -> int:
         return 0 if argv else MISTAKE
     command, *rest = argv
     _ignore_an_absent_tpu()
+    must_leave = False
     try:
         if command not in COMMANDS:
             close = difflib.get_close_matches(command, COMMANDS, n=1)
@@ -134,7 +135,8 @@ def _main(argv: list[str]) -> int:
             raise UserError(f"no command {command!r}: {hint}")
         return _run(command, rest)
     except UserError as error:
-        code, message = MISTAKE, str(error)
+        code, message = MISTAKE, _no_room(error) if is_full_disk(error) else str(error)
+        must_leave = isinstance(error, FailedSave)
     except RestartError as error:
         code, message = RESTART, str(error)
     except KeyboardInterrupt:
@@ -152,7 +154,7 @@ def _main(argv: list[str]) -> int:
         else:
             raise
     print(f"cm3leon {command}: {message}", file=sys.stderr)
-    if _is_one_of_many():
+    if must_leave or _is_one_of_many():
         _leave(code)
     return code
 
