@@ -96,6 +96,7 @@ def _verdict(row: str, new_row: str, old: Row, new: Row, explanations: Explanati
     unexplained = [each for each in differences if reasons[each[1]] is None]
     _, key, position = (unexplained or differences)[0]
     shown = (f"{_at(columns, key, position) or 'nothing':.40}" for columns in (expected, new))
+    first = f"{key} at {position}: {' -> '.join(shown)} ({len(differences)} differ)"
     in_both = [(k, p) for _, k, p in differences if _at(expected, k, p) and _at(new, k, p)]
     relative = [_relative(expected[k][p], new[k][p]) for k, p in in_both]
     numbers = [each for each in relative if each is not None]
@@ -103,7 +104,7 @@ def _verdict(row: str, new_row: str, old: Row, new: Row, explanations: Explanati
         shown_row,
         size,
         "differs" if unexplained else "explained",
-        f"{key} at {position}: {' -> '.join(shown)} ({len(differences)} differ)",
+        first if old and new else f"only in the {'old' if old else 'new'} record",
         max(numbers, default=None),
         tuple(dict.fromkeys(reason for reason in reasons.values() if reason)),
     )
