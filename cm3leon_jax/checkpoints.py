@@ -149,14 +149,27 @@ class Checkpoints:
         A part costs the pieces it lies in; `save` gives every layer of a stack pieces of its own.
         """
         folder = self.folder(step) / "state"
-        found = ocp.PyTreeCheckpointHandler().metadata(folder)
         database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
         opened: dict[str, tensorstore.TensorStore] = {}
-        for name, array in flat(found.tree["parameters"]).items():
-            store = {**database, "path": f"{array.name}/"}
-            spec = {"driver": "zarr3" if found.use_zarr3 else "zarr", "kvstore": store}
-            opened[name] = tensorstore.open(spec, read=True, open=True).result()
+        try:
+            found = ocp.PyTreeCheckpointHandler().metadata(folder)
+            for name, array in flat(found.tree["parameters"]).items():
+                store = {**database, "path": f"{array.name}/"}
+                spec = {"driver": "zarr3" if found.use_zarr3 else "zarr", "kvstore": store}
+                opened[name] = tensorstore.open(spec, read=True, open=True).result()
+        except Exception as error:
+            raise _damaged(self.folder(step), error) from error
         return opened
+
+    def streamed_parameters(self, step: int, abstract_parameters: nnx.State) -> StreamedParameters:
+        """The same, held to shapes, and to the sums over their bits once all of them are read.
+
+        Raises:
+          DamagedCheckpoint: if they cannot be opened.
+          UserError: if they are whole, and of other shapes.
+        """
+        self._refuse_another_shape(step, {"parameters": _plain(abstract_parameters)})
+        return StreamedParameters(self.folder(step), self.lazy_parameters(step), self._meta_with_sums(step)["bit_sums"])
 
     def _read(self, step: int, abstract: Any, partial: bool = False) -> Any:
         self._refuse_another_shape(step, abstract)
@@ -204,6 +217,46 @@ class Checkpoints:
             return
         self.wait()
         self._manager.close()
+
+
+class StreamedParameters:
+    """The parameters of a step, each of which is read once, in parts."""
+
+    def __init__(self, folder: Path, stored: Mapping[str, tensorstore.TensorStore], sums: Mapping[str, int]) -> None:
+        """Takes the folder of the step, and the sums that it was written with."""
+        self._folder, self._stored, self._written = folder, stored, sums
+        self._read = dict.fromkeys(stored, 0)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every parameter, by name."""
+        return {name: tuple(array.shape) for name, array in self._stored.items()}
+
+    def read(self, name: str, start: tuple[int, ...], stop: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
+        """A part of a parameter, between two places on its first axes.
+
+        Raises:
+          DamagedCheckpoint: if it cannot be read, or has values that are not finite.
+        """
+        index = tuple(slice(first, last) for first, last in zip(start, stop, strict=True))
+        try:
+            part = self._stored[name][index].read().result()
+        except Exception as error:
+            raise _damaged(self._folder, error) from error
+        # No run saves such parameters.
+        if not np.isfinite(part).all():
+            raise DamagedCheckpoint(f"{self._folder} has values in parameters.{name} that are NaN or infinite")
+        self._read[name] += _bit_sum_of_part(part, start)
+        return part
+
+    def check(self) -> None:
+        """Compares what was read with what was written, when all of it was read.
+
+        Raises:
+          DamagedCheckpoint: names a parameter with other bits.
+        """
+        for name, found in self._read.items():
+            if self._written.get(f"parameters.{name}") != found % (1 << 32):
+                raise DamagedCheckpoint(f"{self._folder} has other bits in parameters.{name} than were written")
 
 
 @contextlib.contextmanager
@@ -307,6 +360,16 @@ def _bit_sum(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
         weights = 2 * jax.lax.iota(jnp.uint32, size) * np.uint32(2654435761 + axis) + 1
         sums = jnp.sum(sums * weights.reshape(-1, *(1,) * (sums.ndim - 1)), axis=0, dtype=jnp.uint32)
     return sums
+
+
+def _bit_sum_of_part(part: Shaped[np.ndarray, "..."], start: tuple[int, ...]) -> int:
+    """What a part of an array, which begins at `start` on its first axes, adds to `_bit_sum`: numpy's twin of it."""
+    sums = part.view(f"uint{8 * part.dtype.itemsize}").astype(np.uint32, copy=False)
+    for axis, size in enumerate(part.shape):
+        places = np.arange(size, dtype=np.uint32) + np.uint32(start[axis] if axis < len(start) else 0)
+        weights = 2 * places * np.uint32(2654435761 + axis) + np.uint32(1)
+        sums = np.einsum("i,i...->...", weights, sums)
+    return int(sums)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
