@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from cm3leon_jax.errors import UserError
+from cm3leon_jax.errors import NotFinite, UserError
 from cm3leon_jax.files import replacing
 
 
@@ -59,13 +60,22 @@ def _duration(seconds: float) -> str:
 
 
 class StepLog:
-    """A file of JSON lines, one a logged step; continuing at a step first drops what lies past it."""
+    """A file of JSON lines, one a logged step; continuing at a step first drops what lies past it.
+
+    Lines that a disk damaged go to a file beside it, and one line says so; the half line of a crash is only dropped.
+    """
 
     def __init__(self, path: Path, first_step: int) -> None:
-        lines = read_step_log(path)
+        lines, damaged = _parsed(path)
         kept = [line for line in lines if line["step"] <= first_step]
         # The last line that is dropped; empty where none is.
         self.dropped: dict[str, Any] = lines[-1] if len(lines) > len(kept) else {}
+        if damaged:
+            aside = path.with_name(f"{path.name}.damaged")
+            with aside.open("ab") as file:
+                file.writelines(line + b"\n" for line in damaged.values())
+            numbers = ", ".join(map(str, damaged))
+            print(f"note: line {numbers} of {path} cannot be read, and is now in {aside.name}", flush=True)
         with replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", buffering=1, encoding="utf-8")
@@ -114,27 +124,48 @@ class TrainingLog:
         self._mend, self._describe = mend, describe
         self._lines, self._progress = StepLog(file, first), Progress(what, num_steps, first)
         self._since = (first, time.perf_counter())
+        # What is looked at of the steps since the values were last waited for.
+        self._unread: list[tuple[int, dict[str, Any]]] = []
 
     def step(self, done: int, metrics: Mapping[str, Any], force: bool) -> None:
         """Advances the bar; on every `log_every`-th step, and with `force`, waits for the values and looks at them.
 
         Raises:
-          UserError: if the loss, or a gradient norm beside it, is not finite.
+          UserError: names the first step whose loss, or a gradient norm beside it, is not finite.
         """
         self._progress.advance()
+        self._unread.append((done, {name: metrics[name] for name in ("loss", "grad_norm") if name in metrics}))
         logged = done % self._log_every == 0
         if not (logged or force):
             return
-        values = {name: float(value) for name, value in metrics.items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values.get("grad_norm", 0.0))):
-            raise UserError(f"the {self._what}'s loss is {values['loss']} at step {done:,}: {self._mend}")
+        for step, looked_at in self._unread:
+            for name, value in looked_at.items():
+                if not math.isfinite(value):
+                    what = name.replace("grad_norm", "gradient norm")
+                    raise UserError(f"the {self._what}'s {what} is {float(value)} since step {step:,}: {self._mend}")
+        self._unread.clear()
         if not logged:
             return
+        values = {name: float(value) for name, value in metrics.items()}
         (last, then), now = self._since, time.perf_counter()
         (size, unit), self._since = self._batch, (done, now)
         values[f"{unit}_per_second"] = (done - last) * size / (now - then)
         self._lines.write(done, values)
         self._progress.say(done, f"{self._describe(values)}, {values[f'{unit}_per_second']:.0f} {unit}/s")
+
+    @contextlib.contextmanager
+    def saving(self, done: int) -> Iterator[None]:
+        """Around the save of a step whose values were looked at.
+
+        Raises:
+          UserError: if the state is not finite, which the loss of the next step would show.
+        """
+        try:
+            yield
+        except NotFinite as error:
+            raise UserError(
+                f"the {self._what}'s parameters are not finite since step {done:,} ({error}): {self._mend}"
+            ) from None
 
     def close(self) -> None:
         """Ends the bar, closes the file."""
@@ -143,13 +174,34 @@ class TrainingLog:
 
 
 def read_step_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a step log; one that was cut off by a crash is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    """The lines of a step log; those that are damaged or cut off are left out."""
+    return _parsed(path)[0]
+
+
+def _parsed(path: Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
+    """The lines that can be read, and those that cannot by their number; the half line of a crash is neither."""
+    content = path.read_bytes() if path.exists() else b""
+    *whole, last = content.split(b"\n")
+    lines, damaged = [], {}
+    for number, line in enumerate(whole, start=1):
+        found = _logged_step(line)
+        if found is None:
+            damaged[number] = line
+        else:
+            lines.append(found)
+    if (found := _logged_step(last)) is not None:
+        lines.append(found)
+    return lines, damaged
+
+
+def _logged_step(line: bytes) -> dict[str, Any] | None:
+    """A line as it was written: a step, and numbers by name; None for anything else."""
+    try:
+        found = json.loads(line)
+    # A number of too many digits is a ValueError, too, as is text that is not UTF-8.
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        return None
+    values = found.values()
+    return found if all(value is None or type(value) in (int, float) for value in values) else None

@@ -26,6 +26,7 @@ def refused(config, workdir, folder, match):
     assert not (workdir / "checkpoints").exists() and not (workdir / "vocabulary").exists()
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_name_their_tensor(make_run, tmp_path):
     run = make_run()
     folder = run.export()
@@ -143,6 +144,7 @@ def test_headers_of_any_length_are_refused(make_run, tmp_path, length):
     refused(config, tmp_path / "there", folder, "model.safetensors is damaged")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_a_line_and_no_folder(make_run):
     run = make_run()
     whole = (run.export("whole") / "model.safetensors").read_bytes()
