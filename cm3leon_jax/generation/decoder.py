@@ -170,14 +170,15 @@ class Decoder:
 
         entries = frozenset(entry for prompt in rows for entry in prompt.plan if entry < 0)
         lengths = {len(prompt.plan) for prompt in rows}
-        window = sampling.speculative_window
         only_pictures = all(entry == IMAGE_CODE for prompt in rows for entry in prompt.plan) and len(lengths) == 1
-        speculates = window > 0 and only_pictures
+        speculates = sampling.speculative_window > 0 and only_pictures
+        # No more guesses than the picture has codes.
+        window = max(2, min(sampling.speculative_window, *lengths)) if speculates else 0
         num_entries = max(lengths) if speculates else rounded_up(max(lengths), _LEAST_PLAN)
         task = self._task(rows, reading, num_entries, scales, sampling.seed, [*indices, *[0] * spare])
         if num_streams > 1 and any(by_contrast):
             task = task._replace(is_contrastive=_for_all(by_contrast, np.bool_))
-        room = rounded_up(reading.num_slots + num_entries + (window if speculates else 0), _LEAST_SLOTS)
+        room = rounded_up(reading.num_slots + num_entries + window, _LEAST_SLOTS)
         sizes = (room,) if speculates else cache_sizes(reading.num_slots, room)
         cache = self._copy_rows(cache, reading.rest_row, sizes[0])
         hidden, filters = self._take(hidden, reading.rest_row), Filters.of(sampling)
