@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
 from cm3leon_jax.config import Config
-from cm3leon_jax.errors import MISTAKE, RESTART, RestartError, UserError
+from cm3leon_jax.errors import MISTAKE, RESTART, FailedSave, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
 
 # name: (module, what it does). Each module has `add_arguments(parser)` if the command takes more than the config, and
@@ -47,12 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if argv else MISTAKE
     command, *rest = argv
     _ignore_an_absent_tpu()
+    must_leave = False
     try:
         if command not in COMMANDS:
             raise UserError(f"no command {command!r}: the commands are {', '.join(COMMANDS)}")
         return _run(command, rest)
     except UserError as error:
-        code, message = MISTAKE, str(error)
+        code, message = MISTAKE, _no_room(error) if is_full_disk(error) else str(error)
+        must_leave = isinstance(error, FailedSave)
     except RestartError as error:
         code, message = RESTART, str(error)
     except KeyboardInterrupt:
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             raise
     print(f"cm3leon {command}: {message}", file=sys.stderr)
-    if _is_one_of_many():
+    if must_leave or _is_one_of_many():
         # The others may wait in a collective, and JAX would wait for them to say goodbye.
         from cm3leon_jax.distributed import leave
 

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib.util
 import inspect
+import math
 import sys
 import types
 import typing
@@ -120,7 +121,8 @@ def _build(cls: type, values: Mapping[str, Any], where: str, file: str) -> Any:
 
 def _check(value: Any, kind: Any, where: str, file: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        # What is too large for a float is out of every range, as infinities are.
+        return float(value) if abs(value) < sys.float_info.max else math.inf
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):

@@ -33,6 +33,7 @@ from cm3leon_jax.interchange.opt_config import differences, model_fields
 from cm3leon_jax.interchange.opt_names import IN_LAYERS, OUTSIDE_LAYERS, PREFIX, TIED, Index, OptTensor, Shape
 from cm3leon_jax.interchange.reading_weights import StoredTensor, open_weights
 from cm3leon_jax.interchange.tokenizer_files import read_vocabulary
+from cm3leon_jax.lock import lock
 from cm3leon_jax.model.sharding import make_mesh, parameter_name, shardings
 from cm3leon_jax.model.transformer import Transformer, abstract_model
 from cm3leon_jax.progress import Progress
@@ -52,6 +53,11 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     opt = read_json(folder / "config.json", f"the config.json of --from={folder}")
     if isinstance(opt, dict) and opt.get("model_type") == clip_import.MODEL_TYPE:
         return clip_import.run(config, folder, opt)
+    with lock(workdir, "import"):
+        return _run(config, workdir, folder, opt)
+
+
+def _run(config: Config, workdir: Path, folder: Path, opt: dict[str, Any]) -> int:
     checkpoints = workdir / "checkpoints"
     if checkpoints.exists() and any(checkpoints.iterdir()):
         raise UserError(f"{workdir} holds a run already: give another --workdir, or delete {checkpoints}")
