@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
@@ -113,7 +114,8 @@ def _overview() -> str:
 def _run(command: str, argv: Sequence[str]) -> int:
     module_name, _ = COMMANDS[command]
     overrides, rest = _split_overrides(argv)
-    module = importlib.import_module(module_name)
+    with _said_to_be_starting(command):
+        module = importlib.import_module(module_name)
     parser = argparse.ArgumentParser(
         prog=f"cm3leon {command}",
         description=module.__doc__,
@@ -132,6 +134,17 @@ def _run(command: str, argv: Sequence[str]) -> int:
     config = config_file.load(arguments.config, str(workdir), overrides)
     _join(command, config)
     return module.run(config, workdir, arguments) or 0
+
+
+@contextlib.contextmanager
+def _said_to_be_starting(command: str) -> Iterator[None]:
+    """Libraries take seconds to load: says so on a terminal, and takes it back."""
+    is_watched = sys.stderr.isatty()
+    if is_watched:
+        print(f"cm3leon {command} is starting ...", end="", file=sys.stderr, flush=True)
+    yield
+    if is_watched:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _join(command: str, config: Config) -> None:

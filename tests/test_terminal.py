@@ -9,7 +9,21 @@ from hypothesis import strategies as st
 
 from cm3leon_jax.terminal import visible
 
-HARMFUL = ("\x1b", "\x07", "\x9b", "\n", "\r", "\x7f", "\x00", "\u202e", "\u2066", "\u200f", "\u2028", "\ufeff", "\ud800")
+HARMFUL = (
+    "\x1b",
+    "\x07",
+    "\x9b",
+    "\n",
+    "\r",
+    "\x7f",
+    "\x00",
+    "\u202e",
+    "\u2066",
+    "\u200f",
+    "\u2028",
+    "\ufeff",
+    "\ud800",
+)
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=40))
@@ -29,7 +43,8 @@ def test_what_is_spelled_out_can_be_read_back(harmful):
 
 
 @pytest.mark.parametrize(
-    "text", ["a handwritten 7", "été", "日本語\u3000です", "👩\u200d🚀", "می\u200cخواهم", "a\u00a0b", r"C:\new", "😀\ufe0f"]
+    "text",
+    ["a handwritten 7", "été", "日本語\u3000です", "👩\u200d🚀", "می\u200cخواهم", "a\u00a0b", r"C:\new", "😀\ufe0f"],
 )
 def test_what_people_write_stays_as_it_is(text):
     assert visible(text) == text

@@ -6,7 +6,7 @@ a compiled function is then either NumPy's, which stands for the same array on e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -120,6 +120,7 @@ class Decoder:
         sampling: SamplingConfig,
         indices: Sequence[int] | None = None,
         contrastive: Sequence[bool] | None = None,
+        advance: Callable[[int], None] | None = None,
     ) -> list[Answer]:
         """Answers, in the order of the prompts.
 
@@ -131,6 +132,7 @@ class Decoder:
           sampling: how.
           indices: numbers that tell equal prompts apart.
           contrastive: which prompts to answer by CD-K; as `sampling.method` says where this is not given.
+          advance: told after each batch how many answers it gave.
         """
         self.refuse_too_long(prompts)
         indices = range(len(prompts)) if indices is None else indices
@@ -139,7 +141,10 @@ class Decoder:
         answers: list[Answer] = []
         for start in range(0, len(prompts), sampling.batch_size):
             chunk = slice(start, start + sampling.batch_size)
-            answers += self._batch(prompts[chunk], sampling, indices[chunk], contrastive[chunk])
+            found = self._batch(prompts[chunk], sampling, indices[chunk], contrastive[chunk])
+            answers += found
+            if advance is not None:
+                advance(len(found))
         return answers
 
     def refuse_too_long(self, prompts: Sequence[Prompt]) -> None:

@@ -2,8 +2,8 @@
 
 Prompts are JSON lines, {"prompt": "a handwritten seven"} or with a "task" of text_to_image, caption, vqa, infill,
 infill_text, edit, continue; README.md has a line of each, requests.py all that they may say. Prints the answers, and
-writes one PNG an image and generations.jsonl to --output, in place of those of an earlier run; other folders that are
-not empty are refused. Records that cannot be answered do not stop the others: failed.jsonl says what is wrong with them.
+writes one PNG per image and generations.jsonl to --output, in place of those of an earlier run; another folder that is
+not empty is refused. Records that cannot be answered do not stop the others: failed.jsonl says what is wrong with them.
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def _refuse_arguments(arguments: argparse.Namespace) -> None:
     if (arguments.prompts is None) == (arguments.prompt is None):
         raise UserError("give either --prompt=TEXT or --prompts=FILE")
     if arguments.prompt is not None and has_half_characters(arguments.prompt):
-        raise UserError("--prompt is not UTF-8 text: write it to a UTF-8 file of JSON lines, and give that to --prompts")
+        raise UserError(
+            "--prompt is not UTF-8 text: write it to a UTF-8 file of JSON lines, and give that to --prompts"
+        )
     if arguments.samples < 1:
         raise UserError(f"--samples={arguments.samples}: at least 1")
     if arguments.retrieve < 0:

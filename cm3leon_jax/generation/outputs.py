@@ -1,4 +1,4 @@
-"""The folder of a run's answers: one PNG an image, generations.jsonl, and failed.jsonl for records without an answer.
+"""The folder of a run's answers: one PNG per image, generations.jsonl, and failed.jsonl for records without an answer.
 
 A run takes the place of the one before it in that folder, and of nothing else. What the one before it left is what its
 own lists name; a folder that holds other things and no such list is refused, before anything is computed. New files are
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import json
 import os
@@ -24,6 +23,7 @@ from typing import Any
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import is_full_disk, replacing
+from cm3leon_jax.lock import lock
 
 ANSWERS_FILE, FAILURES_FILE = "generations.jsonl", "failed.jsonl"
 _LISTS = (ANSWERS_FILE, FAILURES_FILE)
@@ -83,8 +83,8 @@ def claimed(path: Path) -> Iterator[OutputFolder]:
             path.mkdir(parents=True, exist_ok=True)
             if is_new:
                 held.callback(_remove_if_empty, path)
-            held.enter_context(_locked(path))
-            earlier = _earlier(path)
+            # Before the lock, too: a folder that is refused is not written to at all.
+            _earlier(path)
             if not os.access(path, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except (OSError, ValueError) as error:
@@ -94,7 +94,8 @@ def claimed(path: Path) -> Iterator[OutputFolder]:
             if isinstance(error, FileExistsError):
                 why = "a file is there"
             raise UserError(f"the folder {path} cannot be made or used ({why}): name another with --output") from None
-        yield OutputFolder(path, frozenset(_identities(path, earlier)))
+        held.enter_context(lock(path, "generate"))
+        yield OutputFolder(path, frozenset(_identities(path, _earlier(path))))
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -107,25 +108,6 @@ def write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
         for line in lines:
             out.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock on the folder itself, which ends with the process and leaves no file."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another `generate` writes to {path}: wait until it is done, or name another folder with --output"
-            ) from None
-        except OSError:
-            # Some network file systems cannot lock a folder; there the two are left to the user.
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 def _earlier(folder: Path, besides: str = "") -> set[str]:
@@ -208,7 +190,7 @@ def _identities(folder: Path, names: set[str]) -> Iterator[tuple[int, int]]:
 
 
 def _replace(folder: Path, stage: Path, earlier: set[str]) -> None:
-    """Puts what is staged in the place of what earlier runs left; stopped anywhere, some list names all that is there."""
+    """Puts what is staged in the place of what earlier runs left; wherever it stops, some list names all of it."""
     new = sorted((file.name for file in stage.iterdir()), key=lambda name: name in _LISTS)
     for name in _LISTS:
         if name in earlier:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
+from cm3leon_jax.data.layouts import EDIT_TASK
 from cm3leon_jax.data.objective import move_spans, picture_places
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.vocabulary import Vocabulary
@@ -31,8 +32,6 @@ IMAGE_CODE, TEXT_TOKEN, ANYTHING = -1, -2, -3
 
 # Where a text is to be filled in.
 BLANK = "<mask>"
-
-EDIT_TASK = "Edit first image following the instruction"
 
 # The ids of a retrieved document: TEXT <break> PICTURE.
 Retrieved = Sequence[Sequence[int]]

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from cm3leon_jax.config import ImageTokenizerConfig
+from cm3leon_jax.data import layouts
 from cm3leon_jax.documents import UnreadablePicture, open_picture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
@@ -322,7 +323,10 @@ def prompt_of(
         return prompts.text_infill(text.replace(f" {prompts.BLANK}", prompts.BLANK), picture, most, v, retrieved)
     if prompts.BLANK in text:
         raise UserError(f"the prompt of the task {request.task} holds {prompts.BLANK}: the task infill_text fills it")
-    beginning = f"Question: {text.strip()} Answer:" if request.task == "vqa" else text.rstrip()
+    if request.task == "vqa":
+        beginning = layouts.QUESTION.text_before("answer", question=text.strip())
+    else:
+        beginning = layouts.INSTRUCTED_CAPTION.text_before("caption", instruction=text)
     if request.order == "left_to_right":
         return prompts.text_after_picture(picture, most, v, beginning, retrieved)
     return prompts.text_infill(beginning + prompts.BLANK, picture, most, v, retrieved)

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -286,7 +287,9 @@ def test_a_negative_number_of_documents_is_refused(run):
 
 @pytest.mark.parametrize("empty", ["", "  ", "\n"])
 def test_arguments_that_are_empty(run, folder, empty):
-    with pytest.raises(UserError, match='--prompt is empty, .*: give it a value; to draw without a text, give --prompts'):
+    with pytest.raises(
+        UserError, match=r"--prompt is empty, .*: give it a value; to draw without a text, give --prompts"
+    ):
         run(prompt=empty)
     with pytest.raises(UserError, match="--prompts is empty, "):
         run(file=empty)
@@ -312,24 +315,32 @@ def test_more_answers_than_fit_are_refused_before_any_is_asked_for(run, monkeypa
     assert 10**5 < most < 10**7
 
 
-@pytest.mark.parametrize(
-    "extreme",
-    [
-        {"temperature": 1e-44},
-        {"guidance": 3e38, "temperature": 1e-3},
-        {"temperature": 1e-44, "speculative_window": 4},
-        {"method": "contrastive", "amateur_temperature": 1e-44},
-    ],
-)
-def test_answers_from_numbers_that_are_not_finite_fail(run, folder, extreme):
-    assert run({"prompt": "zero"}, {"task": "caption", "image": "a.png"}, **extreme) == 2
+@pytest.mark.parametrize("window", [0, 4])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_from_numbers_that_are_not_finite_fail(run, trained, folder, monkeypatch, window, temperature):
+    decoder = Recording(trained.decoder)
+    decoder.load(jax.tree.map(lambda array: array * float("inf"), trained.parameters))
+    broken = dataclasses.replace(trained, decoder=decoder)
+    monkeypatch.setattr(generate, "restore_model", lambda config, workdir: broken)
+    sampling = {"temperature": temperature, "speculative_window": window}
+    assert run({"prompt": "zero"}, {"task": "caption", "image": "a.png"}, **sampling) == 2
     failed = written(folder / "out", "failed.jsonl")
-    assert failed[0]["line"] == 1 and "its answers are not finite" in failed[0]["error"]
-    for line in (folder / "out" / "generations.jsonl").read_text().splitlines() if len(failed) == 1 else []:
-        assert np.isfinite(json.loads(line, parse_constant=pytest.fail)["score"])
+    assert [failure["line"] for failure in failed] == [1, 2]
+    assert all("the scores of its answers are not finite" in failure["error"] for failure in failed)
+    assert [path.name for path in (folder / "out").iterdir()] == ["failed.jsonl"]
     with pytest.raises(UserError, match="--prompt: the scores of its answers are not finite"):
-        run(prompt="zero", output="one", **extreme)
+        run(prompt="zero", output="one", **sampling)
     assert not (folder / "one").exists()
+
+
+@pytest.mark.parametrize("scorer", ["likelihood", "caption"])
+def test_candidates_without_a_finite_score_are_not_kept(run, folder, monkeypatch, scorer):
+    def scores(candidates, model):
+        return [float("nan") if place % 2 == 0 else -float(place) for place in range(len(candidates))]
+
+    monkeypatch.setitem(generate.SCORERS, scorer, scores)
+    assert run({"prompt": "zero"}, samples=3, candidates=4, scorer=scorer) == 0
+    assert [(a["sample"], a["score"]) for a in written(folder / "out")] == [(0, -1.0), (1, -3.0)]
 
 
 @pytest.mark.parametrize("window", [17, 1_000_000])

@@ -1,9 +1,9 @@
-"""The folder of answers: only what a run wrote there ever goes, whatever else lies in it and wherever runs are killed."""
+"""The folder of answers: only what a run wrote there ever goes, whatever else it holds, wherever runs are killed."""
 
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +13,9 @@ from cm3leon_jax.generation.outputs import ANSWERS_FILE, FAILURES_FILE, claimed,
 
 def answer(index: int, *segments: str) -> dict:
     line = {"index": index, "prompt": "x", "task": "continue" if segments else "text_to_image", "image": None}
-    return line | ({"segments": ["x", *({"image": n} for n in segments)]} if segments else {"image": f"{index:05d}.png"})
+    return line | (
+        {"segments": ["x", *({"image": n} for n in segments)]} if segments else {"image": f"{index:05d}.png"}
+    )
 
 
 def generate(path, *answers, failures=(), content="new") -> None:
@@ -56,17 +58,29 @@ def test_a_run_takes_the_place_of_the_one_before(out):
 
 
 @pytest.mark.parametrize(
-    "name", ["00000.png", "00000.PNG", "00007_2.png", "holiday.jpg", "config.json", "checkpoints/x", "prompts.jsonl", "123456.png"]
+    "name",
+    [
+        "00000.png",
+        "00000.PNG",
+        "00007_2.png",
+        "holiday.jpg",
+        "config.json",
+        "checkpoints/x",
+        "prompts.jsonl",
+        "123456.png",
+    ],
 )
 def test_a_folder_of_something_else_is_refused_and_left_alone(out, name):
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text("mine")
-    with pytest.raises(UserError, match="is not empty .* name an empty or a new folder with --output"):
+    with pytest.raises(UserError, match=r"is not empty .* name an empty or a new folder with --output"):
         generate(out, answer(0))
     assert tree(out) == {name: b"mine"}
 
 
-@pytest.mark.parametrize("name", ["00000.png", "00009.png", "00000.PNG", "00001_3.png", "Generations.jsonl", "failed.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["00000.png", "00009.png", "00000.PNG", "00001_3.png", "Generations.jsonl", "failed.jsonl"]
+)
 def test_beside_answers_a_file_that_could_be_in_their_way_is_refused(out, name):
     generate(out, answer(3))
     (out / name).write_text("mine")
@@ -77,7 +91,8 @@ def test_beside_answers_a_file_that_could_be_in_their_way_is_refused(out, name):
 
 
 @pytest.mark.parametrize(
-    "image", ["../mine.png", "/etc/passwd", "sub/00003.png", "..", "", "mine.png", "00004.png", "00003.png/..", "notes.txt", 7]
+    "image",
+    ["../mine.png", "/etc/passwd", "sub/00003.png", "..", "", "mine.png", "00004.png", "00003.png/..", "notes.txt", 7],
 )
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_list_that_names_anything_else_is_not_believed(out, image, nested):
@@ -136,11 +151,10 @@ def test_what_desktops_leave_is_no_obstacle(out, name):
 
 
 def test_something_that_comes_while_answers_are_made_is_not_overwritten(out):
-    with pytest.raises(UserError, match=r"00000.png is there"), claimed(out) as folder:
-        with folder.stage() as stage:
-            (stage / "00000.png").write_text("new")
-            write_lines(stage / ANSWERS_FILE, [answer(0)])
-            (out / "00000.png").write_text("mine")
+    with pytest.raises(UserError, match=r"00000.png is there"), claimed(out) as folder, folder.stage() as stage:
+        (stage / "00000.png").write_text("new")
+        write_lines(stage / ANSWERS_FILE, [answer(0)])
+        (out / "00000.png").write_text("mine")
     assert tree(out) == {"00000.png": b"mine"}
 
 
@@ -167,7 +181,7 @@ generate(pathlib.Path(sys.argv[1]), answer(1), answer(2))
 @pytest.mark.slow
 def test_a_run_killed_anywhere_leaves_a_folder_that_the_next_one_takes(tmp_path):
     script = tmp_path / "killed.py"
-    script.write_text(KILLED.format(root=os.getcwd()))
+    script.write_text(KILLED.format(root=str(Path.cwd())))
     codes = []
     for steps in range(40):
         out = tmp_path / str(steps)
@@ -187,7 +201,7 @@ def test_a_run_killed_anywhere_leaves_a_folder_that_the_next_one_takes(tmp_path)
 
 def test_two_runs_at_once(out):
     with claimed(out) as first:
-        with pytest.raises(UserError, match="another `generate` writes to"), claimed(out):
+        with pytest.raises(UserError, match=r"is in use by `cm3leon generate` .process"), claimed(out):
             pass
         with first.stage() as stage:
             write_lines(stage / ANSWERS_FILE, [answer(0) | {"image": None}])
@@ -199,16 +213,18 @@ def test_two_runs_at_once(out):
 def test_paths_that_cannot_be_folders(tmp_path, name):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(UserError, match="cannot be made or used .*: name another with --output"), claimed(tmp_path / name):
+    with (
+        pytest.raises(UserError, match=r"cannot be made or used .*: name another with --output"),
+        claimed(tmp_path / name),
+    ):
         pass
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_run_that_fails_leaves_no_folder_of_its_own(out):
-    with pytest.raises(ZeroDivisionError), claimed(out) as folder:
-        with folder.stage() as stage:
-            (stage / "00000.png").write_text("new")
-            1 / 0  # noqa: B018
+    with pytest.raises(ZeroDivisionError), claimed(out) as folder, folder.stage() as stage:
+        (stage / "00000.png").write_text("new")
+        1 / 0  # noqa: B018
     assert not out.exists()
     generate(out, answer(0), content="old")
     with pytest.raises(ZeroDivisionError), claimed(out) as folder, folder.stage():
