@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Shaped, UInt32
 
 from cm3leon_jax.config import Config, ModelConfig
-from cm3leon_jax.errors import FailedSave, RestartError, UserError
+from cm3leon_jax.errors import FailedSave, NotFinite, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
 from cm3leon_jax.model.sharding import parameter_name
 
@@ -33,10 +33,6 @@ _CHUNK_BYTES = 16 << 20
 _MOST_LOOKS = 10
 
 _Found = TypeVar("_Found")
-
-
-class NotFinite(UserError):
-    """A state that was to be saved holds an infinity or what is no number; says which array."""
 
 
 class DamagedCheckpoint(Exception):

@@ -13,7 +13,6 @@ from flax import nnx
 from cm3leon_jax.checkpoints import (
     Checkpoints,
     DamagedCheckpoint,
-    NotFinite,
     bit_sums,
     flat,
     read_newest,
@@ -21,7 +20,7 @@ from cm3leon_jax.checkpoints import (
     refuse_changes,
 )
 from cm3leon_jax.config import BatchConfig, Config, MeshConfig, TrainConfig
-from cm3leon_jax.errors import FailedSave, RestartError, UserError
+from cm3leon_jax.errors import FailedSave, NotFinite, RestartError, UserError
 from cm3leon_jax.model.sharding import make_mesh
 from cm3leon_jax.training.step import TrainStep
 

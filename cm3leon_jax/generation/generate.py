@@ -42,6 +42,7 @@ from cm3leon_jax.generation.requests import (
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
 from cm3leon_jax.generation.retrieving import open_retriever, retrieved_for
 from cm3leon_jax.generation.sampling import is_contrastive
+from cm3leon_jax.paths import input_path, output_folder
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.retrieval.retriever import Neighbour
 from cm3leon_jax.terminal import visible
@@ -54,7 +55,7 @@ _ANSWER_BYTES, _TOKEN_BYTES, _MOST_BYTES = 1 << 10, 40, 1 << 33
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `generate` takes beside the config."""
-    parser.add_argument("--prompts", metavar="FILE", help="prompts as JSON lines")
+    parser.add_argument("--prompts", type=input_path("--prompts"), metavar="FILE", help="prompts as JSON lines")
     parser.add_argument("--prompt", metavar="TEXT", help="one text to draw")
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="answers a prompt (default: 1)")
     parser.add_argument(
@@ -64,7 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="documents of the corpus put in front, at most (default: 0)",
     )
-    parser.add_argument("--output", metavar="DIR", help="folder of the answers (default: WORKDIR/generations)")
+    parser.add_argument(
+        "--output",
+        type=output_folder("--output"),
+        metavar="DIR",
+        help="folder of the answers (default: WORKDIR/generations)",
+    )
 
 
 @dataclass(frozen=True)
@@ -97,11 +103,11 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     requests: list[Request] = []
     failures: list[Failure] = []
     if arguments.prompts is not None:
-        requests, failures = read_requests(Path(arguments.prompts))
+        requests, failures = read_requests(arguments.prompts)
     else:
         requests = [Request(line=1, number=0, prompt=arguments.prompt)]
     _refuse_too_many(len(requests), arguments.samples, config)
-    output = Path(workdir / "generations" if arguments.output is None else arguments.output)
+    output = arguments.output or workdir / "generations"
     with claimed(output) as folder:
         _refuse_own_pictures(requests, folder)
         model = restore_model(config, workdir)
@@ -136,11 +142,11 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _refuse_arguments(arguments: argparse.Namespace) -> None:
-    for name in ("prompt", "prompts", "output"):
-        value = getattr(arguments, name)
-        if value is not None and not value.strip():
-            hint = '; to draw without a text, give --prompts a file with {"prompt": ""}' if name == "prompt" else ""
-            raise UserError(f"--{name} is empty, as of a shell variable that is not set: give it a value{hint}")
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        raise UserError(
+            "--prompt is empty, as of a shell variable that is not set: give it a text; to draw without one, give "
+            '--prompts a file with {"prompt": ""}'
+        )
     if (arguments.prompts is None) == (arguments.prompt is None):
         raise UserError("give either --prompt=TEXT or --prompts=FILE")
     if arguments.prompt is not None and has_half_characters(arguments.prompt):

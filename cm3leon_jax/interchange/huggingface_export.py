@@ -29,6 +29,7 @@ from cm3leon_jax.interchange.opt_names import IN_LAYERS, OUTSIDE_LAYERS, PREFIX,
 from cm3leon_jax.interchange.tokenizer_files import write_tokenizer
 from cm3leon_jax.interchange.writing_weights import DTYPES, LazyTensor, parse_size, write_weights
 from cm3leon_jax.lock import lock
+from cm3leon_jax.paths import output_folder
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -44,7 +45,13 @@ _PIECE_BYTES = 16 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `export` takes beside the config."""
     parser.add_argument("--format", choices=("huggingface",), default="huggingface", help="the only one so far")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="a folder that is not there yet, or empty")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=output_folder("--output"),
+        metavar="FOLDER",
+        help="a folder that is not there yet, or empty",
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="type of the weights")
     parser.add_argument("--shard-size", default="5GB", metavar="BYTES", help="most bytes of a file of weights")
 
