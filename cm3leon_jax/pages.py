@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from dataclasses import dataclass
 
 import jinja2
@@ -27,11 +28,11 @@ class ImageStyle:
 
     @classmethod
     def of(cls, resolution: int) -> ImageStyle:
-        """At least 64 CSS pixels, 128 where the image has enough of its own to fill them."""
+        """At least 64 CSS pixels, about 128 where the image has enough of its own to fill them."""
         if resolution >= _LARGEST:
             return cls(_LARGEST, "auto")
-        wanted = _SMALLEST if resolution <= 16 else 2 * _SMALLEST
-        return cls(resolution * max(1, round(wanted / resolution)), "pixelated")
+        factor = math.ceil(_SMALLEST / resolution) if resolution <= 16 else round(2 * _SMALLEST / resolution)
+        return cls(resolution * max(1, factor), "pixelated")
 
 
 def render(package: str, template: str, **values: object) -> str:

@@ -152,9 +152,11 @@ class Decoder:
         for prompt in prompts:
             length = max(len(stream.tokens) for stream in prompt.streams)
             if length + len(prompt.plan) > self._sequence_length:
+                is_picture = all(entry == IMAGE_CODE for entry in prompt.plan)
+                mend = "shorten the prompt" + ("" if is_picture else " or lower config.sampling.max_text_tokens")
                 raise UserError(
                     f"a prompt of {length} tokens and an answer of up to {len(prompt.plan)} do not fit the "
-                    f"model's {self._sequence_length} positions; shorten the prompt or config.sampling.max_text_tokens"
+                    f"model's {self._sequence_length} positions: {mend}"
                 )
 
     def _batch(
