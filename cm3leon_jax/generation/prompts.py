@@ -146,8 +146,8 @@ def infill(
     spans = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
     if len(spans) > v.num_masks:
         raise UserError(
-            f"an infill region makes {len(spans)} spans, but the vocabulary has {v.num_masks} masks: make it less high, "
-            "or as wide as the picture, which makes it one span"
+            f"an infill region makes {len(spans)} spans, but the vocabulary has {v.num_masks} masks: make it less "
+            "high, or as wide as the picture, which makes it one span"
         )
     before = (*_front(retrieved, v), *v.encode_text(text), v.break_)
     document = np.array([*before, *v.encode_image(codes), v.end])
