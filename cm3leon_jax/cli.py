@@ -193,10 +193,13 @@ def _ignore_an_absent_tpu() -> None:
 
 
 def _overview() -> str:
+    from cm3leon_jax import config_file
+
     rows = "\n".join(f"  {name:<22} {command.summary}" for name, command in COMMANDS.items())
     return (
-        "cm3leon COMMAND --config=configs/NAME.py [--workdir=DIR] [--config.a.b=value ...]\n\n"
-        f"{rows}\n\ncm3leon COMMAND --help says what a command takes."
+        "cm3leon COMMAND --config=FILE [--workdir=DIR] [--config.a.b=value ...]\n\n"
+        f"{rows}\n\ncm3leon COMMAND --help says what a command takes.\n"
+        f"Configs and launch scripts lie in {config_file.shipped_folder()}."
     )
 
 
