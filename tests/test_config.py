@@ -6,7 +6,7 @@ import typing
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax import config_file
@@ -95,6 +95,13 @@ def test_the_value_and_the_range_are_said():
         OptimizerConfig(epsilon=math.inf)
     with pytest.raises(UserError, match=r"config\.image_tokenizer\.channel_multipliers is 0: at least 1"):
         ImageTokenizerConfig(channel_multipliers=(1, 0))
+
+
+@given(part=st.sampled_from(["optimizer", "bi_encoder_training", "image_tokenizer_training"]), share=st.floats(0.99, 1))
+@example(part="optimizer", share=1 - 1e-12)
+@settings(deadline=None)
+def test_a_share_below_1_is_below_1_on_a_device(part, share):
+    assert bool(outcome(part, "beta2", share)) == (np.float32(share) >= 1)
 
 
 def test_more_steps_than_can_be_counted():
