@@ -499,8 +499,16 @@ class OptimizerConfig(Part):
 class TrainConfig(Part):
     """How long to train, and what to leave behind."""
 
-    # The run ends at the step that takes it to this many tokens (batch_size * sequence_length a step).
+    # The run ends at the step that takes it to this many tokens (batch_size * sequence_length a step). It may change
+    # when a run goes on, finished or not, to anything that is not passed yet: from there on the learning rate is that
+    # of a run which had this length from the first, so it leaps up where the end moves away and down where it comes
+    # nearer, then decays linearly to the new end.
     num_tokens: Annotated[float, Range(at_least=1)] = 1.4e12
+    # Folder of another run (its --workdir) whose newest parameters a new run starts from, with a fresh optimizer,
+    # schedule and place in the data. Only the model's shape must be the same: tokens that both vocabularies have keep
+    # their rows, other tokens and further positions begin fresh. A run's own checkpoints go before this, and this goes
+    # before an import.
+    init_from: OptionalPath = ""
     # Parts of a batch that are run one after the other, their gradients added up: less memory, the same step.
     num_microbatches: PositiveInt = 1
     # Parts of a microbatch whose scores of the vocabulary are in memory at a time; 0: as few as fit into an eighth of a
@@ -514,7 +522,8 @@ class TrainConfig(Part):
     log_every: PositiveInt = 10
     save_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 3
-    # Held-out loss, and sample pictures from the first prompts of `evaluate`; 0 means never.
+    # Held-out loss, and sample pictures from the first prompts of `evaluate` (none: the first held-out texts); 0 means
+    # never.
     eval_every: NonNegativeInt = 1000
     eval_batches: PositiveInt = 8
     sample_every: NonNegativeInt = 1000
