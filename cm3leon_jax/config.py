@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cm3leon_jax.data.sources.folder_config import FolderConfig
 from cm3leon_jax.errors import UserError
 
 
@@ -44,6 +45,10 @@ class CorpusConfig:
     encode_batch_size: int = 128
     # Original pictures kept beside each split, to be looked at.
     num_sample_pictures: int = 32
+    # Most of a task's documents that may be skipped because something is odd about them, as a fraction of all.
+    max_skipped_fraction: float = 0.1
+    # How a folder is read, where the mixture is one.
+    folder: FolderConfig = field(default_factory=FolderConfig)
 
     def __post_init__(self) -> None:
         _at_least(1, "corpus", self, "examples_per_shard", "encode_batch_size")
