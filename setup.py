@@ -53,7 +53,7 @@ setup(
         "ml-dtypes>=0.5",
         "jaxtyping>=0.3.4",
         "numpy>=2",
-        "pillow>=11",
+        "pillow>=11.3",
         "safetensors>=0.6",
         "tensorstore>=0.1.84",
         "tokenizers>=0.22",

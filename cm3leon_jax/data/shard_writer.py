@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -60,9 +59,7 @@ class DocumentTokenizer:
             try:
                 pictures.append(open_picture(segment.encoded, config.resolution, config.in_channels))
             except UnreadablePicture as error:
-                # Pillow names the place in memory, which differs in every run.
-                reason = re.sub(r" <[^>]*>", "", str(error))
-                return Malformed(f"unreadable picture: segment {number}: {reason}")
+                return Malformed(f"unreadable picture: segment {number}: {error}")
             segments.append(None)
         if not any(segment is None or segment for segment in segments):
             return Malformed("empty document")

@@ -1,0 +1,275 @@
+"""Image files become square pixels, whatever their format, mode, orientation and size, at a bounded cost."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+# The decoders that are used, in this order, with the suffixes of their files. The list is closed: other decoders of
+# Pillow run programs (EPS), hand over to the operating system (WMF), or take bytes of any kind for theirs (TGA).
+_DECODERS = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif", ".avifs"),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "PPM": (".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
+    "ICO": (".ico",),
+}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in _DECODERS.values() for suffix in suffixes)
+
+# Files that a person takes for images and that are not read.
+UNSUPPORTED_IMAGE_SUFFIXES = (
+    *(".heic", ".heif", ".hif", ".jxl", ".jxr"),
+    *(".svg", ".svgz", ".eps", ".ai", ".wmf", ".emf"),
+    *(".psd", ".psb", ".xcf", ".kra"),
+    *(".tga", ".dib", ".pcx", ".dds", ".exr", ".hdr", ".qoi", ".sgi", ".icns", ".cur", ".xbm", ".xpm", ".djvu"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw"),
+)
+
+# Images of more pixels are not decoded: 2**27 are half a GiB for most decoders, 2 GiB for WebP.
+MAX_PIXELS = 2**27
+
+# Images of more pixels are decoded one at a time, and shrunk while their values are brought to 8 bits.
+_LARGE = 2**24
+_large_images = threading.Lock()
+
+# Pixels whose values are brought to 8 bits at a time.
+_STRIP = 2**22
+
+# Cheap ways to shrink (by powers of two in JPEG's decoder, by means of blocks) leave this many times the resolution to
+# the Lanczos filter, which then gives what it gives for the whole image but for rounding.
+_REDUCING_GAP = 3
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What is odd about a file is said once, by UnreadablePicture; Pillow would print it beside that, a line per file.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
+class UnreadablePicture(Exception):
+    """The bytes of an image segment are no image that can be decoded; the text says why, the same in every run."""
+
+
+class _Range(NamedTuple):
+    """What means black, white and transparent in a one-channel image of more than 8 bits."""
+
+    black: float
+    white: float
+    transparent: float | None = None
+
+
+def open_picture(encoded: bytes, resolution: int, channels: int) -> UInt8[np.ndarray, "R R C"]:
+    """Decodes an image file, turns it upright, scales the short side to `resolution` (Lanczos), crops the center.
+
+    Transparent pixels are put on white. Of an animation the first frame is taken. Values of 16 bits are scaled from
+    their full range; values of 32 bits, integers or floats, from the smallest of 0..1, 0..255 and 0..65535 that holds
+    all of them, or else from their own minimum and maximum, and those that are not a number count as transparent.
+
+    Raises:
+      UnreadablePicture: if the bytes are damaged, of a format that is not read, or of more than `MAX_PIXELS` pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(_without_metadata(encoded)), formats=tuple(_DECODERS)) as file:
+            _check_size(file)
+            with _large_images if file.width * file.height > _LARGE else nullcontext():
+                return _square(file, resolution, channels)
+    except UnreadablePicture:
+        raise
+    except UnidentifiedImageError:
+        raise UnreadablePicture(f"none of {', '.join(_DECODERS)}, or damaged") from None
+    except Image.DecompressionBombError:
+        raise UnreadablePicture(_TOO_LARGE) from None
+    # On damaged bytes decoders raise whatever their code runs into, so no list of exceptions is complete.
+    except Exception as error:
+        raise UnreadablePicture(_reason(error)) from error
+
+
+def encode_png(pixels: UInt8[np.ndarray, "R1 R2 C"]) -> bytes:
+    """PNG bytes of one image of one (gray) or three channels."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+_TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadablePicture(_TOO_LARGE)
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says, in one short printable line without addresses in memory."""
+    text = re.sub(r" ?<[^>]*>| at 0x[0-9a-f]+", "", str(error))
+    text = "".join(character if character.isprintable() else " " for character in text)[:200].strip()
+    return text or type(error).__name__
+
+
+def _without_metadata(encoded: bytes) -> bytes:
+    """A PNG without its color profile and texts: Pillow gives an image up whose texts are larger than it likes.
+
+    The texts in which programs keep EXIF or XMP stay, as they say how the image is turned.
+    """
+    signature = b"\x89PNG\r\n\x1a\n"
+    if not encoded.startswith(signature):
+        return encoded
+    kept, at = [signature], len(signature)
+    while at < len(encoded):
+        end = at + 12 + int.from_bytes(encoded[at : at + 4], "big")
+        kind, keyword = encoded[at + 4 : at + 8], encoded[at + 8 : at + 88].partition(b"\0")[0]
+        is_text = kind in (b"tEXt", b"zTXt", b"iTXt")
+        if kind != b"iCCP" and not (is_text and keyword not in (b"Raw profile type exif", b"XML:com.adobe.xmp")):
+            kept.append(encoded[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _square(file: Image.Image, resolution: int, channels: int) -> UInt8[np.ndarray, "R R C"]:
+    file.draft(None, (_REDUCING_GAP * resolution,) * 2)
+    _scale_transparency(file)
+    file.load()
+    _check_size(file)
+    turn = _UPRIGHT.get(_orientation(file))
+    # The range is looked up in the file, which knows its tags.
+    values = _value_range(file)
+    image = _flat(file if turn is None else file.transpose(turn), values, resolution, channels)
+    width, height = image.size
+    scale = resolution / min(width, height)
+    scaled_width, scaled_height = max(resolution, round(width * scale)), max(resolution, round(height * scale))
+    left, top = (scaled_width - resolution) // 2, (scaled_height - resolution) // 2
+    # The part of the image that the crop shows, so that what the crop throws away is never scaled.
+    box = (
+        left * width / scaled_width,
+        top * height / scaled_height,
+        (left + resolution) * width / scaled_width,
+        (top + resolution) * height / scaled_height,
+    )
+    image = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box)
+    return np.asarray(image).reshape(resolution, resolution, channels)
+
+
+def _orientation(file: Image.Image) -> int:
+    # Cameras and editors write EXIF that no one can parse around images that are fine.
+    try:
+        return int(file.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+def _scale_transparency(file: Image.Image) -> None:
+    """Brings the transparent color of a PNG to 8 bits, as the decoder brings the pixels."""
+    value, tiles = file.info.get("transparency"), getattr(file, "tile", None)
+    if file.format != "PNG" or value is None or not tiles:
+        return
+    raw_mode = tiles[0][3]
+    if raw_mode in ("L;2", "L;4"):
+        file.info["transparency"] = value * 255 // (2 ** int(raw_mode[-1]) - 1)
+    elif raw_mode == "RGB;16B":
+        file.info["transparency"] = tuple(part >> 8 for part in value)
+
+
+def _value_range(file: Image.Image) -> _Range | None:
+    """None for images of 8 bits."""
+    if not (file.mode.startswith("I;16") or file.mode in ("I", "F")):
+        return None
+    tags = getattr(file, "tag_v2", {})
+    if file.mode.startswith("I;16"):
+        bits = tags.get(258, (16,))[0]
+        low, high = 0.0, 2.0**bits - 1
+    elif file.format == "PPM" and file.mode == "I":
+        # Pillow scales to this, whatever maximum the header gives.
+        low, high = 0.0, 65535.0
+    else:
+        low, high = _extrema(file)
+        usual = [top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top]
+        low, high = (0.0, usual[0]) if usual else (low, high)
+    transparent = file.info.get("transparency")
+    # PhotometricInterpretation 0: white is zero.
+    return _Range(high, low, transparent) if tags.get(262) == 0 else _Range(low, high, transparent)
+
+
+def _extrema(image: Image.Image) -> tuple[float, float]:
+    low, high = np.inf, -np.inf
+    for strip in _strips(image, (0, 0, *image.size), 1):
+        values = _numbers(strip)
+        values = values[np.isfinite(values)]
+        if values.size:
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+    return (low, high) if low <= high else (0.0, 0.0)
+
+
+def _strips(image: Image.Image, box: tuple[int, int, int, int], factor: int) -> Iterator[Image.Image]:
+    """Cuts a part of an image into strips of a multiple of `factor` rows, the last maybe fewer, from the top."""
+    left, top, right, bottom = box
+    rows = max(1, _STRIP // (right - left) // factor) * factor
+    for y in range(top, bottom, rows):
+        yield image.crop((left, y, right, min(y + rows, bottom)))
+
+
+def _flat(image: Image.Image, values: _Range | None, resolution: int, channels: int) -> Image.Image:
+    """Gray or RGB of 8 bits without transparency; of large images only the central square, shrunk."""
+    box, factor = (0, 0, *image.size), 1
+    if image.width * image.height > _LARGE:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box, factor = (left, top, left + side, top + side), max(1, side // (_REDUCING_GAP * resolution))
+    size = (-(-(box[2] - box[0]) // factor), -(-(box[3] - box[1]) // factor))
+    flat = Image.new("L" if channels == 1 else "RGB", size)
+    y = 0
+    for strip in _strips(image, box, factor):
+        strip = _on_white(strip, values).convert(flat.mode).reduce(factor)
+        flat.paste(strip, (0, y))
+        y += strip.height
+    return flat
+
+
+def _on_white(image: Image.Image, values: _Range | None) -> Image.Image:
+    if values is not None:
+        return Image.fromarray(_to_8_bits(_numbers(image), values))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    if image.mode == "LAB":
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+        assert converted is not None
+        return converted
+    return image
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(np.float64)
+
+
+def _to_8_bits(numbers: np.ndarray, values: _Range) -> UInt8[np.ndarray, "height width"]:
+    span = values.white - values.black
+    # One value all over is black.
+    scaled = (numbers - values.black) / span * 255 if span else np.zeros_like(numbers)
+    scaled[np.isnan(numbers)] = 255
+    if values.transparent is not None:
+        scaled[numbers == values.transparent] = 255
+    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
