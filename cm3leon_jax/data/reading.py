@@ -130,8 +130,7 @@ def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
     Raises:
       UserError: if seqio is not installed, a module cannot be imported, or there is no such mixture of documents.
     """
-    kind, _, rest = corpus.mixture.partition(":")
-    if kind == "tfds":
+    if corpus.mixture.startswith("tfds:"):
         print(f"{corpus.mixture}: looking for the data set, which is downloaded where it is not there yet", flush=True)
     seqio = _import_seqio()
     for module in corpus.modules:
@@ -153,10 +152,8 @@ def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
             f"the features of {name!r} are {', '.join(found.output_features)}: a task of documents has `segments` and "
             "`is_image` (see cm3leon_jax.data.tasks.OUTPUT_FEATURES)"
         )
-    if isinstance(found, seqio.Mixture):
-        rates = {task: found.get_rate(task) for task in found.tasks}
-    else:
-        rates = {found: 1.0}
+    is_mixture = isinstance(found, seqio.Mixture)
+    rates = {task: found.get_rate(task) for task in found.tasks} if is_mixture else {found: 1.0}
     readers = tuple(TaskReader(task.name, rate, tuple(task.splits), task) for task, rate in rates.items())
     for reader in readers:
         skipped = reader.skipped()
@@ -189,8 +186,8 @@ def skipped_report(tasks: Sequence[TaskReader]) -> str:
 
 
 def source_changes(was: dict[str, str], now: dict[str, str]) -> str:
-    """In what a task's provenance differs from a stored one; empty if in nothing, or if one says nothing of it."""
-    return "; ".join(f"{name}: {was.get(name)}, now {value}" for name, value in now.items() if was.get(name) != value)
+    """In what a task's provenance differs from a stored one; a value that only one of them has is not compared."""
+    return "; ".join(f"{name}: {was[name]}, now {now[name]}" for name in now if was.get(name, now[name]) != now[name])
 
 
 def provenance_of(corpus: CorpusConfig) -> dict[str, dict[str, str]]:

@@ -350,7 +350,7 @@ def summary(manifest: dict[str, Any]) -> str:
     rows = [header]
     skipped: Counter[str] = Counter()
     for name, task in manifest["tasks"].items():
-        skipped.update(task["skipped"]["by_reason"])
+        skipped.update(task.get("skipped", {}).get("by_reason", {}))
         for split, entry in task["splits"].items():
             counts = (entry["num_documents"], entry["num_text_tokens"], entry["num_image_tokens"], entry["num_shards"])
             total = entry["skipped"]["total"]

@@ -110,7 +110,7 @@ def test_documents_are_read_back_as_they_were(config, vocabulary, image_tokenize
 
 def test_unreadable_pictures_are_skipped_counted_and_listed(config, capsys):
     run(config)
-    assert "skipped 2 documents (2 for unreadable picture)" in capsys.readouterr().out
+    assert "skipped 2 (2 for unreadable picture)" in capsys.readouterr().out
     corpus = PreparedCorpus.open(config.corpus.path)
     (task,) = corpus.manifest["tasks"].values()
     skipped = [entry["skipped"] for entry in task["splits"].values()]
@@ -190,7 +190,7 @@ def test_what_a_task_follows_from_is_noted_and_binds_the_corpus(config, folder, 
     run(config)
     font = "second"
     before = files(Path(config.corpus.path))
-    message = rf"prepared with another font of the task {task.name} \(first, now it is second\): delete that folder"
+    message = rf"prepared from another state of the task {task.name} \(font: first, now second.*\): delete that folder"
     with pytest.raises(UserError, match=message):
         run(config)
     Path(config.corpus.path, "manifest.json").unlink()

@@ -15,8 +15,8 @@ class FolderConfig:
     # Which lines of a caption file are the caption: "all", "first", "each" (every line is a caption of its own), or the
     # line that begins with this text, without the text: "de.utf8=" finds the German one of "de.utf8=Ein Hase.".
     caption_line: str = "all"
-    # Columns of metadata.jsonl, .csv and .parquet. None named: "text", "caption", "texts" or "captions", whichever comes
-    # first; "file_name", or the only one that ends so.
+    # Columns of metadata.jsonl, .csv and .parquet. Where none is named: "text", "caption", "texts" or "captions", the
+    # first of them that is there; "file_name", or the only column that ends so.
     caption_column: str = ""
     image_column: str = ""
     # Whether a corpus is refused when images of the same name and size have other times of change, as in a copy.

@@ -1,7 +1,7 @@
 """The captioned images of a folder: which there are, in which split, what was skipped, and what they follow from.
 
-A caption stands in a `.txt` file of the image's stem beside it, or in a line of a metadata file in the image's folder or
-any above. What is odd is skipped and counted; the folder is read once, so that an edit afterwards does not mix two
+A caption stands in a `.txt` file of the image's stem beside it, or in a line of a metadata file in the image's folder
+or any above. What is odd is skipped and counted; the folder is read once, so that an edit afterwards does not mix two
 states of it.
 """
 
@@ -307,7 +307,7 @@ def _splits(names: list[str], held_out_fraction: float) -> dict[str, Int64[np.nd
     own = {split: [index for index, top in enumerate(tops) if top == split] for split in dict.fromkeys(tops)}
     if None in own or "train" not in own:
         return _held_out(names, range(len(names)), held_out_fraction)
-    splits = {split: _in_order(names, own[split])[0] for split in ("train", "validation", "test") if split in own}
+    splits = {split: _in_order(names, documents)[0] for split, documents in sorted(own.items()) if split}
     return splits if "validation" in splits else splits | _held_out(names, own["train"], held_out_fraction)
 
 

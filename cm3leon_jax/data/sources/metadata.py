@@ -189,8 +189,8 @@ def _columns(names: Sequence[str], file: Path, config: FolderConfig) -> tuple[st
         ending = [name for lower, name in by_lower.items() if lower.endswith(f"_{_IMAGE_COLUMN}")]
         if len(ending) > 1:
             raise UserError(
-                f"{file} names images in several columns ({', '.join(map(printable, sorted(ending)))}): choose one with "
-                "config.corpus.folder.image_column"
+                f"{file} names images in several columns ({', '.join(map(printable, sorted(ending)))}): "
+                "choose one with config.corpus.folder.image_column"
             )
         image = ending[0] if ending else None
     return image, caption
