@@ -16,6 +16,7 @@ from cm3leon_jax.data.tokenizing import summary, write_token_shards
 from cm3leon_jax.distributed import barrier, is_first
 from cm3leon_jax.files import remove_left_overs
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.lock import lock
 from cm3leon_jax.retrieval.loading import load_bi_encoder
 from cm3leon_jax.retrieval.neighbour_search import find_neighbours, neighbour_summary
 from cm3leon_jax.vocabulary import Vocabulary
@@ -23,6 +24,11 @@ from cm3leon_jax.vocabulary import Vocabulary
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `prepare`."""
+    with lock(config.corpus.path, "prepare"):
+        return _run(config)
+
+
+def _run(config: Config) -> int:
     tokens = DocumentTokenizer(
         Vocabulary.load(config.vocabulary.path),
         ImageTokenizer.load(config.image_tokenizer.path),

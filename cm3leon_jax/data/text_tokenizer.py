@@ -19,6 +19,7 @@ from tqdm import tqdm
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, write_json
+from cm3leon_jax.lock import lock
 from cm3leon_jax.vocabulary import NUM_SPECIAL, Vocabulary
 
 # Bytes per token are measured on this many texts.
@@ -28,6 +29,11 @@ _NUM_MEASURED = 10_000
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `train-text-tokenizer`."""
     path = Path(config.vocabulary.path)
+    with lock(path, "train-text-tokenizer"):
+        return _run(config, path)
+
+
+def _run(config: Config, path: Path) -> int:
     if (path / "tokenizer.json").exists():
         old = Vocabulary.load(path)
         difference = _difference(config, old, path)

@@ -25,10 +25,11 @@ from cm3leon_jax.checkpoints import Checkpoints, abstract_on, refuse_changes
 from cm3leon_jax.config import Config, ImageTokenizerTrainingConfig
 from cm3leon_jax.data.image_sample import load_image_sample
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json
+from cm3leon_jax.files import read_json, remove_left_overs
 from cm3leon_jax.image_tokenizer.codec import CONFIG_FILE, ImageTokenizer, architecture
 from cm3leon_jax.image_tokenizer.lpips import SMALLEST_SIDE, load_lpips
 from cm3leon_jax.image_tokenizer.train_step import Recipe, TrainingState, initial_state, make_train_step
+from cm3leon_jax.lock import lock
 from cm3leon_jax.progress import TrainingLog
 
 METRICS_FILE = "image_tokenizer_metrics.jsonl"
@@ -42,6 +43,12 @@ FREE_VALUES = ("num_steps", "log_every", "save_every")
 def run(config: Config, workdir: Path, arguments: Namespace) -> int:
     """The command `cm3leon train-image-tokenizer`."""
     del arguments
+    with lock(config.image_tokenizer.path, "train-image-tokenizer"):
+        remove_left_overs(config.image_tokenizer.path)
+        return _run(config, workdir)
+
+
+def _run(config: Config, workdir: Path) -> int:
     path = Path(config.image_tokenizer.path)
     training = config.image_tokenizer_training
     record = _record(config)

@@ -20,6 +20,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json
 from cm3leon_jax.interchange.opt_names import OptTensor
 from cm3leon_jax.interchange.reading_weights import StoredTensor, open_weights
+from cm3leon_jax.lock import lock
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE
 from cm3leon_jax.retrieval.clip import ACTIVATIONS, CHANNELS, ClipArchitecture, Tower
@@ -108,6 +109,11 @@ def names() -> dict[str, OptTensor]:
 
 def run(config: Config, folder: Path, stored: Mapping[str, Any]) -> int:
     """Imports a folder, given the object in its config.json."""
+    with lock(config.bi_encoder.path, "import"):
+        return _run(config, folder, stored)
+
+
+def _run(config: Config, folder: Path, stored: Mapping[str, Any]) -> int:
     path = Path(config.bi_encoder.path)
     architecture = read_architecture(stored, folder)
     tokenizer_json, marks = read_tokenizer(folder, stored, architecture)

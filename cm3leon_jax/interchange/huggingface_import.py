@@ -33,8 +33,10 @@ from cm3leon_jax.interchange.opt_config import differences, model_fields
 from cm3leon_jax.interchange.opt_names import IN_LAYERS, OUTSIDE_LAYERS, PREFIX, TIED, Index, OptTensor, Shape
 from cm3leon_jax.interchange.reading_weights import StoredTensor, open_weights
 from cm3leon_jax.interchange.tokenizer_files import read_vocabulary
+from cm3leon_jax.lock import lock
 from cm3leon_jax.model.sharding import make_mesh, parameter_name, shardings
 from cm3leon_jax.model.transformer import Transformer, abstract_model
+from cm3leon_jax.paths import input_path
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -42,7 +44,12 @@ from cm3leon_jax.vocabulary import Vocabulary
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `import` takes beside the config."""
     parser.add_argument(
-        "--from", required=True, dest="source", metavar="FOLDER", help="config.json, weights, tokenizer"
+        "--from",
+        required=True,
+        dest="source",
+        type=input_path("--from"),
+        metavar="FOLDER",
+        help="config.json, weights, tokenizer",
     )
 
 
@@ -52,6 +59,11 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     opt = read_json(folder / "config.json", f"the config.json of --from={folder}")
     if isinstance(opt, dict) and opt.get("model_type") == clip_import.MODEL_TYPE:
         return clip_import.run(config, folder, opt)
+    with lock(workdir, "import"):
+        return _run(config, workdir, folder, opt)
+
+
+def _run(config: Config, workdir: Path, folder: Path, opt: dict[str, Any]) -> int:
     checkpoints = workdir / "checkpoints"
     if checkpoints.exists() and any(checkpoints.iterdir()):
         raise UserError(f"{workdir} holds a run already: give another --workdir, or delete {checkpoints}")

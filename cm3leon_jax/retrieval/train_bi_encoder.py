@@ -23,7 +23,8 @@ from cm3leon_jax.checkpoints import refuse_changes
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.pair_sample import PairSample, load_pair_sample
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json
+from cm3leon_jax.files import read_json, remove_left_overs
+from cm3leon_jax.lock import lock
 from cm3leon_jax.model.sharding import make_mesh
 from cm3leon_jax.retrieval import clip_training
 from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE, BiEncoder
@@ -47,6 +48,12 @@ _CHUNK = 1024
 def run(config: Config, workdir: Path, arguments: Namespace) -> int:
     """The command `cm3leon train-bi-encoder`."""
     del arguments
+    with lock(config.bi_encoder.path, "train-bi-encoder"):
+        remove_left_overs(config.bi_encoder.path)
+        return _run(config, workdir)
+
+
+def _run(config: Config, workdir: Path) -> int:
     path = Path(config.bi_encoder.path)
     if config.bi_encoder.kind == "tfidf":
         record = _record(config)

@@ -19,7 +19,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """The update rule; weight decay falls on every parameter but biases and the learned scales of norms."""
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.adamw(
             learning_rate(config, num_steps),
             b1=config.beta1,

@@ -20,6 +20,7 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches import BatchSource, iterate
 from cm3leon_jax.distributed import StallWatch, is_first
 from cm3leon_jax.errors import RESTART
+from cm3leon_jax.lock import lock
 from cm3leon_jax.model.flops import FLOP_RULE
 from cm3leon_jax.model.transformer import parameter_count
 from cm3leon_jax.progress import Progress
@@ -48,7 +49,10 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     profile = Profile(arguments.profile, workdir / "tensorboard")
     if config.train.compilation_cache and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(Path(config.train.compilation_cache).resolve()))
-    with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
+    with (
+        lock(workdir, "train"),
+        Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints,
+    ):
         setup = set_up(config, workdir)
         start = continued(setup, checkpoints)
         if start.step >= config.num_steps:

@@ -91,9 +91,8 @@ def test_what_is_odd_in_a_folder_is_skipped_up_to_a_fraction(folder, spoil):
     skipped = task.skipped()
     assert skipped.num_documents == 1 and re.fullmatch(message, skipped.in_one_line())
     assert re.search(message, skipped_report([task]))
-    with pytest.raises(
-        UserError, match=rf"1 had to be skipped, more than config.corpus.max_skipped_fraction=0.07 .*{message}"
-    ):
+    refused = rf"1 had to be skipped, more than config.corpus.max_skipped_fraction=0.07 .*{message}"
+    with pytest.raises(UserError, match=refused):
         open_mixture(CorpusConfig(mixture=f"folder:{folder}", max_skipped_fraction=0.07))
 
 

@@ -37,3 +37,18 @@ def test_weight_decay_spares_biases_and_norms():
     updates, _ = rule.update(nothing, state, parameters)
     assert (updates["blocks"]["up"] < 0).all()
     assert not updates["blocks"]["up_bias"].any() and not updates["last_norm"]["scale"].any()
+
+
+def test_a_clip_norm_of_zero_leaves_gradients_as_they_are():
+    def state_after(clip_norm: float) -> optax.OptState:
+        rule = optimizer(OptimizerConfig(clip_norm=clip_norm), num_steps=100)
+        parameters = {"w": jnp.ones(2)}
+        return rule.update({"w": jnp.array([30.0, -40.0])}, rule.init(parameters), parameters)[1]
+
+    def moments(state: optax.OptState) -> list[float]:
+        return [
+            float(optax.global_norm(moment)) for moment in optax.tree_utils.tree_get_all_with_path(state, "mu")[0][1:]
+        ]
+
+    assert moments(state_after(0.0)) == moments(state_after(1e30))
+    assert moments(state_after(0.0))[0] == pytest.approx(50 * moments(state_after(1.0))[0])
