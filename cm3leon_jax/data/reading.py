@@ -190,6 +190,24 @@ def source_changes(was: dict[str, str], now: dict[str, str]) -> str:
     return "; ".join(f"{name}: {was[name]}, now {now[name]}" for name in now if was.get(name, now[name]) != now[name])
 
 
+def changes_since(record: dict[str, Any], sources: dict[str, dict[str, str]]) -> str:
+    """In what tasks differ from those that a record (`sources`) says something was made from; empty if in nothing."""
+    stored = record.get("sources", {})
+    changed = {task: source_changes(stored.get(task, {}), now) for task, now in sources.items()}
+    return "; ".join(f"{task}: {changes}" for task, changes in changed.items() if changes)
+
+
+def folder_changes(corpus: CorpusConfig, record: dict[str, Any]) -> str:
+    """The same for a mixture that is a folder, as it is now; of other mixtures, and without the folder, nothing."""
+    if not corpus.mixture.startswith("folder:"):
+        return ""
+    try:
+        return changes_since(record, provenance_of(corpus))
+    except UserError:
+        # What was taken from the folder does not need it any more.
+        return ""
+
+
 def provenance_of(corpus: CorpusConfig) -> dict[str, dict[str, str]]:
     """What the documents of `config.corpus.mixture` follow from, by task; of a folder without the import of seqio."""
     kind, _, rest = corpus.mixture.partition(":")

@@ -161,6 +161,20 @@ def test_tfds_builders_of_both_formats(tmp_path, file_format):
         tasks.add_tfds_task("tiny_again", builder_name, image_key="label", data_dir=tmp_path)
 
 
+@pytest.mark.parametrize("error", [ConnectionError("no route\nto the host"), AssertionError("download it by hand")])
+def test_a_data_set_that_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch, capsys, error):
+    from cm3leon_jax.data import tasks
+
+    def failing(self, **named):
+        raise error
+
+    monkeypatch.setattr(_tiny_builder(), "download_and_prepare", failing)
+    with pytest.raises(UserError, match=r"cannot download and prepare tiny_captions/1.0.0 \(.*copy it to ") as refused:
+        tasks.add_tfds_task("tiny_absent", "tiny_captions", caption_key="captions/text", data_dir=tmp_path)
+    assert str(error).splitlines()[0] in str(refused.value)
+    assert "tiny_captions/1.0.0 is not in" in capsys.readouterr().out
+
+
 def test_unknown_builders_are_named():
     with pytest.raises(UserError, match="TFDS has no builder 'no_such_builder'"):
         open_mixture(CorpusConfig(mixture="tfds:no_such_builder"))

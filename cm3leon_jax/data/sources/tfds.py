@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def add_tfds_task(
       picture_first: whether the picture stands in front of the caption.
 
     Raises:
-      UserError: if there is no such builder or feature.
+      UserError: if there is no such builder or feature, or the data set cannot be downloaded.
     """
     try:
         builder = tfds.builder(builder_name, data_dir=data_dir)
@@ -50,16 +51,35 @@ def add_tfds_task(
         found = ", ".join(builder.info.features)
         raise UserError(f"TFDS builder {builder_name} has no feature {key!r}: its features are {found}") from None
     if splits is None:
-        builder.download_and_prepare()
+        _download(builder)
         other = next((split for split in ("validation", "test") if split in builder.info.splits), None)
         splits = {"train": "train" if other else "train[:99%]", "validation": other or "train[99%:]"}
     tfds_splits = dict(splits)
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-        builder.download_and_prepare()
+        _download(builder)
         return _tfds_dataset(builder, tfds_splits[split], image_key, caption_key)
 
     return add_task(name, seqio.FunctionDataSource(dataset_fn, list(tfds_splits)), picture_first=picture_first)
+
+
+def _download(builder: tfds.core.DatasetBuilder) -> None:
+    """Downloads and prepares a data set that is not there yet."""
+    # The library tries a failing download ten times, for three to four minutes, with a page of warnings each.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    if not builder.is_prepared():
+        print(
+            f"{builder.info.full_name} is not in {builder.data_path}: it is downloaded and prepared there", flush=True
+        )
+    try:
+        builder.download_and_prepare()
+    # Hundreds of builders raise whatever they like here.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(
+            f"TFDS cannot download and prepare {builder.info.full_name} ({reason[:500]}): give this host a network, or "
+            f"prepare the data set on another and copy it to {builder.data_path}"
+        ) from None
 
 
 def _tfds_dataset(builder: tfds.core.DatasetBuilder, split: str, image_key: str, caption_key: str) -> tf.data.Dataset:
