@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -152,9 +153,10 @@ def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
             f"the features of {name!r} are {', '.join(found.output_features)}: a task of documents has `segments` and "
             "`is_image` (see cm3leon_jax.data.tasks.OUTPUT_FEATURES)"
         )
-    is_mixture = isinstance(found, seqio.Mixture)
-    rates = {task: found.get_rate(task) for task in found.tasks} if is_mixture else {found: 1.0}
-    readers = tuple(TaskReader(task.name, rate, tuple(task.splits), task) for task, rate in rates.items())
+    tasks_found, rates = (found.tasks, _rates(found)) if isinstance(found, seqio.Mixture) else ([found], {name: 1.0})
+    readers = tuple(
+        TaskReader(task.name, rates[task.name], tuple(task.splits), task) for task in tasks_found if rates[task.name]
+    )
     for reader in readers:
         skipped = reader.skipped()
         refuse_many_skipped(corpus, reader.name, reader.num_documents(), skipped.num_documents, skipped.in_one_line())
@@ -214,6 +216,28 @@ def provenance_of(corpus: CorpusConfig) -> dict[str, dict[str, str]]:
     if kind == "folder":
         return {folder_task_name(rest): read_folder(Path(rest).expanduser(), corpus.folder).provenance()}
     return {task.name: found for task in open_mixture(corpus) if (found := task.provenance())}
+
+
+def _rates(mixture: Any) -> dict[str, float]:
+    """How often each task of a mixture is drawn, relative to the others; 0 leaves it out."""
+    rates = {}
+    for task in mixture.tasks:
+        try:
+            rates[task.name] = float(mixture.get_rate(task))
+        # A rate may be a function of the user's.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"the mixture {mixture.name!r} has no rate for its task {task.name!r}: {reason}") from None
+    named = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+    if not all(math.isfinite(rate) and rate >= 0 for rate in rates.values()):
+        raise UserError(
+            f"the mixture {mixture.name!r} has rates that are negative or no numbers ({named}): register others"
+        )
+    if not any(rates.values()):
+        raise UserError(
+            f"the mixture {mixture.name!r} draws nothing: all of its rates are 0 ({named}); register others"
+        )
+    return rates
 
 
 def read_documents(corpus: CorpusConfig, split: str, start: int = 0) -> Iterator[Document]:
@@ -294,10 +318,13 @@ def _import_module(name: str) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise UserError(f"config.corpus.modules: {name} needs {error.name}, which is not installed") from None
-        raise UserError(f"config.corpus.modules: no module {name!r}: put its folder on PYTHONPATH") from None
-    except UserError:
+        raise UserError(
+            f"config.corpus.modules: no module {name!r}: put it beside the config file, or its folder on PYTHONPATH"
+        ) from None
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    # A SystemExit, too, which would end the command without a word.
+    except BaseException as error:
         raise UserError(f"config.corpus.modules: {name} cannot be imported: {type(error).__name__}: {error}") from None
 
 
