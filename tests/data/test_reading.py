@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax.config import CorpusConfig
@@ -172,6 +172,7 @@ def _captioned(folder, many: bool) -> CorpusConfig:
     return CorpusConfig(mixture=name)
 
 
+@settings(deadline=None)
 @given(rates=st.lists(st.floats(width=32) | st.integers(-3, 3), min_size=1, max_size=3))
 def test_rates_are_taken_or_refused_and_zero_leaves_a_task_out(rates):
     import seqio
