@@ -70,7 +70,9 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["cm3leon_jax*"]),
     cmdclass={"build_py": BuildWithShipped},
-    package_data={"cm3leon_jax": ["py.typed", "evaluation/report.html.jinja", "data/inspect.html.jinja"]},
+    package_data={
+        "cm3leon_jax": ["py.typed", "page.css.jinja", "evaluation/report.html.jinja", "data/inspect.html.jinja"]
+    },
     install_requires=[
         "jax>=0.10,<0.13",
         "flax>=0.12.8,<0.13",

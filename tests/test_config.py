@@ -6,7 +6,7 @@ import typing
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax import config_file
@@ -60,6 +60,7 @@ def test_a_number_is_taken_or_named_in_one_line(part, name):
         assert message or math.isfinite(value), f"{value} is taken"
 
 
+@settings(deadline=None)
 @given(field=st.sampled_from(NUMBERS), value=st.one_of(st.floats(), st.integers()))
 def test_what_is_taken_is_the_same_number_on_a_device(field, value):
     part, name = field

@@ -53,5 +53,9 @@ def captioned_pictures(
             if most and len(texts) == most:
                 return CaptionedPictures(texts, np.stack(codes))
     if not texts:
-        raise UserError(f"the split {split!r} of {corpus.path} has no document of one text and one picture to evaluate")
+        raise UserError(
+            f"the split {split!r} of {corpus.path} has no document of one text and one picture that leaves room for an "
+            f"answer within config.batch.sequence_length {longest}: point config.corpus.path to a corpus of captioned "
+            "pictures, name another config.corpus.held_out_split, or shorten the captions"
+        )
     return CaptionedPictures(texts, np.stack(codes))

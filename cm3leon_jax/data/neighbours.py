@@ -127,9 +127,11 @@ class NeighbourLists:
         """
         folder = corpus.path / "retrieval"
         if not (folder / "manifest.json").exists():
-            with_this = "with this config, or set config.retrieval.enabled to False"
-            mend = with_this if config.enabled else "with config.retrieval.enabled=True"
-            raise UserError(f"no neighbours at {folder}: run `cm3leon prepare` {mend}")
+            mend = "with this config, or set config.retrieval.enabled to False"
+            raise UserError(
+                f"no neighbours at {folder}: run `cm3leon prepare` "
+                + (mend if config.enabled else "with --config.retrieval.enabled=True")
+            )
         manifest = read_json(folder / "manifest.json", "the manifest of the neighbours")
         refuse_other_settings(folder, manifest, list_settings(config), corpus)
         return cls(corpus, manifest, train_split)
