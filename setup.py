@@ -99,6 +99,8 @@ setup(
         "check": CHECK,
         "test": TEST,
         "plan": ["libtpu>=0.0.42"],
+        # The viewer of WORKDIR/tensorboard.
+        "tensorboard": ["tensorboard>=2.19"],
         # The GPU compiler without CUDA.
         "plan-cuda13": ["jax-cuda13-plugin>=0.10,<0.13", "jax-cuda13-pjrt>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from cm3leon_jax.data.sources.folder_config import FolderConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.paths import IsPath, LocalPath, OptionalPath
 from cm3leon_jax.ranges import (
@@ -73,6 +74,10 @@ class CorpusConfig(Part):
     encode_batch_size: PositiveInt = 128
     # Original pictures kept beside each split, to be looked at.
     num_sample_pictures: NonNegativeInt = 32
+    # Most of a task's documents that may be skipped because something is odd about them, as a fraction of all.
+    max_skipped_fraction: Fraction = 0.1
+    # How a folder is read, where the mixture is one.
+    folder: FolderConfig = field(default_factory=FolderConfig)
 
 
 @dataclass(frozen=True)
@@ -503,8 +508,16 @@ class OptimizerConfig(Part):
 class TrainConfig(Part):
     """How long to train, and what to leave behind."""
 
-    # The run ends at the step that takes it to this many tokens (batch_size * sequence_length a step).
+    # The run ends at the step that takes it to this many tokens (batch_size * sequence_length a step). It may change
+    # when a run goes on, finished or not, to anything that is not passed yet: from there on the learning rate is that
+    # of a run which had this length from the first, so it leaps up where the end moves away and down where it comes
+    # nearer, then decays linearly to the new end.
     num_tokens: Annotated[float, Range(at_least=1)] = 1.4e12
+    # Folder of another run (its --workdir) whose newest parameters a new run starts from, with a fresh optimizer,
+    # schedule and place in the data. Only the model's shape must be the same: tokens that both vocabularies have keep
+    # their rows, other tokens and further positions begin fresh. A run's own checkpoints go before this, and this goes
+    # before an import.
+    init_from: OptionalPath = ""
     # Parts of a batch that are run one after the other, their gradients added up: less memory, the same step.
     num_microbatches: PositiveInt = 1
     # Parts of a microbatch whose scores of the vocabulary are in memory at a time; 0: as few as fit into an eighth of a
@@ -518,7 +531,8 @@ class TrainConfig(Part):
     log_every: PositiveInt = 10
     save_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 3
-    # Held-out loss, and sample pictures from the first prompts of `evaluate`; 0 means never.
+    # Held-out loss, and sample pictures from the first prompts of `evaluate` (none: the first held-out texts); 0 means
+    # never.
     eval_every: NonNegativeInt = 1000
     eval_batches: PositiveInt = 8
     sample_every: NonNegativeInt = 1000

@@ -9,7 +9,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,10 @@ from jaxtyping import Int, UInt8
 
 from cm3leon_jax.config import Config, SamplingConfig
 from cm3leon_jax.data.batches import BatchSource, open_retrieval
+from cm3leon_jax.data.captioned import CaptionedPictures, captioned_pictures
 from cm3leon_jax.data.corpus import PreparedCorpus
-from cm3leon_jax.data.objective import segments
 from cm3leon_jax.distributed import is_first
 from cm3leon_jax.documents import open_picture
-from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.digits import DigitReader
 from cm3leon_jax.evaluation.report import Report, write_report
 from cm3leon_jax.files import write_json
@@ -39,19 +37,8 @@ from cm3leon_jax.vocabulary import Vocabulary
 # Where the config names no prompts, the first held-out texts are drawn.
 _DEFAULT_PROMPTS = 8
 
-# Marks of an infill prompt beside the document: two ends, and two for each of a few spans.
-_MOST_MARKS = 8
-
 # Told how many more answers there are.
 Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class CaptionedPictures:
-    """Held-out documents of one text and one picture."""
-
-    texts: list[str]
-    codes: Int[np.ndarray, "n codes"]
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
@@ -122,43 +109,6 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     for name, value in numbers.items():
         print(f"  {name:<44} {value:,.4g}")
     print(f"{workdir / 'evaluation.json'} and {workdir / 'report.html'} are written")
-
-
-def captioned_pictures(
-    corpus: PreparedCorpus, split: str, most: int, longest: int, vocabulary: Vocabulary
-) -> CaptionedPictures:
-    """The first documents of a split that are one text and one picture, each picture once.
-
-    Args:
-      most: how many; 0 means all.
-      longest: positions of the model; documents that leave no room for an answer are left out.
-    """
-    texts: list[str] = []
-    codes: list[Int[np.ndarray, "codes"]] = []
-    seen: set[bytes] = set()
-    for documents in corpus.splits(split).values():
-        for index in range(documents.num_documents):
-            tokens = documents.document(index)
-            parts = [tokens[start:stop] for start, stop in segments(tokens, vocabulary)]
-            pictures = [part for part in parts if vocabulary.is_image(part).all()]
-            words = [part for part in parts if not vocabulary.is_image(part).any()]
-            # Room for the marks, and for as many codes as an infill can ask for.
-            fits = len(tokens) + len(pictures[0] if pictures else ()) + _MOST_MARKS <= longest
-            if len(pictures) != 1 or len(words) != 1 or len(parts) != 2 or not fits:
-                continue
-            if pictures[0].tobytes() not in seen:
-                seen.add(pictures[0].tobytes())
-                texts.append(vocabulary.decode_text(words[0].tolist()))
-                codes.append(vocabulary.decode_image(pictures[0]))
-            if most and len(texts) == most:
-                return CaptionedPictures(texts, np.stack(codes))
-    if not texts:
-        raise UserError(
-            f"the split {split!r} of {corpus.path} has no document of one text and one picture that leaves room for an "
-            f"answer within config.batch.sequence_length {longest}: point config.corpus.path to a corpus of captioned "
-            "pictures, name another config.corpus.held_out_split, or shorten the captions"
-        )
-    return CaptionedPictures(texts, np.stack(codes))
 
 
 def captions(
