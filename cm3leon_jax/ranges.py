@@ -9,10 +9,13 @@ from __future__ import annotations
 import functools
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
+
+from cm3leon_jax.errors import UserError
 
 _FLOAT32 = np.finfo(np.float32)
 _LARGEST = {int: 2**31 - 1, float: float(_FLOAT32.max)}
@@ -74,6 +77,21 @@ def ranges_of(part: type) -> dict[str, tuple[type, Range]]:
     return found
 
 
+def whole_number(name: str, allowed: Range) -> Callable[[str], int]:
+    """The `type` of an argument that is a number of this range; `name` is the argument's."""
+
+    def checked(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise UserError(f"{name}={text}: a whole number, {allowed}") from None
+        if fault := _fault(number, int, allowed):
+            raise UserError(f"{name}={_shown(number)}: {fault}")
+        return number
+
+    return checked
+
+
 def first_fault(values: Any) -> str | None:
     """Which number of a dataclass is out of its range, its value, and the range; None if all lie within."""
     for name, (kind, allowed) in ranges_of(values.__class__).items():
@@ -93,6 +111,8 @@ def _fault(number: int | float, kind: type, allowed: Range) -> str:
         return f"{allowed}, and at most {_LARGEST[kind]:.10g}, where 32 bits end"
     if 0 < abs(number) < _SMALLEST:
         return f"{allowed}, and {_SMALLEST:.2g} is the number next to 0 in 32 bits"
+    if kind is float and (rounded := float(np.float32(number))) not in allowed:
+        return f"{allowed}, and in 32 bits it is {rounded:g}"
     return ""
 
 

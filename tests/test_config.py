@@ -6,7 +6,7 @@ import typing
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax import config_file
@@ -14,7 +14,17 @@ from cm3leon_jax.config import Config, ImageTokenizerConfig, OptimizerConfig, Pa
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.ranges import Range, ranges_of
 
-PARTS = typing.get_type_hints(Config)
+
+def parts_of(cls: type, prefix: str = "") -> dict[str, type]:
+    """The dataclasses that a config is made of, by dotted name."""
+    found = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            found |= {prefix + name: kind} | parts_of(kind, f"{prefix}{name}.")
+    return found
+
+
+PARTS = parts_of(Config)
 
 
 def is_number(kind: object) -> bool:
@@ -31,14 +41,17 @@ ODD = (0, -1, 10**30, 10**400, 1e300, 1e-300, -1e-300, 5e-324, math.nan, math.in
 def outcome(part: str, name: str, value: float) -> str:
     """Sets one field as a config file does: its message, or nothing where it is taken."""
     values = (value,) if isinstance(getattr(PARTS[part](), name), tuple) else value
+    given = {name: values}
+    for each in reversed(part.split(".")):
+        given = {each: given}
     try:
-        config_file._build(Config, {part: {name: values}}, "config", "mine.py")
+        config_file._build(Config, given, "config", "mine.py")
     except UserError as error:
         return str(error)
     return ""
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", typing.get_type_hints(Config))
 def test_parts_know_their_names(part):
     assert issubclass(PARTS[part], Part)
     assert PARTS[part].name_in_config() == part
@@ -60,6 +73,7 @@ def test_a_number_is_taken_or_named_in_one_line(part, name):
         assert message or math.isfinite(value), f"{value} is taken"
 
 
+@settings(deadline=None)
 @given(field=st.sampled_from(NUMBERS), value=st.one_of(st.floats(), st.integers()))
 def test_what_is_taken_is_the_same_number_on_a_device(field, value):
     part, name = field
@@ -96,6 +110,8 @@ def test_the_value_and_the_range_are_said():
         ImageTokenizerConfig(channel_multipliers=(1, 0))
 
 
-def test_more_steps_than_can_be_counted():
-    with pytest.raises(UserError, match=r"train\.num_tokens 1e\+30 takes .* steps"):
-        dataclasses.replace(Config(), train=dataclasses.replace(Config().train, num_tokens=1e30))
+@given(part=st.sampled_from(["optimizer", "bi_encoder_training", "image_tokenizer_training"]), share=st.floats(0.99, 1))
+@example(part="optimizer", share=1 - 1e-12)
+@settings(deadline=None)
+def test_a_share_below_1_is_below_1_on_a_device(part, share):
+    assert bool(outcome(part, "beta2", share)) == (np.float32(share) >= 1)

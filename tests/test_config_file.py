@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import importlib.util
+import operator
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax import config_file
@@ -143,6 +145,7 @@ def test_one_string_and_one_number_stand_for_a_tuple(config_of):
     assert (config.corpus.modules, config.image_tokenizer.attention_resolutions) == (("mytasks",), (16,))
 
 
+@settings(deadline=None, max_examples=25)
 @given(text=st.text())
 def test_any_text_is_a_value_or_one_line(text):
     for name in ("train.z_loss", "model.num_layers", "model.biases", "image_tokenizer.channel_multipliers"):
@@ -218,17 +221,21 @@ def test_json_that_is_no_config(tmp_path):
             config_file.load(str(tmp_path / "config.json"), "runs/x")
 
 
-PATHS = [
-    (part.name, name, kind)
-    for part in dataclasses.fields(Config)
-    for name, hint in typing.get_type_hints(typing.get_type_hints(Config)[part.name], include_extras=True).items()
-    for kind in getattr(hint, "__metadata__", ())
-    if isinstance(kind, IsPath)
-]
+def fields_of(cls: type, prefix: str = "") -> Iterator[tuple[str, IsPath | None]]:
+    """The dotted names of all fields, each with the kind of path that it holds, if any."""
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from fields_of(hint, f"{prefix}{name}.")
+        else:
+            notes = getattr(hint, "__metadata__", ())
+            yield prefix + name, next((note for note in notes if isinstance(note, IsPath)), None)
 
 
-@pytest.mark.parametrize(("part", "name", "kind"), PATHS)
-def test_every_path_of_the_config_is_checked(part, name, kind, monkeypatch):
+PATHS = [(name, kind) for name, kind in fields_of(Config) if kind]
+
+
+@pytest.mark.parametrize(("name", "kind"), PATHS)
+def test_every_path_of_the_config_is_checked(name, kind, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     for text, message in (
         ("gs://bucket/x", "gs:// is not supported yet"),
@@ -237,14 +244,31 @@ def test_every_path_of_the_config_is_checked(part, name, kind, monkeypatch):
         ("a\0b", "NUL"),
         ("caf\udce9", "not UTF-8"),
     ):
-        with pytest.raises(UserError, match=rf"config\.{part}\.{name}.*{message}"):
-            config_file.load("demo", "runs/x", {f"{part}.{name}": kind.behind + text})
-    config = config_file.load("demo", "runs/x", {f"{part}.{name}": kind.behind + "~/y"})
-    assert getattr(getattr(config, part), name) == kind.behind + "/home/me/y"
+        with pytest.raises(UserError, match=rf"config\.{name}.*{message}"):
+            config_file.load("demo", "runs/x", {name: kind.behind + text})
+    config = config_file.load("demo", "runs/x", {name: kind.behind + "~/y"})
+    assert operator.attrgetter(name)(config) == kind.behind + "/home/me/y"
 
 
 def test_fields_that_are_named_like_paths_are_paths():
-    checked = {(part, name) for part, name, _ in PATHS}
-    for part, cls in typing.get_type_hints(Config).items():
-        for name in typing.get_type_hints(cls):
-            assert (part, name) in checked or not re.search(r"(^|_)(path|paths|file|folder|dir|cache)$", name), name
+    for name, kind in fields_of(Config):
+        assert kind or not re.search(r"[._](path|paths|file|folder|dir|cache)$", name), name
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner),
+    max_leaves=4,
+)
+FIELDS = [(part, name) for part, cls in typing.get_type_hints(Config).items() for name in typing.get_type_hints(cls)]
+
+
+@settings(deadline=None)
+@given(field=st.sampled_from(FIELDS), value=ODD)
+def test_any_value_of_any_type_is_taken_or_one_line(field, value):
+    part, name = field
+    for values in ({part: {name: value}}, {part: value}):
+        try:
+            config_file._fill_paths(config_file._build(Config, values, "config", "mine.py"), "runs/x")
+        except UserError as error:
+            assert "\n" not in str(error)

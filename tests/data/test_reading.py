@@ -1,11 +1,14 @@
 """Reading documents of seqio mixtures: order, rates, what is skipped, what is refused."""
 
+import math
 import subprocess
 import sys
 from itertools import islice
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cm3leon_jax.config import CorpusConfig
 from cm3leon_jax.data import digits
@@ -137,22 +140,27 @@ def test_what_others_read_is_not_opened(tmp_path):
     for file in sorted(tmp_path.glob("*.png")):
         if file.read_bytes() not in {document.segments[1].encoded for document in before[10:21]}:
             file.unlink()
-    share = task.share("train", Share(10, 1, 2))
-    assert [document for _, document in islice(share, 11)] == before[10:21]
-    with pytest.raises(UserError, match=r"cannot read an example from 21 on of 'train': "):
-        next(share)
+    share = list(task.share("train", Share(10, 1, 2)))
+    assert [document for _, document in share[:11]] == before[10:21]
+    # What is not there any more by the time it is read is skipped, each under its own number.
+    assert share[11:] == [
+        (index, Malformed("image that was removed meanwhile"))
+        for index in range(30, len(before))
+        if index < 40 or index % 20 == 0
+    ]
+    assert task.where("train", 30) == before[30].segments[0].text.removeprefix("picture ") + ".png"
 
 
 def _captioned(folder, many: bool) -> CorpusConfig:
     """A folder of pictures, each with one caption, or with several in a list."""
     for index in range(40):
         (folder / f"{index:02d}.png").write_bytes(encode_png(np.full((2, 2, 1), index, np.uint8)))
-        (folder / f"{index:02d}.txt").write_text(f"picture {index}")
+        (folder / f"{index:02d}.txt").write_text(f"picture {index:02d}")
     if not many:
         return CorpusConfig(mixture=f"folder:{folder}")
     import tensorflow as tf
 
-    from cm3leon_jax.data import tasks
+    from cm3leon_jax.data.sources.base import SlicedSource, add_task
 
     def read(split: str, start: int, stop: int) -> tf.data.Dataset:
         return tf.data.Dataset.range(start, stop).map(
@@ -160,5 +168,31 @@ def _captioned(folder, many: bool) -> CorpusConfig:
         )
 
     name = f"many_{folder.name}".replace("-", "_")
-    tasks._add_task(name, tasks.SlicedSource(read, {"train": 40}), picture_first=False)
+    add_task(name, SlicedSource(read, {"train": 40}), picture_first=False)
     return CorpusConfig(mixture=name)
+
+
+@settings(deadline=None)
+@given(rates=st.lists(st.floats(width=32) | st.integers(-3, 3), min_size=1, max_size=3))
+def test_rates_are_taken_or_refused_and_zero_leaves_a_task_out(rates):
+    import seqio
+
+    names = ("digits_text_first", "digits_picture_first", "emoji")[: len(rates)]
+    wrong = any(not math.isfinite(rate) or rate < 0 for rate in rates)
+    seqio.MixtureRegistry.add("of_any_rates", list(zip(names, rates, strict=False)))
+    try:
+        if wrong or not any(rates):
+            with pytest.raises(UserError, match=r"the mixture 'of_any_rates' (has rates that are|draws nothing)"):
+                open_mixture(CorpusConfig(mixture="of_any_rates"))
+        else:
+            tasks = {task.name: task.rate for task in open_mixture(CorpusConfig(mixture="of_any_rates"))}
+            assert tasks == {name: rate for name, rate in zip(names, rates, strict=False) if rate}
+    finally:
+        seqio.MixtureRegistry.remove("of_any_rates")
+
+
+def test_a_module_that_ends_the_program_is_named(tmp_path, monkeypatch):
+    (tmp_path / "leaves_at_once.py").write_text("raise SystemExit\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"config\.corpus\.modules: leaves_at_once cannot be imported: SystemExit"):
+        open_mixture(CorpusConfig(mixture="digits", modules=("leaves_at_once",)))
