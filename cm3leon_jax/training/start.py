@@ -129,8 +129,8 @@ def set_up(config: Config, workdir: Path) -> Setup:
     """
     if config.num_steps > _MOST_STEPS:
         raise UserError(
-            f"config.train.num_tokens {config.train.num_tokens:g} takes {config.num_steps:g} steps, and {_MOST_STEPS} can "
-            "be counted; lower it, or raise config.batch.batch_size or config.batch.sequence_length"
+            f"config.train.num_tokens {config.train.num_tokens:g} takes {config.num_steps:g} steps, and {_MOST_STEPS} "
+            "can be counted; lower it, or raise config.batch.batch_size or config.batch.sequence_length"
         )
     vocabulary = Vocabulary.load(config.vocabulary.path)
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
