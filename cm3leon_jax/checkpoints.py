@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,14 @@ _CHUNK_BYTES = 16 << 20
 _MOST_LOOKS = 10
 
 _Found = TypeVar("_Found")
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """Whether a message has no exception of Orbax's threads in it, which is raised where the save is waited for."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_is_not_raised)
 
 
 class DamagedCheckpoint(Exception):
