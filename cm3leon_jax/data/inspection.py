@@ -20,6 +20,7 @@ from jaxtyping import Int
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches import Batch, BatchSource, Retrieval, open_retrieval
+from cm3leon_jax.data.check import check_corpus
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import NONE
 from cm3leon_jax.data.tokenizing import summary
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `inspect`."""
     parser.add_argument("--split", help="which split (default: config.corpus.train_split)")
     parser.add_argument("--count", type=int, default=8, help="how many documents and how many sequences (default: 8)")
+    parser.add_argument("--check", action="store_true", help="read all of the corpus, say what is damaged; no page")
     parser.add_argument("--html", type=Path, metavar="FILE", help="the page (default: WORKDIR/inspect.html)")
 
 
@@ -72,6 +74,9 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
         raise UserError(f"--count is {arguments.count}: at least 1")
     vocabulary = Vocabulary.load(config.vocabulary.path)
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
+    if arguments.check:
+        print(check_corpus(corpus, vocabulary, config.corpus.train_split))
+        return 0
     split = arguments.split or config.corpus.train_split
     retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
     documents = list(_documents(corpus, vocabulary, split, arguments.count, retrieval))

@@ -16,18 +16,35 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 import cm3leon_jax
 from cm3leon_jax.config import CorpusConfig
-from cm3leon_jax.data.corpus import FORMAT_VERSION
+from cm3leon_jax.data.corpus import (
+    FORMAT_VERSION,
+    checksums_file,
+    offsets_file,
+    read_manifest,
+    token_dtype,
+    tokens_file,
+)
+from cm3leon_jax.data.manifest import Plan
 from cm3leon_jax.data.reading import Malformed, Share, TaskReader, open_mixture
-from cm3leon_jax.data.shard_writer import NUM_LISTED, DocumentTokenizer, OpenedDocument, ShardWriter, record_file
-from cm3leon_jax.distributed import all_agree, is_first
+from cm3leon_jax.data.shard_writer import (
+    NUM_LISTED,
+    DocumentTokenizer,
+    OpenedDocument,
+    ShardWriter,
+    read_shard_record,
+    record_file,
+)
+from cm3leon_jax.distributed import all_agree, barrier, is_first
 from cm3leon_jax.documents import Document
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, wait_for, write_json
+from cm3leon_jax.files import wait_for, write_json
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.records import read_record, write_record
 from cm3leon_jax.vocabulary import Vocabulary
 
 # Until what the first process wrote must be seen by the others.
@@ -48,13 +65,16 @@ def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer) -> dict[
     tasks = open_mixture(corpus)
     plan = _plan(corpus, tokens.vocabulary, tokens.image_tokenizer, tasks)
     _check_plan(path, plan)
+    if is_first():
+        _drop_incomplete(path, token_dtype(tokens.vocabulary.size))
+    barrier("records of shards without their files are gone")
     if all_agree((path / "manifest.json").exists()):
         if is_first():
             print(
                 f"the corpus {path} is complete: nothing to do (its folder has to be deleted to prepare it again, "
                 "its manifest.json to take in new rates of the mixture)"
             )
-        return read_json(path / "manifest.json", "the corpus manifest")
+        return read_manifest(path)
     if is_first():
         write_json(path / "plan.json", plan)
     wait_for(path / "plan.json", _SHARED_WITHIN)
@@ -102,7 +122,8 @@ def _plan(
 def _check_plan(path: Path, plan: dict[str, Any]) -> None:
     if not (path / "plan.json").exists():
         return
-    found = _identity(read_json(path / "plan.json", "the plan of the corpus"))
+    mend = "delete that folder and run `cm3leon prepare` again"
+    found = _identity(read_record(path / "plan.json", "the plan of the corpus", Plan, mend))
     for name, now in _identity(plan).items():
         if (was := found.get(name)) != now:
             raise UserError(
@@ -115,13 +136,33 @@ def _identity(plan: dict[str, Any]) -> dict[str, Any]:
     """Readable names of the plan's values, each with what tells it from another."""
     parts = {name: value for name, value in plan.items() if name != "sources"}
     return {
-        name.replace("_", " "): value["fingerprint"] if isinstance(value, dict) else value
+        name.replace("_", " "): value.get("fingerprint") if isinstance(value, dict) else value
         for name, value in parts.items()
     } | {
         f"{name} of the task {task}": value
         for task, provenance in plan.get("sources", {}).items()
         for name, value in provenance.items()
     }
+
+
+def _drop_incomplete(path: Path, dtype: np.dtype) -> None:
+    """Forgets shards that lack a file or a part of their tokens, and a manifest that tells of them: they are redone."""
+    for record in sorted(path.glob("*/*/shard-*.json")):
+        folder, number = record.parent, int(record.stem.removeprefix("shard-"))
+        tokens, size = tokens_file(folder, number), read_shard_record(record)["files"]["num_tokens"] * dtype.itemsize
+        absent = [
+            file for file in (tokens, offsets_file(folder, number), checksums_file(folder, number)) if not file.exists()
+        ]
+        if absent or tokens.stat().st_size != size:
+            print(f"{(absent or [tokens])[0]} is missing or cut: its shard is written again")
+            record.unlink()
+    if not (path / "manifest.json").exists():
+        return
+    for name, task in read_manifest(path)["tasks"].items():
+        for split, entry in task["splits"].items():
+            folder = path / name / split
+            if not all(record_file(folder, number).exists() for number in range(entry["num_shards"])):
+                (path / "manifest.json").unlink(missing_ok=True)
 
 
 def _write_splits(
@@ -155,7 +196,7 @@ def _write_splits(
             f"see the reasons in {path}/*/{corpus.train_split}/shard-*.json, or name another config.corpus.train_split"
         )
     if is_first():
-        write_json(path / "manifest.json", manifest)
+        write_record(path / "manifest.json", manifest)
     return manifest
 
 
@@ -166,10 +207,7 @@ def _write_own_shards(
     folder.mkdir(parents=True, exist_ok=True)
     size, step = corpus.examples_per_shard, jax.process_count()
     own = range((jax.process_index() - turn) % step, sys.maxsize, step)
-    records = {
-        int(file.stem.removeprefix("shard-")): read_json(file, "the record of a shard")
-        for file in folder.glob("shard-*.json")
-    }
+    records = {int(file.stem.removeprefix("shard-")): read_shard_record(file) for file in folder.glob("shard-*.json")}
     end = next((number + 1 for number, record in records.items() if record["last"]), sys.maxsize)
 
     def is_missing(number: int) -> bool:
@@ -222,7 +260,7 @@ def _all_records(folder: Path) -> list[dict[str, Any]]:
     """The records of all shards of a split, as soon as the other processes have written theirs."""
     records: list[dict[str, Any]] = []
     while not records or not records[-1]["last"]:
-        records.append(read_json(wait_for(record_file(folder, len(records))), "the record of a shard"))
+        records.append(read_shard_record(wait_for(record_file(folder, len(records)))))
     return records
 
 
@@ -234,6 +272,7 @@ def _split_entry(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         **{name: sum(record[name] for record in records) for name in _COUNTS},
         "num_shards": len(records),
+        "shards": [record["files"] for record in records],
         "skipped": {
             "total": by_reason.total(),
             "by_reason": dict(sorted(by_reason.items())),
