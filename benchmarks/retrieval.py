@@ -79,8 +79,7 @@ def main() -> None:
 
 def _config(run: Path) -> Config:
     """A run's own config, with its paths as they were."""
-    stored = json.loads((run / "config.json").read_text())
-    return config_file._build(Config, stored, "config", str(run / "config.json"))
+    return config_file.load(str(run / "config.json"), str(run))
 
 
 def _held_out(config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary) -> HeldOut:

@@ -1,16 +1,18 @@
 """Checkpoints: all that a run needs to go on, written by Orbax while training continues.
 
-A step's folder gets its name when it is complete. Beside the state lie sums over its bits, which every restore
-compares, so that a damaged file is noticed whatever it holds.
+A step's folder gets its name when it is complete. Beside the state lie sums over its bits and over `meta`, which every
+restore compares, so that a damaged file is noticed whatever it holds. Numbers that are not finite are never saved.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +20,23 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from flax import nnx
-from jaxtyping import Array, Shaped, UInt32
+from jaxtyping import Array, Bool, Shaped, UInt32
 
 from cm3leon_jax.config import Config, ModelConfig
-from cm3leon_jax.errors import UserError
+from cm3leon_jax.errors import FailedSave, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
 from cm3leon_jax.model.sharding import parameter_name
 
 # Most bytes of the pieces in which an array is written: what must be decompressed to read any part of a piece.
 _CHUNK_BYTES = 16 << 20
+# How often a newest step is looked for that a run deletes while it is read.
+_MOST_LOOKS = 10
+
+_Found = TypeVar("_Found")
+
+
+class NotFinite(UserError):
+    """A state that was to be saved holds an infinity or what is no number; says which array."""
 
 
 class DamagedCheckpoint(Exception):
@@ -68,7 +78,8 @@ class Checkpoints:
             # What a killed process left unfinished would only take up room.
             cleanup_tmp_directories=not read_only,
         )
-        self._manager = _Manager(folder.resolve(), options=options)
+        self._folder = folder.resolve()
+        self._manager = _Manager(self._folder, options=options)
 
     @property
     def steps(self) -> list[int]:
@@ -86,28 +97,64 @@ class Checkpoints:
 
     def get_ready(self, state: Any) -> None:
         """Compiles what a save of such a state needs, so that the first one holds nothing up."""
-        bit_sums(_plain(state))
+        _looked_at(_plain(state))
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Starts to write a step; returns as soon as the state is copied."""
-        if self.latest_step != step:
-            plain = _plain(state)
-            saved = ocp.args.PyTreeSave(plain, save_args=jax.tree_util.tree_map_with_path(_pieces, plain))
-            meta = ocp.args.JsonSave(meta | {"bit_sums": bit_sums(plain)})
-            self._manager.save(step, args=ocp.args.Composite(state=saved, meta=meta))
+        """Starts to write a step; returns as soon as the state is copied.
+
+        Raises:
+          NotFinite: if an array of the state is not; nothing is written.
+          FailedSave: if this step, or the one before, cannot be written.
+        """
+        if self.latest_step == step:
+            return
+        plain = _plain(state)
+        looked_at = _looked_at(plain)
+        if wrong := [name for name, (_, is_finite) in looked_at.items() if not is_finite]:
+            raise NotFinite(f"{wrong[0]} is not finite at step {step:,}: nothing was saved")
+        meta = meta | {"bit_sums": {name: bits for name, (bits, _) in looked_at.items()}}
+        meta |= {"meta_sum": _json_sum(meta)}
+        saved = ocp.args.PyTreeSave(plain, save_args=jax.tree_util.tree_map_with_path(_pieces, plain))
+        with self._saving():
+            if not self._folder.is_dir():
+                # Orbax would make it anew, and the run would go on without what else was there.
+                raise FileNotFoundError(f"{self._folder} is gone: it was deleted or renamed during the run")
+            self._manager.save(step, args=ocp.args.Composite(state=saved, meta=ocp.args.JsonSave(meta)))
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            # Another process is gone; nothing is known of the files.
+            raise
+        # What Orbax and TensorStore raise for files that cannot be written has no class in common.
+        except Exception as error:
+            where = f"a checkpoint in {self._folder} cannot be written"
+            raise FailedSave(
+                f"{where} ({_in_short(error)}): mend that and run the same command again; it goes on from the last "
+                "complete checkpoint that it finds"
+            ) from error
 
     def meta(self, step: int) -> dict[str, Any]:
         """What the step belongs to.
 
         Raises:
-          DamagedCheckpoint: if it cannot be read.
+          DamagedCheckpoint: if it cannot be read, or is not what was written.
         """
         meta = self._meta_with_sums(step)
         del meta["bit_sums"]
         return meta
 
     def _meta_with_sums(self, step: int) -> dict[str, Any]:
-        return self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+        meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+        if not isinstance(meta, dict) or not isinstance(meta.get("bit_sums"), dict):
+            raise DamagedCheckpoint(f"{self.folder(step)} has a record that is none of a checkpoint")
+        # Checkpoints from before there was this sum have none.
+        stored = meta.pop("meta_sum", None)
+        if stored not in (None, _json_sum(meta)):
+            raise DamagedCheckpoint(f"{self.folder(step)} has another record than was written")
+        return meta
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Reads a step onto the devices that the abstract state names, whatever devices it was written from.
@@ -133,8 +180,12 @@ class Checkpoints:
         # Another process may have been first.
         with contextlib.suppress(FileNotFoundError):
             self.folder(step).rename(aside)
-        self._manager.reload()
+        self.look_again()
         return aside
+
+    def look_again(self) -> None:
+        """Takes notice of steps that another process wrote or deleted."""
+        self._manager.reload()
 
     def drop_after(self, step: int) -> None:
         """Deletes every step behind this one."""
@@ -163,9 +214,11 @@ class Checkpoints:
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=partial)
         found, sums = self._restore(step, state=args)["state"], self._meta_with_sums(step)["bit_sums"]
-        changed = [name for name, value in bit_sums(found).items() if sums[name] != value]
-        if changed:
-            raise DamagedCheckpoint(f"{self.folder(step)} has other bits in {changed[0]} than were written")
+        for name, (bits, is_finite) in _looked_at(found).items():
+            if sums.get(name) != bits:
+                raise DamagedCheckpoint(f"{self.folder(step)} has other bits in {name} than were written")
+            if not is_finite:
+                raise DamagedCheckpoint(f"{self.folder(step)} holds numbers in {name} that are not finite")
         return found
 
     def _refuse_another_shape(self, step: int, abstract: Any) -> None:
@@ -192,8 +245,13 @@ class Checkpoints:
             raise _damaged(self.folder(step), error) from error
 
     def wait(self) -> None:
-        """Returns when everything is written."""
-        self._manager.wait_until_finished()
+        """Returns when everything is written.
+
+        Raises:
+          FailedSave: if it cannot be.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -202,25 +260,53 @@ class Checkpoints:
         if exception[0] is not None and jax.process_count() > 1:
             # A step is complete when every process has written its part, and the others may not go on.
             return
+        if isinstance(exception[1], FailedSave):
+            # It has nothing more to wait for, and its threads never end.
+            return
         self.wait()
         self._manager.close()
 
 
-@contextlib.contextmanager
-def trained_checkpoint(workdir: Path, keep: int) -> Iterator[tuple[Checkpoints, int]]:
-    """The checkpoints of a run, and the newest complete step; refuses a folder that has none."""
+def read_newest(workdir: Path, keep: int, read: Callable[[Checkpoints, int], _Found]) -> _Found:
+    """What `read` makes of the newest complete step of a run, which may be training meanwhile.
+
+    Training deletes its older steps. Where a reader comes to miss files and there is a newer step, it reads that one.
+
+    Args:
+      workdir: of the run.
+      keep: as in `Checkpoints`.
+      read: called with the run's checkpoints and the step; once more if need be.
+
+    Raises:
+      UserError: if there is no step, or the newest one is damaged.
+      RestartError: if every newest step was deleted before it was read.
+    """
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"no checkpoints in {workdir}: run `cm3leon train` first, or give its --workdir")
     with Checkpoints(workdir / "checkpoints", keep, read_only=True) as checkpoints:
-        step = checkpoints.latest_step
-        if step is None:
-            raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
-        try:
-            yield checkpoints, step
-        except DamagedCheckpoint as damage:
-            raise UserError(
-                f"the newest checkpoint is damaged: {damage}; rename that folder, and the one before is used"
-            ) from None
+        for _ in range(_MOST_LOOKS):
+            step = checkpoints.latest_step
+            if step is None:
+                raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
+            try:
+                return read(checkpoints, step)
+            except (UserError, RestartError, jax.errors.JaxRuntimeError):
+                raise
+            except Exception as error:
+                checkpoints.look_again()
+                if checkpoints.latest_step == step:
+                    if not isinstance(error, DamagedCheckpoint):
+                        raise
+                    raise UserError(
+                        f"the newest checkpoint is damaged: {error}; rename that folder, and the one before is used"
+                    ) from None
+                if jax.process_count() > 1:
+                    # The others may wait for this one to read its part.
+                    break
+    raise RestartError(
+        f"the run in {workdir} is training, and deleted its step {step:,} before it was read; run the same command "
+        "again, or train with a longer config.train.save_every or more config.train.keep_checkpoints"
+    )
 
 
 def refuse_another_model(meta: Mapping[str, Any], config: Config, what: str, **others: tuple[Any, Any]) -> None:
@@ -288,13 +374,31 @@ def abstract_on(abstract: Any, shardings: Any) -> Any:
 
 def bit_sums(arrays: Any) -> dict[str, int]:
     """A sum over the bits of every array, by its name: equal exactly where the bits are, on any mesh."""
+    return {name: bits for name, (bits, _) in _looked_at(arrays).items()}
+
+
+def _looked_at(arrays: Any) -> dict[str, tuple[int, bool]]:
+    """The sum over the bits of every array, and whether all of it is finite, by its name."""
     # Array by array, since there are few shapes to compile; and one after the other, since a CPU's devices can wait for
     # each other forever where several programs with collectives are under way.
     jax.block_until_ready(arrays)
-    return {parameter_name(path): int(_bit_sum(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        bits, is_finite = _sum_and_finite(leaf)
+        found[parameter_name(path)] = int(bits), bool(is_finite)
+    return found
 
 
 @jax.jit
+def _sum_and_finite(array: Shaped[Array, "..."]) -> tuple[UInt32[Array, ""], Bool[Array, ""]]:
+    return _bit_sum(array), jnp.isfinite(array).all()
+
+
+def _json_sum(value: Any) -> str:
+    """A digest of what JSON makes of a value, whatever the order of its fields."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _bit_sum(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     """Modulo 2**32, so in any order; each element with a weight of its place, so that none may change places.
 
@@ -316,8 +420,12 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _damaged(folder: Path, error: Exception) -> Exception:
     if is_full_disk(error):
         return error
+    return DamagedCheckpoint(f"{folder} cannot be read ({_in_short(error)})")
+
+
+def _in_short(error: Exception) -> str:
     lines = str(error).splitlines()
-    return DamagedCheckpoint(f"{folder} cannot be read ({type(error).__name__}: {lines[0][:200] if lines else ''})")
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
 def _pieces(path: tuple[Any, ...], array: Any) -> ocp.SaveArgs:

@@ -1,77 +1,169 @@
-"""The commands, in one table: `cm3leon COMMAND --config=configs/NAME.py [--workdir=DIR] [--config.a.b=value]`."""
+"""The commands, in one table: `cm3leon COMMAND --config=FILE [--workdir=DIR] [--config.a.b=value]`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
 import importlib
 import importlib.util
+import io
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
+from cm3leon_jax import paths
 from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
 from cm3leon_jax.config import Config
-from cm3leon_jax.errors import MISTAKE, RESTART, RestartError, UserError
+from cm3leon_jax.errors import MISTAKE, RESTART, FailedSave, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
 
-# name: (module, what it does). Each module has `add_arguments(parser)` if the command takes more than the config, and
-# `run(config, workdir, arguments)`.
+
+class Command(NamedTuple):
+    """A command: its module has `add_arguments(parser)`, if it takes more than the config, and `run`."""
+
+    # `run(config, workdir, arguments)` returns the exit code, or nothing.
+    module: str
+    summary: str
+    # The folders that it writes: parts of the config by name, whose `path` is meant, or "workdir".
+    writes: tuple[str, ...] = ()
+
+
 COMMANDS = {
-    "train-text-tokenizer": ("cm3leon_jax.data.text_tokenizer", "learn the vocabulary from the mixture's texts"),
-    "train-image-tokenizer": ("cm3leon_jax.image_tokenizer.training", "train the VQGAN on the mixture's pictures"),
-    "train-bi-encoder": (
+    "train-text-tokenizer": Command(
+        "cm3leon_jax.data.text_tokenizer", "learn the vocabulary from the mixture's texts", ("vocabulary",)
+    ),
+    "train-image-tokenizer": Command(
+        "cm3leon_jax.image_tokenizer.training",
+        "train the VQGAN on the mixture's pictures",
+        ("workdir", "image_tokenizer"),
+    ),
+    "train-bi-encoder": Command(
         "cm3leon_jax.retrieval.train_bi_encoder",
         "train what finds neighbours: CLIP, or word statistics",
+        ("workdir", "bi_encoder"),
     ),
-    "prepare": ("cm3leon_jax.prepare", "turn a seqio mixture into token shards and neighbour lists"),
-    "inspect": ("cm3leon_jax.data.inspection", "look into a prepared corpus: documents and packed sequences"),
-    "plan": ("cm3leon_jax.planning.plan", "compile a run for a pod you do not have: memory, collectives, time"),
-    "train": ("cm3leon_jax.training.train", "train the transformer; run it again to continue"),
-    "generate": ("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
-    "evaluate": ("cm3leon_jax.evaluation.evaluate", "measure a checkpoint; write evaluation.json and report.html"),
-    "export": ("cm3leon_jax.interchange.huggingface_export", "write a checkpoint as a Hugging Face folder"),
-    "import": ("cm3leon_jax.interchange.huggingface_import", "start a run from a Hugging Face folder"),
+    "prepare": Command(
+        "cm3leon_jax.prepare", "turn a seqio mixture into token shards and neighbour lists", ("corpus",)
+    ),
+    "inspect": Command("cm3leon_jax.data.inspection", "look into a prepared corpus: documents and packed sequences"),
+    "plan": Command("cm3leon_jax.planning.plan", "compile a run for a pod you do not have: memory, collectives, time"),
+    "train": Command("cm3leon_jax.training.train", "train the transformer; run it again to continue", ("workdir",)),
+    "generate": Command("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
+    "evaluate": Command(
+        "cm3leon_jax.evaluation.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
+    ),
+    "export": Command("cm3leon_jax.interchange.huggingface_export", "write a checkpoint as a Hugging Face folder"),
+    "import": Command("cm3leon_jax.interchange.huggingface_import", "start a run from a Hugging Face folder"),
 }
 
 # Commands that several processes run together.
 _DISTRIBUTED = ("prepare", "train", "evaluate")
 
+# What a shell makes of a program that SIGPIPE ended, as one ends that writes to `head`.
+_NO_READER = 141
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Where a terminal is not UTF-8, or a name is not: shown in another way, rather than not at all.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            _flush()
+    except UserError as error:
+        print(f"cm3leon: {error}", file=sys.stderr)
+        return MISTAKE
+    except BrokenPipeError:
+        unread = _unread_streams()
+        if not unread:
+            raise
+        for stream in unread:
+            _silence(stream)
+    if _is_one_of_many():
+        _leave(_NO_READER)
+    return _NO_READER
+
+
+def _flush() -> None:
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _silence(sys.stdout)
+        raise UserError(f"the output cannot be written: {error.strerror}") from None
+
+
+def _silence(stream: TextIO) -> None:
+    """Sends a stream nowhere: the interpreter writes what is left when it ends, and must not fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _unread_streams() -> list[TextIO]:
+    """Those of this process's outputs that lead into a pipe which was closed at its other end."""
+    found = []
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)
+            if any(event & select.POLLERR for _, event in poll.poll(0)):
+                found.append(stream)
+    return found
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if argv else MISTAKE
     command, *rest = argv
     _ignore_an_absent_tpu()
+    must_leave = False
     try:
         if command not in COMMANDS:
-            raise UserError(f"no command {command!r}: the commands are {', '.join(COMMANDS)}")
+            close = difflib.get_close_matches(command, COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
+            raise UserError(f"no command {command!r}: {hint}")
         return _run(command, rest)
     except UserError as error:
-        code, message = MISTAKE, str(error)
+        code, message = MISTAKE, _no_room(error) if is_full_disk(error) else str(error)
+        must_leave = isinstance(error, FailedSave)
     except RestartError as error:
         code, message = RESTART, str(error)
     except KeyboardInterrupt:
         code, message = RESTART, "interrupted; run the same command again to go on"
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _unread_streams():
+            raise
         if is_full_disk(error):
             code, message = MISTAKE, _no_room(error)
+        elif said := paths.refusal(error):
+            code, message = MISTAKE, str(UserError(said))
         elif _is_one_of_many():
             traceback.print_exc()
             code, message = _code_among_many(error)
         else:
             raise
     print(f"cm3leon {command}: {message}", file=sys.stderr)
-    if _is_one_of_many():
-        # The others may wait in a collective, and JAX would wait for them to say goodbye.
-        from cm3leon_jax.distributed import leave
-
-        leave(code)
+    if must_leave or _is_one_of_many():
+        _leave(code)
     return code
+
+
+def _leave(code: int) -> None:
+    # The others may wait in a collective, and JAX would wait for them to say goodbye.
+    from cm3leon_jax.distributed import leave
+
+    leave(code)
 
 
 def _is_one_of_many() -> bool:
@@ -101,7 +193,7 @@ def _ignore_an_absent_tpu() -> None:
 
 
 def _overview() -> str:
-    rows = "\n".join(f"  {name:<22} {summary}" for name, (_, summary) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<22} {command.summary}" for name, command in COMMANDS.items())
     return (
         "cm3leon COMMAND --config=configs/NAME.py [--workdir=DIR] [--config.a.b=value ...]\n\n"
         f"{rows}\n\ncm3leon COMMAND --help says what a command takes."
@@ -109,27 +201,46 @@ def _overview() -> str:
 
 
 def _run(command: str, argv: Sequence[str]) -> int:
-    module_name, _ = COMMANDS[command]
     overrides, rest = _split_overrides(argv)
-    module = importlib.import_module(module_name)
+    module = importlib.import_module(COMMANDS[command].module)
     parser = argparse.ArgumentParser(
         prog=f"cm3leon {command}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="--config.a.b=value overrides one field of the config; config.py lists them all.",
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="a config file: configs/NAME.py[:VARIANT]")
-    parser.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME)")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a config file, configs/NAME.py[:VARIANT]; the NAME of one of the package's; or the config.json of a run",
+    )
+    parser.add_argument(
+        "--workdir",
+        type=paths.input_path("--workdir"),
+        metavar="DIR",
+        help="folder of the run (default: runs/NAME, or that of config.json)",
+    )
     if hasattr(module, "add_arguments"):
         module.add_arguments(parser)
     arguments = parser.parse_args(rest)
 
     from cm3leon_jax import config_file
 
-    workdir = Path(arguments.workdir or Path("runs") / Path(arguments.config.partition(":")[0]).stem)
+    workdir = arguments.workdir or config_file.default_workdir(arguments.config)
     config = config_file.load(arguments.config, str(workdir), overrides)
+    _refuse_unwritable(COMMANDS[command], config, workdir)
     _join(command, config)
     return module.run(config, workdir, arguments) or 0
+
+
+def _refuse_unwritable(command: Command, config: Config, workdir: Path) -> None:
+    """Looks, before hours of work, whether their result can be written."""
+    for name in command.writes:
+        if name == "workdir":
+            paths.writable_folder(workdir, "--workdir")
+        else:
+            paths.writable_folder(Path(getattr(config, name).path), f"config.{name}.path")
 
 
 def _join(command: str, config: Config) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.paths import IsPath, LocalPath, OptionalPath
 from cm3leon_jax.ranges import (
     Decay,
     Finite,
@@ -55,9 +56,9 @@ def _one_of(part: str, values: object, name: str, *choices: str) -> None:
 class CorpusConfig(Part):
     """What is prepared, from where, to where."""
 
-    path: str = "{workdir}/corpus"
-    # A registered seqio Task or Mixture, and the modules whose import registers it.
-    mixture: str = ""
+    path: LocalPath = "{workdir}/corpus"
+    # A registered seqio Task or Mixture, and the modules whose import registers it; or `folder:PATH` or `tfds:BUILDER`.
+    mixture: Annotated[str, IsPath(behind="folder:")] = ""
     modules: tuple[str, ...] = ("cm3leon_jax.data.tasks",)
     train_split: str = "train"
     held_out_split: str = "validation"
@@ -74,7 +75,7 @@ class CorpusConfig(Part):
 class VocabularyConfig(Part):
     """The text side of the id space; the number of image codes is the image tokenizer's."""
 
-    path: str = "{workdir}/vocabulary"
+    path: LocalPath = "{workdir}/vocabulary"
     num_text_tokens: Annotated[int, Range(at_least=256)] = 56320
     num_masks: PositiveInt = 512
     # Documents of the training split from which the BPE is learned.
@@ -85,7 +86,7 @@ class VocabularyConfig(Part):
 class ImageTokenizerConfig(Part):
     """The VQGAN: pixels <-> codes (the paper's: 256 pixels, factor 8, 1,024 codes out of 8,192)."""
 
-    path: str = "{workdir}/image_tokenizer"
+    path: LocalPath = "{workdir}/image_tokenizer"
     resolution: PositiveInt = 256
     in_channels: Annotated[int, Range(at_least=1, at_most=3)] = 3
     base_channels: PositiveInt = 128
@@ -155,7 +156,7 @@ class ImageTokenizerTrainingConfig(Part):
     dead_code_every: NonNegativeInt = 100
     # 0 leaves the term out. LPIPS needs weights: a safetensors file of VGG16 and the LPIPS linear layers.
     perceptual_weight: NonNegative = 0.0
-    perceptual_weights_file: str = ""
+    perceptual_weights_file: OptionalPath = ""
     discriminator_weight: NonNegative = 0.8
     discriminator_start: NonNegativeInt = 250_000
     discriminator_channels: PositiveInt = 64
@@ -183,7 +184,7 @@ class BiEncoderConfig(Part):
     The shapes are those of an encoder that is made here; one that was imported keeps its own.
     """
 
-    path: str = "{workdir}/bi_encoder"
+    path: LocalPath = "{workdir}/bi_encoder"
     # "clip": two transformers into one space (arXiv 2103.00020), trained on the mixture or imported. "tfidf": word
     # statistics and a thumbnail, for a corpus where nothing is trained yet; of the fields below it has `embedding_dim`
     # and `resolution`, the thumbnail's side.
@@ -509,7 +510,7 @@ class TrainConfig(Part):
     # section 5, has 1e-4).
     z_loss: NonNegative = 0.0
     # Where compiled programs are kept, so that a restart need not compile again; "" keeps none.
-    compilation_cache: str = "{workdir}/compilation_cache"
+    compilation_cache: OptionalPath = "{workdir}/compilation_cache"
     log_every: PositiveInt = 10
     save_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 3

@@ -5,32 +5,37 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import importlib.machinery
 import importlib.util
 import inspect
 import math
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+from cm3leon_jax import paths
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import write_json
+from cm3leon_jax.files import read_object, write_json
 
 
 def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) -> Config:
-    """Runs `get_config()` of a config file, applies overrides, checks every field, and puts `workdir` into the paths.
+    """Reads a config file, applies overrides, checks every field, and puts `workdir` into the paths.
 
     Args:
-      file: `configs/NAME.py`, or `configs/NAME.py:VARIANT`, which calls `get_config("VARIANT")`.
+      file: `configs/NAME.py`, whose `get_config()` is run; `configs/NAME.py:VARIANT`, which calls
+        `get_config("VARIANT")`; NAME alone, for a config of this package; or the config.json of a run.
       workdir: replaces `{workdir}` in every path.
       overrides: texts by dotted field, such as {"model.num_layers": "4"}.
     """
-    values: dict[str, Any] = _run(file).to_dict()
+    path, variant = find(file)
+    values = read_object(path, "the config") if path.suffix == ".json" else _run(path, variant)
     for name, text in (overrides or {}).items():
         *parents, last = name.split(".")
         section = values
@@ -39,45 +44,81 @@ def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) ->
             if not isinstance(section, dict):
                 raise UserError(f"--config.{name}: config.{parent} is a value, it has no fields")
         section[last] = _parse(text, _field_type(Config, name, f"--config.{name}"))
-    if "://" in workdir:
-        raise UserError(f"--workdir={workdir}: only folders of a mounted file system can be written; mount the bucket")
     config = _build(Config, values, "config", file)
-    return _fill_paths(config, workdir)
+    return _fill_paths(config, paths.local(workdir, "--workdir"))
 
 
 def save(config: Config, path: Path) -> None:
-    """Writes the resolved config as JSON."""
-    write_json(path, dataclasses.asdict(config))
+    """Writes the config as JSON that `load` takes from anywhere: with `{workdir}` in the paths in the file's folder."""
+    write_json(path, dataclasses.asdict(_empty_paths(config, path.parent.absolute())))
 
 
-def _run(file: str) -> ml_collections.ConfigDict:
-    name, _, variant = file.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"no config file {path}")
-    # A config file imports its parent as `from configs import parent`.
-    root = str(path.resolve().parent.parent)
-    if root not in sys.path:
-        sys.path.insert(0, root)
+def find(file: str) -> tuple[Path, str]:
+    """The file that `--config=FILE` means, and the variant behind its name."""
+    file = paths.local(file, "--config")
+    name, _, variant = (file, "", "") if Path(file).is_file() else file.partition(":")
+    for path in (Path(name), shipped_folder() / name, shipped_folder() / "configs" / f"{name}.py"):
+        if path.is_file():
+            return path, variant
+    names = sorted(path.stem for path in (shipped_folder() / "configs").glob("*.py"))
+    close = difflib.get_close_matches(Path(name).stem, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"give a path, or one of {', '.join(names)}"
+    raise UserError(f"no config file {name}: {hint}")
+
+
+def default_workdir(file: str) -> Path:
+    """The folder of a run whose config file this is: that of its config.json, or runs/NAME."""
+    path, _ = find(file)
+    return path.parent if path.suffix == ".json" else Path("runs") / path.stem
+
+
+def shipped_folder() -> Path:
+    """Where `configs/` and `launch/` lie: in the checkout, or inside of the installed package."""
+    package = Path(__file__).parent
+    return package / "shipped" if (package / "shipped").is_dir() else package.parent
+
+
+def _run(path: Path, variant: str) -> dict[str, Any]:
+    """What `get_config()` of a config file returns, as plain dicts."""
+    _make_importable(path.resolve().parent)
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no config file: its name ends in .py, or it is the config.json of a run")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        get_config = module.get_config
-        takes_variant = bool(inspect.signature(get_config).parameters)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"{path}: a config file defines get_config() and returns a ConfigDict")
+        takes_variant = bool(inspect.signature(module.get_config).parameters)
         if variant and not takes_variant:
             raise UserError(f"{path}: get_config() takes no variant, but {variant!r} was asked for")
-        config = get_config(variant) if variant else get_config()
-    except UserError:
+        config = module.get_config(variant) if variant else module.get_config()
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise UserError(f"{path}: get_config() returned {type(config).__name__}, not an ml_collections.ConfigDict")
+        return config.to_dict()
+    except (UserError, KeyboardInterrupt):
         raise
-    except AttributeError as error:
-        raise UserError(f"{path}: {error}; a config file defines get_config() and returns a ConfigDict") from None
-    except Exception as error:
-        raise UserError(f"{path} cannot be run: {type(error).__name__}: {error}") from None
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f"{path}: get_config() returned {type(config).__name__}, not an ml_collections.ConfigDict")
-    return config
+    # A SystemExit is none of ours to obey: the command would end without a word.
+    except BaseException as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}," if lines else f"{path}"
+        raise UserError(f"{where} cannot be run: {type(error).__name__}: {error}") from None
+
+
+def _make_importable(folder: Path) -> None:
+    """Lets a config file import what lies beside it and what is shipped, both as `from configs import NAME`.
+
+    The modules of `config.corpus.modules` may lie beside it, too. They come last: `emoji.py` there is not the package.
+    """
+    for place in (folder, folder.parent):
+        if str(place) not in sys.path:
+            sys.path.append(str(place))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+        del sys.modules[name]
+    spec = importlib.machinery.ModuleSpec("configs", None, is_package=True)
+    named = [str(Path(place) / "configs") for place in sys.path]
+    spec.submodule_search_locations = [str(folder), *named, str(shipped_folder() / "configs")]
+    sys.modules["configs"] = importlib.util.module_from_spec(spec)
 
 
 def _field_type(cls: type, name: str, where: str) -> Any:
@@ -100,9 +141,12 @@ def _parse(text: str, kind: Any) -> Any:
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
+    if kind == tuple[str, ...]:
+        return value if isinstance(value, list | tuple | str) else text
+    return value
 
 
 def _build(cls: type, values: Mapping[str, Any], where: str, file: str) -> Any:
@@ -125,9 +169,15 @@ def _check(value: Any, kind: Any, where: str, file: str) -> Any:
         return float(value) if abs(value) < sys.float_info.max else math.inf
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+    if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
-        return tuple(_check(element, item, where, file) for element in value)
+        if isinstance(value, str) and item is str:
+            # Names may be written one,two; a text with spaces may have commas of its own.
+            value = [value] if any(map(str.isspace, value)) else [name for name in value.split(",") if name]
+        if isinstance(value, int | float):
+            value = [value]
+        if isinstance(value, list | tuple):
+            return tuple(_check(element, item, where, file) for element in value)
     if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and type(value) is kind:
         return value
     name = getattr(kind, "__name__", kind) if not isinstance(kind, types.GenericAlias) else kind
@@ -139,10 +189,40 @@ def _closest(name: str, hints: Mapping[str, Any]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; the fields are {', '.join(hints)}"
 
 
-def _fill_paths(value: Any, workdir: str) -> Any:
-    if isinstance(value, str):
-        return value.replace("{workdir}", workdir)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {f.name: _fill_paths(getattr(value, f.name), workdir) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **changes)
-    return value
+def _fill_paths(config: Config, workdir: str) -> Config:
+    """Puts `workdir` where `{workdir}` stands, and refuses paths that are none."""
+
+    def filled(text: str, kind: paths.IsPath | None, name: str) -> str:
+        text = text.replace("{workdir}", workdir)
+        return paths.local_in_field(text, kind, name) if kind else text
+
+    return _with_texts(config, filled)
+
+
+def _empty_paths(config: Config, workdir: Path) -> Config:
+    """The opposite: `{workdir}` for `workdir`, and the other paths in full."""
+
+    def emptied(text: str, kind: paths.IsPath | None, name: str) -> str:
+        if kind is None or not text.startswith(kind.behind) or not text.removeprefix(kind.behind):
+            return text
+        path = Path(text.removeprefix(kind.behind)).absolute()
+        inside = path.is_relative_to(workdir)
+        return kind.behind + (f"{{workdir}}/{path.relative_to(workdir)}" if inside else str(path))
+
+    return _with_texts(config, emptied)
+
+
+def _with_texts(config: Config, changed: Callable[[str, paths.IsPath | None, str], str]) -> Config:
+    """A config with each text of its parts replaced; `changed` is also told which kind of path it is, and its name."""
+    parts = {}
+    for part in dataclasses.fields(config):
+        values = getattr(config, part.name)
+        texts = {}
+        for name, hint in typing.get_type_hints(type(values), include_extras=True).items():
+            if isinstance(text := getattr(values, name), str):
+                kind = next(
+                    (note for note in getattr(hint, "__metadata__", ()) if isinstance(note, paths.IsPath)), None
+                )
+                texts[name] = changed(text, kind, f"config.{part.name}.{name}")
+        parts[part.name] = dataclasses.replace(values, **texts)
+    return dataclasses.replace(config, **parts)

@@ -3,22 +3,28 @@
 The environment says which processes there are, by the first of these that it has:
 
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID    host:port of process 0, how many, which one
-    srun's variables                                              a SLURM step of several tasks
+    srun's variables                                              a SLURM step of several tasks; process 0 is on its
+                                                                  first node
     a TPU                                                         the workers of its slice, as its metadata say
 
-Without any, this process is alone.
+Without any, this process is alone. Proxies of the environment are for the world outside: processes find each other
+without them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import faulthandler
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -30,6 +36,10 @@ from cm3leon_jax.config import DistributedConfig
 from cm3leon_jax.errors import RESTART, RestartError, UserError
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# What gRPC and the readers of a TPU's metadata would send a connection through.
+_PROXIES = ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy")
+# How long an attempt before this one may still hold the coordinator's port.
+_PORT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,9 +53,7 @@ class Processes:
     def __str__(self) -> str:
         if self.num_processes is None:
             return "the processes of this TPU slice"
-        return (
-            f"process {self.process_id} of {self.num_processes}, coordinator {self.coordinator_address or 'by SLURM'}"
-        )
+        return f"process {self.process_id} of {self.num_processes}, coordinator {self.coordinator_address}"
 
 
 def named_processes(environment: Mapping[str, str]) -> Processes | None:
@@ -60,8 +68,7 @@ def named_processes(environment: Mapping[str, str]) -> Processes | None:
         if tasks == "1":
             return None
         given |= {"JAX_NUM_PROCESSES": tasks, "JAX_PROCESS_ID": environment.get("SLURM_PROCID", "")}
-        # Left out, JAX derives the coordinator from the step's nodes and the job's number.
-        given.setdefault("JAX_COORDINATOR_ADDRESS", "")
+        given.setdefault("JAX_COORDINATOR_ADDRESS", slurm_coordinator(environment))
     if not given:
         return None
     if missing := [name for name in _EXPLICIT if name not in given]:
@@ -74,9 +81,33 @@ def named_processes(environment: Mapping[str, str]) -> Processes | None:
         raise UserError(
             f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID {index!r}: a number, and one from 0 to one below it"
         )
-    if address and not address.rpartition(":")[2].isdecimal():
+    if not address.rpartition(":")[2].isdecimal():
         raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}: a host and a port, as in host:8476")
-    return Processes(address or None, int(count), int(index)) if int(count) > 1 else None
+    return Processes(address, int(count), int(index)) if int(count) > 1 else None
+
+
+def slurm_coordinator(environment: Mapping[str, str]) -> str:
+    """Host and port of process 0 of a SLURM step: the first of its nodes, by name, and a port that the job gives.
+
+    JAX's own guess takes a wrong name from lists such as `n[7]` and `n[1-2].cluster`. Each attempt of a job has another
+    port, lest one of the attempt before still holds it.
+
+    Raises:
+      UserError: if the job has no number.
+    """
+    numbers = [environment.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")]
+    if "SLURM_JOB_ID" not in environment or not all(number.isdecimal() for number in numbers):
+        raise UserError("srun's variables name no job (SLURM_JOB_ID): set JAX_COORDINATOR_ADDRESS to host:port")
+    job, restart, step = map(int, numbers)
+    # Below the range from which a system gives ports away.
+    return f"{first_node(environment['SLURM_STEP_NODELIST'])}:{20_000 + (10 * job + restart + step) % 12_000}"
+
+
+def first_node(nodes: str) -> str:
+    """The first name of a list of nodes as SLURM writes it, such as `rack[1-2]n[07,09-12].cluster,login1`."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    assert first is not None
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first.group())
 
 
 def join(config: DistributedConfig, notes_sigterm: bool = False) -> None:
@@ -98,14 +129,17 @@ def join(config: DistributedConfig, notes_sigterm: bool = False) -> None:
     within = f"within {config.initialization_seconds} s (config.distributed.initialization_seconds)"
     _abort_means(f"{processes} did not find the others {within}: is every one started, and the coordinator reachable?")
     jax.config.update("jax_enable_preemption_service", notes_sigterm)
+    if processes.process_id == 0 and processes.coordinator_address:
+        _refuse_taken_port(processes.coordinator_address)
     try:
-        jax.distributed.initialize(
-            processes.coordinator_address,
-            processes.num_processes,
-            processes.process_id,
-            initialization_timeout=config.initialization_seconds,
-            heartbeat_timeout_seconds=config.heartbeat_seconds,
-        )
+        with _without_proxies():
+            jax.distributed.initialize(
+                processes.coordinator_address,
+                processes.num_processes,
+                processes.process_id,
+                initialization_timeout=config.initialization_seconds,
+                heartbeat_timeout_seconds=config.heartbeat_seconds,
+            )
     except ValueError as error:
         raise UserError(f"{processes} cannot join its run ({error}): set {', '.join(_EXPLICIT)}") from None
     except RuntimeError as error:
@@ -114,6 +148,47 @@ def join(config: DistributedConfig, notes_sigterm: bool = False) -> None:
             "that the coordinator's name and port can be reached from here"
         ) from None
     _abort_means(f"{processes} was ended by JAX's runtime: most likely another one is gone, hangs or cannot be reached")
+
+
+@contextlib.contextmanager
+def _without_proxies() -> Iterator[None]:
+    """Hides the proxies of the environment: a connection asks for them when it is made, and never again.
+
+    Through a proxy the processes would wait for each other in vain: most know no host of a cluster. This helps also
+    where the coordinator's name is not known yet, which an exception for it (`no_proxy`) would have to say.
+    """
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.lower() in _PROXIES}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _refuse_taken_port(address: str) -> None:
+    """Refuses a coordinator's port on which something else listens; gRPC might share it, or only say UNKNOWN.
+
+    Raises:
+      UserError: names the port.
+    """
+    port = int((os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or address).rpartition(":")[2])
+    until = time.monotonic() + _PORT_SECONDS
+    while _is_taken(port):
+        if time.monotonic() > until:
+            raise UserError(
+                f"the coordinator's port {port} is in use by another program on this host: give another port in "
+                f"JAX_COORDINATOR_ADDRESS (it is {address}), or end what listens there (`ss -ltnp` shows it)"
+            )
+        time.sleep(0.2)
+
+
+def _is_taken(port: int) -> bool:
+    family, host = (socket.AF_INET6, "::") if socket.has_ipv6 else (socket.AF_INET, "")
+    try:
+        with socket.create_server((host, port), family=family, dualstack_ipv6=family == socket.AF_INET6):
+            return False
+    except OSError as error:
+        # Anything else, such as a kernel without IPv6, is left to gRPC.
+        return error.errno == errno.EADDRINUSE
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)

@@ -18,5 +18,9 @@ class UserError(Exception):
         super().__init__(line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}")
 
 
+class FailedSave(UserError):
+    """A checkpoint that cannot be written; threads that wait for it would keep the process from ending by itself."""
+
+
 class RestartError(Exception):
     """The same command is worth starting again: says in one line why (exit code 75)."""

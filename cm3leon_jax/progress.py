@@ -59,13 +59,22 @@ def _duration(seconds: float) -> str:
 
 
 class StepLog:
-    """A file of JSON lines, one a logged step; continuing at a step first drops what lies past it."""
+    """A file of JSON lines, one a logged step; continuing at a step first drops what lies past it.
+
+    Lines that a disk damaged go to a file beside it, and one line says so; the half line of a crash is only dropped.
+    """
 
     def __init__(self, path: Path, first_step: int) -> None:
-        lines = read_step_log(path)
+        lines, damaged = _parsed(path)
         kept = [line for line in lines if line["step"] <= first_step]
         # The last line that is dropped; empty where none is.
         self.dropped: dict[str, Any] = lines[-1] if len(lines) > len(kept) else {}
+        if damaged:
+            aside = path.with_name(f"{path.name}.damaged")
+            with aside.open("ab") as file:
+                file.writelines(line + b"\n" for line in damaged.values())
+            numbers = ", ".join(map(str, damaged))
+            print(f"note: line {numbers} of {path} cannot be read, and is now in {aside.name}", flush=True)
         with replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", buffering=1, encoding="utf-8")
@@ -143,13 +152,34 @@ class TrainingLog:
 
 
 def read_step_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a step log; one that was cut off by a crash is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    """The lines of a step log; those that are damaged or cut off are left out."""
+    return _parsed(path)[0]
+
+
+def _parsed(path: Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
+    """The lines that can be read, and those that cannot by their number; the half line of a crash is neither."""
+    content = path.read_bytes() if path.exists() else b""
+    *whole, last = content.split(b"\n")
+    lines, damaged = [], {}
+    for number, line in enumerate(whole, start=1):
+        found = _logged_step(line)
+        if found is None:
+            damaged[number] = line
+        else:
+            lines.append(found)
+    if (found := _logged_step(last)) is not None:
+        lines.append(found)
+    return lines, damaged
+
+
+def _logged_step(line: bytes) -> dict[str, Any] | None:
+    """A line as it was written: a step, and numbers by name; None for anything else."""
+    try:
+        found = json.loads(line)
+    # A number of too many digits is a ValueError, too, as is text that is not UTF-8.
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        return None
+    values = found.values()
+    return found if all(value is None or type(value) in (int, float) for value in values) else None

@@ -30,6 +30,7 @@ from cm3leon_jax.image_tokenizer import vqgan
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.records import write_record
 from cm3leon_jax.vocabulary import Vocabulary
+from tests.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - hooks
 
 CAPTIONS = ("a handwritten seven", "the digit 3 written by hand", "a photo of the number 9", "zero, in pencil")
 IMAGE_LENGTH = 16

@@ -2,15 +2,26 @@
 
 import dataclasses
 import gc
+import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from cm3leon_jax.checkpoints import Checkpoints, bit_sums, flat, refuse_another_model, refuse_changes
+from cm3leon_jax.checkpoints import (
+    Checkpoints,
+    DamagedCheckpoint,
+    NotFinite,
+    bit_sums,
+    flat,
+    read_newest,
+    refuse_another_model,
+    refuse_changes,
+)
 from cm3leon_jax.config import BatchConfig, Config, MeshConfig, TrainConfig
-from cm3leon_jax.errors import UserError
+from cm3leon_jax.errors import FailedSave, RestartError, UserError
 from cm3leon_jax.model.sharding import make_mesh
 from cm3leon_jax.training.step import TrainStep
 
@@ -110,6 +121,112 @@ def test_another_model_is_refused(config, vocabulary, tmp_path):
         checkpoints.restore(1, abstract)
     # Orbax leaves its failed tasks to the collector, which reports them: here, and not in the middle of another test.
     gc.collect()
+
+
+SMALL = {"parameters": {"weights": np.arange(12, dtype=np.float32).reshape(3, 4)}, "step": np.int32(3)}
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_not_finite_is_never_saved(tmp_path, wrong, dtype):
+    weights = jax.numpy.asarray(SMALL["parameters"]["weights"], dtype)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(3, SMALL | {"parameters": {"weights": weights}}, {})
+        with pytest.raises(NotFinite, match=r"parameters.weights is not finite at step 4: nothing was saved"):
+            checkpoints.save(4, SMALL | {"parameters": {"weights": weights.at[2, 1].set(wrong)}}, {})
+        checkpoints.wait()
+        assert checkpoints.steps == [3]
+
+
+META = {"vocabulary": "x", "first_window": [0, 3], "seconds": {"total": 1.5}, "left_out": [], "config": {"a": "é"}}
+META_DAMAGES = {
+    "another place": lambda meta: meta | {"first_window": [0, 8]},
+    "a lost field": lambda meta: {name: value for name, value in meta.items() if name != "seconds"},
+    "a new field": lambda meta: meta | {"new": 0},
+    "a deep change": lambda meta: meta | {"seconds": {"total": 1.25}},
+    "a lost sum": lambda meta: meta | {"bit_sums": {"step": meta["bit_sums"]["step"]}},
+    "another sum": lambda meta: meta | {"bit_sums": meta["bit_sums"] | {"step": 0}},
+    "no sums": lambda meta: {name: value for name, value in meta.items() if name != "bit_sums"},
+    "another sum of it": lambda meta: meta | {"meta_sum": "0123456789abcdef"},
+    "a list": lambda meta: [meta],
+    "nothing": lambda meta: {},
+}
+
+
+@pytest.mark.parametrize("damage", META_DAMAGES)
+def test_a_changed_record_is_noticed(tmp_path, damage):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(3, SMALL, META)
+    record = tmp_path / "3" / "meta" / "metadata"
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.meta(3) == META
+        record.write_text(json.dumps(META_DAMAGES[damage](json.loads(record.read_text()))))
+        with pytest.raises(DamagedCheckpoint, match=r"3 has (another record|a record that is none)"):
+            checkpoints.meta(3)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("no such array"), KeyError("x")])
+@pytest.mark.parametrize("where", ["save", "wait_until_finished"])
+def test_a_save_that_fails_is_one_line_and_leaving_waits_for_nothing(tmp_path, monkeypatch, where, error):
+    def failing(*_, **__):
+        raise error
+
+    with pytest.raises(FailedSave, match=r"a checkpoint in .* cannot be written \(\w+: .*\): mend that"):  # noqa: SIM117
+        with Checkpoints(tmp_path, keep=1) as checkpoints:
+            monkeypatch.setattr(checkpoints._manager, where, failing)
+            checkpoints.save(1, SMALL, {})
+            checkpoints.wait()
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path):
+    with pytest.raises(FailedSave, match="checkpoints is gone"), Checkpoints(tmp_path / "checkpoints", 1) as kept:
+        (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+        kept.save(1, SMALL, {})
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def training_run(workdir, steps):
+    with Checkpoints(workdir / "checkpoints", keep=9) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, SMALL, META)
+
+
+@pytest.mark.parametrize("vanished", [1, 3])
+def test_a_step_that_is_deleted_while_it_is_read_is_looked_for_again(tmp_path, vanished):
+    """`vanished` times the run deletes the newest step under the reader, having saved another."""
+    training_run(tmp_path, [1])
+    seen = []
+
+    def read(checkpoints, step):
+        seen.append(step)
+        if step <= vanished:
+            training_run(tmp_path, [step + 1])
+            shutil.rmtree(tmp_path / "checkpoints" / str(step))
+        return checkpoints.meta(step), step
+
+    assert read_newest(tmp_path, 9, read) == (META, vanished + 1)
+    assert seen == list(range(1, vanished + 2))
+
+
+def test_a_run_that_is_always_faster_is_worth_another_try(tmp_path):
+    training_run(tmp_path, [1])
+
+    def read(checkpoints, step):
+        training_run(tmp_path, [step + 1])
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+        return checkpoints.meta(step)
+
+    with pytest.raises(RestartError, match=r"deleted its step \d+ before it was read"):
+        read_newest(tmp_path, 9, read)
+
+
+def test_a_newest_step_that_is_damaged_is_named_and_no_other_is_read(tmp_path):
+    training_run(tmp_path, [1, 2])
+    (tmp_path / "checkpoints" / "2" / "meta" / "metadata").write_text("{")
+    with pytest.raises(UserError, match=r"the newest checkpoint is damaged: .*/2 cannot be read .* rename that folder"):
+        read_newest(tmp_path, 9, lambda checkpoints, step: checkpoints.meta(step))
+    with pytest.raises(ZeroDivisionError):
+        read_newest(tmp_path, 9, lambda checkpoints, step: 1 / 0)
 
 
 def test_changes_are_named_unless_they_may_be():

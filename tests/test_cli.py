@@ -1,11 +1,18 @@
 """The command line: help on everything, exit codes, one line for a mistake."""
 
+import argparse
+import errno
+import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cm3leon_jax.cli import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -26,7 +33,11 @@ def test_the_overview_names_every_command(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "no command 'trian'"),
+        (["trian"], "no command 'trian': did you mean train?"),
+        (["prepar"], "no command 'prepar': did you mean prepare?"),
+        (["x"], "no command 'x': the commands are train-text-tokenizer, "),
+        (["train", "--config=demmo"], "no config file demmo: did you mean demo?"),
+        (["train", "--config=gs://b/demo.py"], "--config=gs://b/demo.py: gs:// is not supported yet"),
         (["train", "--config=configs/nothing.py"], "no config file configs/nothing.py"),
         (["train", "--config=configs/demo.py", "--config.model.depth=3"], "--config.model.depth: no such field"),
         (["train", "--config=configs/demo.py", "--config.model.num_layers"], "write --config.model.num_layers=value"),
@@ -43,12 +54,101 @@ def test_a_mistake_is_one_line_and_exit_code_2(argv, message, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+# Every argument that is a path, beside --config, and what else its command has to be given.
+READS = [("generate", "--prompts"), ("import", "--from")]
+WRITES = [
+    *((command, "--workdir") for command in ("train-image-tokenizer", "train-bi-encoder", "train", "evaluate")),
+    ("train-text-tokenizer", "--config.vocabulary.path"),
+    ("train-image-tokenizer", "--config.image_tokenizer.path"),
+    ("train-bi-encoder", "--config.bi_encoder.path"),
+    ("prepare", "--config.corpus.path"),
+    ("generate", "--output"),
+    ("export", "--output"),
+    ("inspect", "--html"),
+    ("plan", "--json"),
+]
+NO_PATHS = ("gs://b/x", "s3://b/x", "~nobody-of-that-name/x", "", "a\0b", "caf\udce9", "{tmp}/file/x", "{tmp}/loop/x")
+UNWRITABLE = ("/proc/cm3leon", "/sys/cm3leon", "{tmp}/file/x/y", "{tmp}/" + "x" * 300)
+
+
+@pytest.mark.parametrize(("command", "argument"), [*READS, *WRITES])
+def test_every_path_argument_is_checked_before_anything_is_written(command, argument, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    more = {"plan": ["--topology=v5e:4x4"], "generate": ["--prompt=x"]}.get(command, [])
+    more = [] if argument == "--prompts" else more
+    is_file = argument in ("--html", "--json", "--prompts")
+    values = [*NO_PATHS, *UNWRITABLE, "{tmp}" if is_file else "{tmp}/file"]
+    for value in (value.replace("{tmp}", str(tmp_path)) for value in values):
+        code = main([command, "--config=demo", *more, f"{argument}={value}"])
+        error = capsys.readouterr().err
+        assert code == 2 and error.count("\n") == 1, (value, error)
+        if value or argument != "--prompts":
+            assert argument.lstrip("-").split(".")[0] in error or "no checkpoints in" in error, (value, error)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"], value
+
+
+def test_the_paths_above_are_all():
+    parsers = {}
+    for command, described in COMMANDS.items():
+        module = importlib.import_module(described.module)
+        parsers[command] = parser = argparse.ArgumentParser()
+        getattr(module, "add_arguments", lambda _: None)(parser)
+    checked = {(command, argument) for command, argument in (*READS, *WRITES)}
+    for command, parser in parsers.items():
+        for action in parser._actions:
+            if action.metavar in ("FILE", "DIR", "FOLDER"):
+                assert (command, action.option_strings[0]) in checked
+
+
+def test_what_the_system_has_against_a_path_is_one_line_at_any_time(tmp_path, capsys, monkeypatch):
+    def fails(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "corpus" / ".x.12.partial"))
+
+    monkeypatch.setattr("cm3leon_jax.prepare.run", fails)
+    assert main(["prepare", "--config=demo", f"--workdir={tmp_path}"]) == 2
+    assert f"cm3leon prepare: {tmp_path}/corpus/x: Permission denied; give yourself" in capsys.readouterr().err
+
+
+def run_in_shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a line of bash in which `cm3leon` is this package's; no error of a pipe's first part is hidden."""
+    line = f'set -o pipefail; cm3leon() {{ {sys.executable} -m cm3leon_jax "$@"; }}; {line}'
+    settings = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **environment}
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, env=settings, cwd="/")
+
+
+@pytest.mark.parametrize("arguments", ["--help", "train --help", "plan --help"])
+def test_a_pipe_that_is_closed_early_ends_quietly(arguments):
+    done = run_in_shell(f"(sleep 0.1; cm3leon {arguments}) | true")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_disk_that_is_full_behind_the_output():
+    done = run_in_shell("cm3leon --help > /dev/full")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}, {"LANG": "C"}])
+def test_a_terminal_that_is_not_utf8_shows_what_it_can(locale):
+    done = run_in_shell("cm3leon größer", **locale)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "cm3leon gr" in done.stderr and "did you mean" not in done.stderr
+
+
+def test_output_that_no_encoding_holds(capsys, monkeypatch):
+    monkeypatch.setattr("cm3leon_jax.cli._main", lambda argv: print("a picture of caf\udce9") or 0)
+    assert main([]) == 0
+    assert capsys.readouterr().out == "a picture of caf\\udce9\n"
+
+
 LIGHT = ("train", "generate", "evaluate", "train-image-tokenizer", "train-bi-encoder", "export", "import")
 
 
 @pytest.mark.parametrize("command", LIGHT)
 def test_these_commands_import_neither_tensorflow_nor_pytorch(command):
-    module = COMMANDS[command][0]
+    module = COMMANDS[command].module
     code = (
         f"import sys, {module}, cm3leon_jax.config_file; "
         "heavy = {'tensorflow', 'torch', 'seqio', 'tensorflow_datasets'} & set(sys.modules); "

@@ -1,13 +1,21 @@
 """Configs: every mistake is named, and every file in configs/ is right."""
 
+import contextlib
+import dataclasses
+import importlib.util
+import re
+import typing
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cm3leon_jax import config_file
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.model.transformer import parameter_count
+from cm3leon_jax.paths import IsPath
 from cm3leon_jax.vocabulary import padded_size
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -78,7 +86,7 @@ def test_numbers_that_mean_the_same_are_taken(config_of):
         ("pass", {"model.num_heads": "7"}, r"config.model.model_dim 1024 does not divide into model.num_heads 7"),
         ("pass", {"model.picture_places": "7"}, r"config.model.picture_places is 7: 0, or the 1024 codes"),
         ("pass", {"batch.packing": "tight"}, r"config.batch.packing is 'tight'"),
-        ("raise ValueError('no disk')", {}, r"mine.py cannot be run: ValueError: no disk"),
+        ("raise ValueError('no disk')", {}, r"mine.py, line 4, cannot be run: ValueError: no disk"),
     ],
 )
 def test_a_mistake_is_named(config_of, body, overrides, message):
@@ -92,3 +100,151 @@ def test_files_that_are_no_configs(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(UserError, match=r"a config file defines get_config"):
         config_file.load(str(tmp_path / "empty.py"), "runs/x")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("import sys; sys.exit()", "SystemExit"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise BaseException('odd')", "BaseException: odd"),
+        ("config.model.depth.width", "AttributeError"),
+        ("get_config()", "RecursionError"),
+        ("from configs import nothing", "ImportError"),
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_whatever_a_config_file_raises_is_one_line_with_its_place(config_of, body, reason):
+    with pytest.raises(UserError, match=rf"mine\.py, line \d, cannot be run: {reason}"):
+        config_of(body)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("mytasks", ("mytasks",)),
+        ("mytasks,other.tasks", ("mytasks", "other.tasks")),
+        ("('mytasks',)", ("mytasks",)),
+        ("['mytasks', 'other']", ("mytasks", "other")),
+        ("'mytasks'", ("mytasks",)),
+        ("7", ("7",)),
+        ("a cat, sitting", ("a cat, sitting",)),
+        ("", ()),
+    ],
+)
+def test_a_tuple_of_strings_takes_one_string(config_of, text, names):
+    assert config_of("pass", {"corpus.modules": text}).corpus.modules == names
+    assert config_of("pass", {"evaluate.prompts": text}).evaluate.prompts == names
+
+
+def test_one_string_and_one_number_stand_for_a_tuple(config_of):
+    config = config_of("config.corpus = dict(modules='mytasks')", {"image_tokenizer.attention_resolutions": "16"})
+    assert (config.corpus.modules, config.image_tokenizer.attention_resolutions) == (("mytasks",), (16,))
+
+
+@given(text=st.text())
+def test_any_text_is_a_value_or_one_line(text):
+    for name in ("train.z_loss", "model.num_layers", "model.biases", "image_tokenizer.channel_multipliers"):
+        with contextlib.suppress(UserError):
+            config_file.load("demo", "runs/x", {name: text})
+
+
+@pytest.mark.parametrize("text", ["(" * 10_000, "9" * 10_000, "-" * 100_000 + "1", "{[]: 1}", "1e999", "\0"])
+def test_texts_that_python_itself_stumbles_over(text):
+    with pytest.raises(UserError, match=r"config\.train\.z_loss is"):
+        config_file.load("demo", "runs/x", {"train.z_loss": text})
+
+
+def test_the_packages_configs_can_be_named_and_imported_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("demo", "configs/demo.py", str(CONFIGS / "demo.py")):
+        assert config_file.load(file, "runs/x").model.num_layers == 4
+    (tmp_path / "beside.py").write_text("layers = 7\n")
+    (tmp_path / "mine.py").write_text(
+        "import beside\n"
+        "from configs import demo\n"
+        "def get_config():\n"
+        "    from configs import beside as same\n"
+        "    config = demo.get_config()\n"
+        "    config.model.num_layers = beside.layers + (same.layers - 7)\n"
+        "    return config\n"
+    )
+    config = config_file.load("mine.py", "runs/x")
+    assert (config.model.num_layers, config.model.model_dim) == (7, 128)
+
+
+def test_a_config_file_finds_its_own_neighbors_and_not_those_of_another(tmp_path):
+    for name, layers in (("a", 3), ("b", 5)):
+        folder = tmp_path / name / "configs"
+        folder.mkdir(parents=True)
+        (folder / "base.py").write_text(f"layers = {layers}\n")
+        (folder / "mine.py").write_text(
+            "from ml_collections import ConfigDict\n"
+            "from configs import base\n"
+            "def get_config():\n"
+            "    return ConfigDict(dict(model=dict(num_layers=base.layers)))\n"
+        )
+        assert config_file.load(str(folder / "mine.py"), "runs/x").model.num_layers == layers
+
+
+def test_what_lies_beside_a_config_hides_no_installed_package(tmp_path):
+    (tmp_path / "json.py").write_text("raise RuntimeError\n")
+    (tmp_path / "mine.py").write_text((CONFIGS / "demo.py").read_text())
+    config_file.load(str(tmp_path / "mine.py"), "runs/x")
+    assert importlib.util.find_spec("json").origin != str(tmp_path / "json.py")
+
+
+def test_the_config_of_a_run_goes_on_with_it_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = {"corpus.mixture": "folder:pictures", "vocabulary.path": "shared/vocabulary", "model.num_layers": "2"}
+    config = config_file.load("demo", "runs/one", changes)
+    config_file.save(config, Path("runs/one/config.json"))
+    Path("runs").rename("moved")
+    monkeypatch.chdir("/")
+    file = str(tmp_path / "moved" / "one" / "config.json")
+    assert config_file.default_workdir(file) == tmp_path / "moved" / "one"
+    found = config_file.load(file, str(config_file.default_workdir(file)), {"train.num_tokens": "1e9"})
+    assert found.corpus.path == str(tmp_path / "moved" / "one" / "corpus")
+    assert found.corpus.mixture == f"folder:{tmp_path}/pictures"
+    assert found.vocabulary.path == str(tmp_path / "shared" / "vocabulary")
+    assert (found.train.num_tokens, found.model) == (1e9, config.model)
+
+
+def test_json_that_is_no_config(tmp_path):
+    for text, message in (("{", "not JSON"), ("[]", "not an object"), ('{"model_type": "opt"}', "no such field")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            config_file.load(str(tmp_path / "config.json"), "runs/x")
+
+
+PATHS = [
+    (part.name, name, kind)
+    for part in dataclasses.fields(Config)
+    for name, hint in typing.get_type_hints(typing.get_type_hints(Config)[part.name], include_extras=True).items()
+    for kind in getattr(hint, "__metadata__", ())
+    if isinstance(kind, IsPath)
+]
+
+
+@pytest.mark.parametrize(("part", "name", "kind"), PATHS)
+def test_every_path_of_the_config_is_checked(part, name, kind, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for text, message in (
+        ("gs://bucket/x", "gs:// is not supported yet"),
+        ("s3://bucket/x", "s3:// is not supported yet"),
+        ("~nobody-of-that-name/x", "no such home folder"),
+        ("a\0b", "NUL"),
+        ("caf\udce9", "not UTF-8"),
+    ):
+        with pytest.raises(UserError, match=rf"config\.{part}\.{name}.*{message}"):
+            config_file.load("demo", "runs/x", {f"{part}.{name}": kind.behind + text})
+    config = config_file.load("demo", "runs/x", {f"{part}.{name}": kind.behind + "~/y"})
+    assert getattr(getattr(config, part), name) == kind.behind + "/home/me/y"
+
+
+def test_fields_that_are_named_like_paths_are_paths():
+    checked = {(part, name) for part, name, _ in PATHS}
+    for part, cls in typing.get_type_hints(Config).items():
+        for name in typing.get_type_hints(cls):
+            assert (part, name) in checked or not re.search(r"(^|_)(path|paths|file|folder|dir|cache)$", name), name

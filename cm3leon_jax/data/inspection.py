@@ -28,6 +28,7 @@ from cm3leon_jax.documents import encode_png
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import replacing
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.paths import output_file
 from cm3leon_jax.vocabulary import Vocabulary
 
 # Where a part of a picture is missing, the page shows this pale blue, which no grey picture has.
@@ -65,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="which split (default: config.corpus.train_split)")
     parser.add_argument("--count", type=int, default=8, help="how many documents and how many sequences (default: 8)")
     parser.add_argument("--check", action="store_true", help="read all of the corpus, say what is damaged; no page")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="the page (default: WORKDIR/inspect.html)")
+    parser.add_argument(
+        "--html", type=output_file("--html"), metavar="FILE", help="the page (default: WORKDIR/inspect.html)"
+    )
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:

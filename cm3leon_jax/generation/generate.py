@@ -41,6 +41,7 @@ from cm3leon_jax.generation.requests import (
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
 from cm3leon_jax.generation.retrieving import open_retriever, retrieved_for
 from cm3leon_jax.generation.sampling import is_contrastive
+from cm3leon_jax.paths import input_path, output_folder
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.retrieval.retriever import Neighbour
 from cm3leon_jax.vocabulary import Vocabulary
@@ -51,7 +52,7 @@ _PICTURE_NAME = re.compile(r"\d{5}(_\d+)?\.png")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `generate` takes beside the config."""
-    parser.add_argument("--prompts", metavar="FILE", help="prompts as JSON lines")
+    parser.add_argument("--prompts", type=input_path("--prompts"), metavar="FILE", help="prompts as JSON lines")
     parser.add_argument("--prompt", metavar="TEXT", help="one text to draw")
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="answers a prompt (default: 1)")
     parser.add_argument(
@@ -61,7 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="documents of the corpus put in front, at most (default: 0)",
     )
-    parser.add_argument("--output", metavar="DIR", help="folder of the answers (default: WORKDIR/generations)")
+    parser.add_argument(
+        "--output",
+        type=output_folder("--output"),
+        metavar="DIR",
+        help="folder of the answers (default: WORKDIR/generations)",
+    )
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from flax import nnx
 from jax.sharding import Mesh
 
-from cm3leon_jax.checkpoints import abstract_on, refuse_another_model, trained_checkpoint
+from cm3leon_jax.checkpoints import Checkpoints, abstract_on, read_newest, refuse_another_model
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.decoder import Decoder
@@ -38,17 +39,20 @@ class TrainedModel:
 
 def restore_model(config: Config, workdir: Path) -> TrainedModel:
     """The parameters of the latest checkpoint, with the vocabulary and the image tokenizer they belong to."""
-    with trained_checkpoint(workdir, config.train.keep_checkpoints) as (checkpoints, step):
-        clip = _scoring_clip(config) if config.sampling.scorer == "clip" else None
-        vocabulary = Vocabulary.load(config.vocabulary.path)
-        image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
-        mesh = make_mesh(config.mesh)
-        graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
-        meta, what = checkpoints.meta(step), f"the checkpoint {workdir}/checkpoints/{step}"
-        vocabulary.check_fingerprint(meta["vocabulary"], what)
-        fingerprints = (meta["corpus"]["image_tokenizer"], image_tokenizer.fingerprint)
-        refuse_another_model(meta, config, what, image_tokenizer=fingerprints)
-        parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
+    return read_newest(workdir, config.train.keep_checkpoints, partial(_restored, config, workdir))
+
+
+def _restored(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) -> TrainedModel:
+    clip = _scoring_clip(config) if config.sampling.scorer == "clip" else None
+    vocabulary = Vocabulary.load(config.vocabulary.path)
+    image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
+    mesh = make_mesh(config.mesh)
+    graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
+    meta, what = checkpoints.meta(step), f"the checkpoint {workdir}/checkpoints/{step}"
+    vocabulary.check_fingerprint(meta["vocabulary"], what)
+    fingerprints = (meta["corpus"]["image_tokenizer"], image_tokenizer.fingerprint)
+    refuse_another_model(meta, config, what, image_tokenizer=fingerprints)
+    parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
     decoder = Decoder(config.model, vocabulary, config.batch.sequence_length, mesh)
     decoder.load(parameters)
     return TrainedModel(step, graph, parameters, decoder, mesh, vocabulary, image_tokenizer, clip)

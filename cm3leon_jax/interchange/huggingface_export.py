@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from cm3leon_jax.checkpoints import refuse_another_model, trained_checkpoint
+from cm3leon_jax.checkpoints import Checkpoints, read_newest, refuse_another_model
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.errors import UserError
@@ -29,6 +29,7 @@ from cm3leon_jax.interchange.opt_names import IN_LAYERS, OUTSIDE_LAYERS, PREFIX,
 from cm3leon_jax.interchange.tokenizer_files import write_tokenizer
 from cm3leon_jax.interchange.writing_weights import DTYPES, LazyTensor, parse_size, write_weights
 from cm3leon_jax.lock import lock
+from cm3leon_jax.paths import output_folder
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -44,7 +45,13 @@ _PIECE_BYTES = 16 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `export` takes beside the config."""
     parser.add_argument("--format", choices=("huggingface",), default="huggingface", help="the only one so far")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="a folder that is not there yet, or empty")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=output_folder("--output"),
+        metavar="FOLDER",
+        help="a folder that is not there yet, or empty",
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="type of the weights")
     parser.add_argument("--shard-size", default="5GB", metavar="BYTES", help="most bytes of a file of weights")
 
@@ -63,7 +70,8 @@ def _run(config: Config, workdir: Path, arguments: argparse.Namespace, output: P
         raise UserError(f"--output={output} is there already: name another folder, or delete this one")
     refuse_what_opt_lacks(config.model)
     vocabulary = Vocabulary.load(config.vocabulary.path)
-    with trained_checkpoint(workdir, config.train.keep_checkpoints) as (checkpoints, step):
+
+    def export(checkpoints: Checkpoints, step: int) -> None:
         meta, what = checkpoints.meta(step), f"the checkpoint {workdir}/checkpoints/{step}"
         vocabulary.check_fingerprint(meta["vocabulary"], what)
         refuse_another_model(meta, config, what)
@@ -88,7 +96,9 @@ def _run(config: Config, workdir: Path, arguments: argparse.Namespace, output: P
             finally:
                 progress.close()
             size = sum(file.stat().st_size for file in files)
-    print(f"exported step {step:,} to {output}: {size / 1e6:,.1f} MB of {arguments.dtype} in {len(files)} file(s)")
+        print(f"exported step {step:,} to {output}: {size / 1e6:,.1f} MB of {arguments.dtype} in {len(files)} file(s)")
+
+    read_newest(workdir, config.train.keep_checkpoints, export)
     return 0
 
 

@@ -36,6 +36,7 @@ from cm3leon_jax.interchange.tokenizer_files import read_vocabulary
 from cm3leon_jax.lock import lock
 from cm3leon_jax.model.sharding import make_mesh, parameter_name, shardings
 from cm3leon_jax.model.transformer import Transformer, abstract_model
+from cm3leon_jax.paths import input_path
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -43,7 +44,12 @@ from cm3leon_jax.vocabulary import Vocabulary
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `import` takes beside the config."""
     parser.add_argument(
-        "--from", required=True, dest="source", metavar="FOLDER", help="config.json, weights, tokenizer"
+        "--from",
+        required=True,
+        dest="source",
+        type=input_path("--from"),
+        metavar="FOLDER",
+        help="config.json, weights, tokenizer",
     )
 
 

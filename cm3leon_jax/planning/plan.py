@@ -22,6 +22,7 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
 from cm3leon_jax.model.flops import FLOP_RULE
+from cm3leon_jax.paths import output_file
 from cm3leon_jax.planning import collectives, report, roofline, topology
 from cm3leon_jax.planning.compile import Compiled, CompileError, compile_step
 from cm3leon_jax.planning.topology import Topology
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="v5p:8x8x8, v5e:16x16*2 (two slices), v6e:16x16, h100:32x8 ...",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the plan as JSON as well")
+    parser.add_argument("--json", type=output_file("--json"), metavar="FILE", help="write the plan as JSON as well")
     parser.add_argument(
         "--search",
         nargs="?",

@@ -59,6 +59,8 @@ class RunClock:
         if last is None:
             self._seconds["lost"] += _counted(self.values()) - _counted(then)
         else:
+            # A damaged line of the log may lack some.
+            last = {**then, **last}
             self._earlier = {name: last[f"seconds_{name}"] for name in self._earlier}
             self._earlier["lost"] += _counted(last) - _counted(then)
 

@@ -29,7 +29,9 @@ class MetricsLog:
         workdir.mkdir(parents=True, exist_ok=True)
         self._lines = StepLog(workdir / "metrics.jsonl", first_step)
         dropped = self._lines.dropped
-        self.last_seconds = {name: float(value) for name, value in dropped.items() if name.startswith("seconds_")}
+        self.last_seconds = {
+            name: float(value) for name, value in dropped.items() if name.startswith("seconds_") and value is not None
+        }
         self._curves = EventFile(workdir / "tensorboard", first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
