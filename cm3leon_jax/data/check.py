@@ -61,7 +61,9 @@ def _check_shard(folder: Path, shard: int, files: dict[str, Any], vocabulary: Vo
     for index in range(split.num_documents):
         ids = split.stored(index)
         if len(ids) and int(ids.max()) >= vocabulary.size:
-            raise UserError(f"{file} holds the id {int(ids.max())}, the vocabulary {vocabulary.size}: {mend_shard(file)}")
+            raise UserError(
+                f"{file} holds the id {int(ids.max())}, the vocabulary {vocabulary.size}: {mend_shard(file)}"
+            )
 
 
 def _check_files(record: Path) -> None:

@@ -8,7 +8,8 @@
 A document is stored as its segments with `<break>` between them; `</s>`, masks and padding are added when a batch is
 built.
 Shards are memory-mapped: a random read costs microseconds and no memory. Opening a corpus checks its manifest, offsets
-and checksums, about 1% of its bytes; a document is checked each time it is read (so a terabyte need not be read first).
+and checksums, about 1% of its bytes, and all tokens of a small one; a document is checked each time it is read, so a
+terabyte need not be read first.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, UInt
 
-from cm3leon_jax.data.array_files import open_array
+from cm3leon_jax.data.array_files import check_file, open_array
 from cm3leon_jax.data.manifest import Manifest, ShardFiles
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json
@@ -33,6 +34,9 @@ from cm3leon_jax.records import read_record
 from cm3leon_jax.vocabulary import Vocabulary
 
 FORMAT_VERSION = 2
+
+# Bytes of tokens of a task and split that are read at opening, which takes a tenth of a second.
+_CHECKED_WHOLE = 1 << 28
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
@@ -70,6 +74,9 @@ class TaskSplit:
             self._offsets.append(_offsets(offsets_file(folder, shard), entry))
             self._checksums.append(_checksums(checksums_file(folder, shard), entry))
             self._tokens.append(_tokens(tokens_file(folder, shard), entry, dtype))
+        if sum(tokens.nbytes for tokens in self._tokens) <= _CHECKED_WHOLE:
+            for shard, entry in enumerate(shards, first_shard):
+                check_file(tokens_file(folder, shard), entry["tokens"], mend_shard(tokens_file(folder, shard)))
         self._first_document = list(accumulate((len(offsets) - 1 for offsets in self._offsets), initial=0))
 
     @property

@@ -23,6 +23,7 @@ from cm3leon_jax.data.batches import Batch, BatchSource, Retrieval, open_retriev
 from cm3leon_jax.data.check import check_corpus
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import NONE
+from cm3leon_jax.data.row_fit import row_losses
 from cm3leon_jax.data.tokenizing import summary
 from cm3leon_jax.documents import encode_png
 from cm3leon_jax.errors import UserError
@@ -88,6 +89,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
 
     print(f"{corpus.path}, made by {corpus.manifest['created_by']} from {corpus.manifest['mixture']!r}\n")
     print(summary(corpus.manifest))
+    print(row_losses(corpus, vocabulary, config.batch, split))
     for heading, shown in (("documents", documents), ("sequences", sequences)):
         print(f"\n{heading} of {split!r}")
         for entry in shown:

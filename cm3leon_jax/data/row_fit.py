@@ -44,8 +44,8 @@ class RowLosses:
             return f"rows: all {self.num_documents:,} documents fit {self.row_length:,} tokens"
         about = "about " * (self.num_cut > _NUM_READ)
         return (
-            f"rows: {self.num_cut:,} of {self.num_documents:,} documents are longer than {self.row_length:,} tokens and "
-            f"lose their last segments, with {about}{round(self.num_images_lost):,} of {self.num_images:,} images "
+            f"rows: {self.num_cut:,} of {self.num_documents:,} documents are longer than {self.row_length:,} tokens "
+            f"and lose their last segments, with {about}{round(self.num_images_lost):,} of {self.num_images:,} images "
             f"(config.batch.sequence_length={self.advised_length} holds 99% of the documents whole)"
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cm3leon_jax import cli
-from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, RetrievalConfig, VocabularyConfig
+from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, RetrievalConfig, TrainConfig, VocabularyConfig
 from cm3leon_jax.data import inspection
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import NONE
@@ -82,6 +82,7 @@ def config(tmp_path, corpus, vocabulary, tiny_pictures):
         image_tokenizer=replace(tiny_pictures, path=str(tmp_path / "image_tokenizer")),
         vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
         batch=BatchConfig(batch_size=2, sequence_length=64),
+        train=TrainConfig(num_tokens=1e6),
     )
 
 
