@@ -1,8 +1,35 @@
 """Package metadata; exact versions for Python 3.11 on a CPU are in requirements.lock."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+# Folders of the checkout that a wheel carries, in cm3leon_jax/shipped/ (`config_file.shipped_folder`).
+SHIPPED = ("configs", "launch")
+
+
+class BuildWithShipped(build_py):
+    """Builds the package, and puts beside its modules what lies outside of it in the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for source, target in self._shipped().items():
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return [*super().get_outputs(include_bytecode), *([] if self.editable_mode else self._shipped().values())]
+
+    def _shipped(self) -> dict[str, str]:
+        built = Path(self.build_lib) / "cm3leon_jax" / "shipped"
+        files = (file for folder in SHIPPED for file in (ROOT / folder).iterdir() if file.is_file())
+        return {str(file): str(built / file.relative_to(ROOT)) for file in sorted(files)}
+
 
 DATA = [
     "seqio>=0.0.20",
@@ -38,10 +65,11 @@ setup(
     name="cm3leon_jax",
     version="0.1.0",
     description="Train CM3Leon: one transformer over interleaved text and image codes, on JAX",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["cm3leon_jax*"]),
+    cmdclass={"build_py": BuildWithShipped},
     package_data={"cm3leon_jax": ["py.typed", "evaluation/report.html.jinja", "data/inspect.html.jinja"]},
     install_requires=[
         "jax>=0.10,<0.13",

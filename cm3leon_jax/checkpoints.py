@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from flax import nnx
-from jaxtyping import Array, Bool, Shaped, UInt32
+from jaxtyping import Shaped
 
+from cm3leon_jax.bit_sums import bit_sum_of_part, sums_and_finiteness
 from cm3leon_jax.config import Config, ModelConfig
-from cm3leon_jax.errors import FailedSave, RestartError, UserError
+from cm3leon_jax.errors import FailedSave, NotFinite, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
 from cm3leon_jax.model.sharding import parameter_name
 
@@ -33,10 +33,6 @@ _CHUNK_BYTES = 16 << 20
 _MOST_LOOKS = 10
 
 _Found = TypeVar("_Found")
-
-
-class NotFinite(UserError):
-    """A state that was to be saved holds an infinity or what is no number; says which array."""
 
 
 class DamagedCheckpoint(Exception):
@@ -97,7 +93,7 @@ class Checkpoints:
 
     def get_ready(self, state: Any) -> None:
         """Compiles what a save of such a state needs, so that the first one holds nothing up."""
-        _looked_at(_plain(state))
+        sums_and_finiteness(_plain(state))
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts to write a step; returns as soon as the state is copied.
@@ -109,7 +105,7 @@ class Checkpoints:
         if self.latest_step == step:
             return
         plain = _plain(state)
-        looked_at = _looked_at(plain)
+        looked_at = sums_and_finiteness(plain)
         if wrong := [name for name, (_, is_finite) in looked_at.items() if not is_finite]:
             raise NotFinite(f"{wrong[0]} is not finite at step {step:,}: nothing was saved")
         meta = meta | {"bit_sums": {name: bits for name, (bits, _) in looked_at.items()}}
@@ -200,21 +196,34 @@ class Checkpoints:
         A part costs the pieces it lies in; `save` gives every layer of a stack pieces of its own.
         """
         folder = self.folder(step) / "state"
-        found = ocp.PyTreeCheckpointHandler().metadata(folder)
         database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
         opened: dict[str, tensorstore.TensorStore] = {}
-        for name, array in flat(found.tree["parameters"]).items():
-            store = {**database, "path": f"{array.name}/"}
-            spec = {"driver": "zarr3" if found.use_zarr3 else "zarr", "kvstore": store}
-            opened[name] = tensorstore.open(spec, read=True, open=True).result()
+        try:
+            found = ocp.PyTreeCheckpointHandler().metadata(folder)
+            for name, array in flat(found.tree["parameters"]).items():
+                store = {**database, "path": f"{array.name}/"}
+                spec = {"driver": "zarr3" if found.use_zarr3 else "zarr", "kvstore": store}
+                opened[name] = tensorstore.open(spec, read=True, open=True).result()
+        except Exception as error:
+            raise _damaged(self.folder(step), error) from error
         return opened
+
+    def streamed_parameters(self, step: int, abstract_parameters: nnx.State) -> StreamedParameters:
+        """The same, held to shapes, and to the sums over their bits once all of them are read.
+
+        Raises:
+          DamagedCheckpoint: if they cannot be opened.
+          UserError: if they are whole, and of other shapes.
+        """
+        self._refuse_another_shape(step, {"parameters": _plain(abstract_parameters)})
+        return StreamedParameters(self.folder(step), self.lazy_parameters(step), self._meta_with_sums(step)["bit_sums"])
 
     def _read(self, step: int, abstract: Any, partial: bool = False) -> Any:
         self._refuse_another_shape(step, abstract)
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=partial)
         found, sums = self._restore(step, state=args)["state"], self._meta_with_sums(step)["bit_sums"]
-        for name, (bits, is_finite) in _looked_at(found).items():
+        for name, (bits, is_finite) in sums_and_finiteness(found).items():
             if sums.get(name) != bits:
                 raise DamagedCheckpoint(f"{self.folder(step)} has other bits in {name} than were written")
             if not is_finite:
@@ -265,6 +274,46 @@ class Checkpoints:
             return
         self.wait()
         self._manager.close()
+
+
+class StreamedParameters:
+    """The parameters of a step, each of which is read once, in parts."""
+
+    def __init__(self, folder: Path, stored: Mapping[str, tensorstore.TensorStore], sums: Mapping[str, int]) -> None:
+        """Takes the folder of the step, and the sums that it was written with."""
+        self._folder, self._stored, self._written = folder, stored, sums
+        self._read = dict.fromkeys(stored, 0)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every parameter, by name."""
+        return {name: tuple(array.shape) for name, array in self._stored.items()}
+
+    def read(self, name: str, start: tuple[int, ...], stop: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
+        """A part of a parameter, between two places on its first axes.
+
+        Raises:
+          DamagedCheckpoint: if it cannot be read, or has values that are not finite.
+        """
+        index = tuple(slice(first, last) for first, last in zip(start, stop, strict=True))
+        try:
+            part = self._stored[name][index].read().result()
+        except Exception as error:
+            raise _damaged(self._folder, error) from error
+        # No run saves such parameters.
+        if not np.isfinite(part).all():
+            raise DamagedCheckpoint(f"{self._folder} has values in parameters.{name} that are NaN or infinite")
+        self._read[name] += bit_sum_of_part(part, start)
+        return part
+
+    def check(self) -> None:
+        """Compares what was read with what was written, when all of it was read.
+
+        Raises:
+          DamagedCheckpoint: names a parameter with other bits.
+        """
+        for name, found in self._read.items():
+            if self._written.get(f"parameters.{name}") != found % (1 << 32):
+                raise DamagedCheckpoint(f"{self._folder} has other bits in parameters.{name} than were written")
 
 
 def read_newest(workdir: Path, keep: int, read: Callable[[Checkpoints, int], _Found]) -> _Found:
@@ -372,45 +421,9 @@ def abstract_on(abstract: Any, shardings: Any) -> Any:
     )
 
 
-def bit_sums(arrays: Any) -> dict[str, int]:
-    """A sum over the bits of every array, by its name: equal exactly where the bits are, on any mesh."""
-    return {name: bits for name, (bits, _) in _looked_at(arrays).items()}
-
-
-def _looked_at(arrays: Any) -> dict[str, tuple[int, bool]]:
-    """The sum over the bits of every array, and whether all of it is finite, by its name."""
-    # Array by array, since there are few shapes to compile; and one after the other, since a CPU's devices can wait for
-    # each other forever where several programs with collectives are under way.
-    jax.block_until_ready(arrays)
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-        bits, is_finite = _sum_and_finite(leaf)
-        found[parameter_name(path)] = int(bits), bool(is_finite)
-    return found
-
-
-@jax.jit
-def _sum_and_finite(array: Shaped[Array, "..."]) -> tuple[UInt32[Array, ""], Bool[Array, ""]]:
-    return _bit_sum(array), jnp.isfinite(array).all()
-
-
 def _json_sum(value: Any) -> str:
     """A digest of what JSON makes of a value, whatever the order of its fields."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _bit_sum(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """Modulo 2**32, so in any order; each element with a weight of its place, so that none may change places.
-
-    Weights are odd, and so have inverses modulo 2**32: no single element can change unnoticed. From the first axis on,
-    since that is how a CPU sums fast.
-    """
-    unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
-    sums = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-    for axis, size in enumerate(array.shape):
-        weights = 2 * jax.lax.iota(jnp.uint32, size) * np.uint32(2654435761 + axis) + 1
-        sums = jnp.sum(sums * weights.reshape(-1, *(1,) * (sums.ndim - 1)), axis=0, dtype=jnp.uint32)
-    return sums
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -18,6 +18,10 @@ class UserError(Exception):
         super().__init__(line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}")
 
 
+class NotFinite(UserError):
+    """A state that was to be saved holds an infinity or what is no number; says which array."""
+
+
 class FailedSave(UserError):
     """A checkpoint that cannot be written; threads that wait for it would keep the process from ending by itself."""
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from cm3leon_jax.errors import UserError
+from cm3leon_jax.errors import NotFinite, UserError
 from cm3leon_jax.files import replacing
 
 
@@ -123,27 +124,48 @@ class TrainingLog:
         self._mend, self._describe = mend, describe
         self._lines, self._progress = StepLog(file, first), Progress(what, num_steps, first)
         self._since = (first, time.perf_counter())
+        # What is looked at of the steps since the values were last waited for.
+        self._unread: list[tuple[int, dict[str, Any]]] = []
 
     def step(self, done: int, metrics: Mapping[str, Any], force: bool) -> None:
         """Advances the bar; on every `log_every`-th step, and with `force`, waits for the values and looks at them.
 
         Raises:
-          UserError: if the loss, or a gradient norm beside it, is not finite.
+          UserError: names the first step whose loss, or a gradient norm beside it, is not finite.
         """
         self._progress.advance()
+        self._unread.append((done, {name: metrics[name] for name in ("loss", "grad_norm") if name in metrics}))
         logged = done % self._log_every == 0
         if not (logged or force):
             return
-        values = {name: float(value) for name, value in metrics.items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values.get("grad_norm", 0.0))):
-            raise UserError(f"the {self._what}'s loss is {values['loss']} at step {done:,}: {self._mend}")
+        for step, looked_at in self._unread:
+            for name, value in looked_at.items():
+                if not math.isfinite(value):
+                    what = name.replace("grad_norm", "gradient norm")
+                    raise UserError(f"the {self._what}'s {what} is {float(value)} since step {step:,}: {self._mend}")
+        self._unread.clear()
         if not logged:
             return
+        values = {name: float(value) for name, value in metrics.items()}
         (last, then), now = self._since, time.perf_counter()
         (size, unit), self._since = self._batch, (done, now)
         values[f"{unit}_per_second"] = (done - last) * size / (now - then)
         self._lines.write(done, values)
         self._progress.say(done, f"{self._describe(values)}, {values[f'{unit}_per_second']:.0f} {unit}/s")
+
+    @contextlib.contextmanager
+    def saving(self, done: int) -> Iterator[None]:
+        """Around the save of a step whose values were looked at.
+
+        Raises:
+          UserError: if the state is not finite, which the loss of the next step would show.
+        """
+        try:
+            yield
+        except NotFinite as error:
+            raise UserError(
+                f"the {self._what}'s parameters are not finite since step {done:,} ({error}): {self._mend}"
+            ) from None
 
     def close(self) -> None:
         """Ends the bar, closes the file."""

@@ -57,6 +57,20 @@ class Vocabulary:
         self.eoss = self._id("<eoss>")
         self.first_mask = self._id("<mask:0>")
         self.size = padded_size(self.num_text_tokens, self.num_image_codes, self.num_masks)
+        self._check_places()
+
+    def _check_places(self) -> None:
+        """Ids are told apart by where they lie, so a file in which one lies elsewhere is no vocabulary."""
+        places = dict(enumerate(SPECIAL_TOKENS))
+        places |= {self.first_image_code + code: f"<image:{code}>" for code in range(self.num_image_codes)}
+        places[self.first_image_code + self.num_image_codes] = "<break>"
+        places[self.break_ + 1] = "<eoss>"
+        places |= {self.break_ + 2 + index: f"<mask:{index}>" for index in range(self.num_masks)}
+        for place, name in places.items():
+            if self._tokenizer.token_to_id(name) != place:
+                raise UserError(f"the vocabulary has {name} at id {self._tokenizer.token_to_id(name)}, not {place}")
+        if (found := self._tokenizer.get_vocab_size()) != self.first_mask + self.num_masks:
+            raise UserError(f"the vocabulary has {found} tokens for {self.first_mask + self.num_masks} ids")
 
     def _id(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)

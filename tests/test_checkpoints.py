@@ -6,22 +6,22 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from cm3leon_jax.bit_sums import bit_sum_of_part, bit_sums
 from cm3leon_jax.checkpoints import (
     Checkpoints,
     DamagedCheckpoint,
-    NotFinite,
-    bit_sums,
     flat,
     read_newest,
     refuse_another_model,
     refuse_changes,
 )
 from cm3leon_jax.config import BatchConfig, Config, MeshConfig, TrainConfig
-from cm3leon_jax.errors import FailedSave, RestartError, UserError
+from cm3leon_jax.errors import FailedSave, NotFinite, RestartError, UserError
 from cm3leon_jax.model.sharding import make_mesh
 from cm3leon_jax.training.step import TrainStep
 
@@ -275,3 +275,16 @@ def test_sums_of_bits_are_those_of_any_mesh_and_tell_any_change():
     assert len({sums["a"], *changed}) == 6
     # What is not finite has bits as well.
     assert bit_sums({"a": np.float32("nan")}) == bit_sums({"a": np.float32("nan")}) != bit_sums({"a": np.float32(0)})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_parts_add_up_to_the_sum_of_the_whole(dtype):
+    rng = np.random.default_rng(0)
+    for shape in ((7,), (5, 6), (3, 4, 5), (2, 3, 4, 5)):
+        array = np.asarray(jnp.asarray(rng.standard_normal(shape), dtype))
+        cut = int(rng.integers(1, shape[0]))
+        parts = [(array[:cut], (0,)), (array[cut:, ...], (cut,))]
+        if len(shape) > 1:
+            parts[1:] = [(array[cut:, :2], (cut, 0)), (array[cut:, 2:], (cut, 2))]
+        found = sum(bit_sum_of_part(np.ascontiguousarray(part), start) for part, start in parts)
+        assert found % (1 << 32) == bit_sums({"a": array})["a"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -129,8 +130,35 @@ def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
             "`is_image` (see cm3leon_jax.data.tasks.OUTPUT_FEATURES)"
         )
     if isinstance(found, seqio.Mixture):
-        return tuple(TaskReader(task.name, found.get_rate(task), tuple(task.splits), task) for task in found.tasks)
+        rates = _rates(found)
+        return tuple(
+            TaskReader(task.name, rates[task.name], tuple(task.splits), task)
+            for task in found.tasks
+            if rates[task.name]
+        )
     return (TaskReader(found.name, 1.0, tuple(found.splits), found),)
+
+
+def _rates(mixture: Any) -> dict[str, float]:
+    """How often each task of a mixture is drawn, relative to the others; 0 leaves it out."""
+    rates = {}
+    for task in mixture.tasks:
+        try:
+            rates[task.name] = float(mixture.get_rate(task))
+        # A rate may be a function of the user's.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"the mixture {mixture.name!r} has no rate for its task {task.name!r}: {reason}") from None
+    named = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+    if not all(math.isfinite(rate) and rate >= 0 for rate in rates.values()):
+        raise UserError(
+            f"the mixture {mixture.name!r} has rates that are negative or no numbers ({named}): register others"
+        )
+    if not any(rates.values()):
+        raise UserError(
+            f"the mixture {mixture.name!r} draws nothing: all of its rates are 0 ({named}); register others"
+        )
+    return rates
 
 
 def read_documents(corpus: CorpusConfig, split: str, start: int = 0) -> Iterator[Document]:
@@ -209,10 +237,13 @@ def _import_module(name: str) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise UserError(f"config.corpus.modules: {name} needs {error.name}, which is not installed") from None
-        raise UserError(f"config.corpus.modules: no module {name!r}: put its folder on PYTHONPATH") from None
-    except UserError:
+        raise UserError(
+            f"config.corpus.modules: no module {name!r}: put it beside the config file, or its folder on PYTHONPATH"
+        ) from None
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    # A SystemExit, too, which would end the command without a word.
+    except BaseException as error:
         raise UserError(f"config.corpus.modules: {name} cannot be imported: {type(error).__name__}: {error}") from None
 
 

@@ -26,7 +26,7 @@ from cm3leon_jax.checkpoints import Checkpoints, abstract_on, refuse_changes
 from cm3leon_jax.config import Config, ImageTokenizerTrainingConfig
 from cm3leon_jax.data.image_sample import load_image_sample
 from cm3leon_jax.data.manifest import OfImageTokenizer
-from cm3leon_jax.errors import UserError
+from cm3leon_jax.errors import RestartError, UserError
 from cm3leon_jax.files import remove_left_overs
 from cm3leon_jax.image_tokenizer.codec import CONFIG_FILE, ImageTokenizer, architecture, read_image_tokenizer_record
 from cm3leon_jax.image_tokenizer.lpips import SMALLEST_SIDE, load_lpips
@@ -34,6 +34,7 @@ from cm3leon_jax.image_tokenizer.train_step import Recipe, TrainingState, initia
 from cm3leon_jax.lock import lock
 from cm3leon_jax.progress import TrainingLog
 from cm3leon_jax.records import read_record
+from cm3leon_jax.stop_signal import StopSignal
 
 METRICS_FILE = "image_tokenizer_metrics.jsonl"
 KEPT_CHECKPOINTS = 2
@@ -100,14 +101,15 @@ def train(
     """From the last checkpoint, or the seed, to the last step; batch t follows from the seed and t alone.
 
     Raises:
-      UserError: if the checkpoints are of another config, or the loss is no longer finite.
+      UserError: if the checkpoints are of another config, or the loss or the parameters are no longer finite.
+      RestartError: if it was told to stop, and has saved.
     """
     training = recipe.training
     replicated = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     weights = None if lpips_weights is None else jax.device_put(lpips_weights, replicated)
     step_function = make_train_step(recipe, mesh)
-    with Checkpoints(checkpoints, keep=KEPT_CHECKPOINTS) as kept:
+    with Checkpoints(checkpoints, keep=KEPT_CHECKPOINTS) as kept, StopSignal() as stop:
         state = jax.device_put(initial_state(recipe, jnp.asarray(batch_at(pictures, training, 0))), replicated)
         if kept.latest_step is not None:
             _require_same(kept.meta(kept.latest_step), record, checkpoints)
@@ -126,7 +128,8 @@ def train(
             training.num_steps,
             training.log_every,
             (training.batch_size, "images"),
-            "lower config.image_tokenizer_training.learning_rate, or lengthen warmup_steps, and run it again",
+            "lower config.image_tokenizer_training.learning_rate, or lengthen warmup_steps, and run it again with "
+            "another config.image_tokenizer.path",
             lambda values: (
                 f"loss {values['loss']:.3f}, PSNR {values['psnr']:.1f} dB, {values['codes_used']:.0f} codes "
                 f"(perplexity {values['perplexity']:.0f})"
@@ -138,10 +141,15 @@ def train(
                 adversarial = recipe.has_discriminator and step >= training.discriminator_start
                 state, metrics = step_function(state, batch, weights, adversarial)
                 done = step + 1
-                due = done % training.save_every == 0 or done == training.num_steps
+                is_last = done == training.num_steps
+                stopping = stop.is_due() and not is_last
+                due = done % training.save_every == 0 or is_last or stopping
                 log.step(done, metrics, force=due)
                 if due:
-                    kept.save(done, state, record)
+                    with log.saving(done):
+                        kept.save(done, state, record)
+                if stopping:
+                    raise RestartError(f"stopped and saved at step {done:,}; run the same command again to continue")
         finally:
             log.close()
     return state

@@ -6,6 +6,7 @@ preprocessor_config.json; writes the folder config.bi_encoder.path.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 import numpy as np
 import tokenizers
 from jaxtyping import Float32
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json
+from cm3leon_jax.files import read_object
 from cm3leon_jax.interchange.opt_names import OptTensor
 from cm3leon_jax.interchange.reading_weights import StoredTensor, open_weights
+from cm3leon_jax.interchange.stored_config import StoredConfig
+from cm3leon_jax.interchange.tokenizer_files import open_tokenizer
 from cm3leon_jax.lock import lock
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE
@@ -120,6 +123,7 @@ def _run(config: Config, folder: Path, stored: Mapping[str, Any]) -> int:
     colours = read_colours(folder, architecture)
     weights = read_parameters(architecture, open_weights(folder, without=(".position_ids",)), folder)
     encoder = ClipEncoder(architecture, weights, tokenizer_json, marks, colours)
+    _refuse_a_tokenizer_that_fails(encoder, folder)
     if (path / CONFIG_FILE).exists():
         if load_bi_encoder(path).fingerprint != encoder.fingerprint:
             raise UserError(
@@ -134,36 +138,34 @@ def _run(config: Config, folder: Path, stored: Mapping[str, Any]) -> int:
     return 0
 
 
+def _refuse_a_tokenizer_that_fails(encoder: ClipEncoder, folder: Path) -> None:
+    """Cuts a text: whether the parts of a tokenizer work together shows when they do."""
+    try:
+        encoder.tokenizer(["a red square, 1 ünï 数"])
+    except Exception as error:  # The library raises a bare Exception.
+        raise UserError(f"the tokenizer in {folder} cuts no text ({error}): get it again") from None
+
+
 def read_architecture(stored: Mapping[str, Any], folder: Path) -> ClipArchitecture:
     """The shapes that a config.json describes.
 
     Raises:
-      UserError: names every field with a value for which there is no code here.
+      UserError: names the first field with a value that is missing, of another type, or has no code here.
     """
-    text, image = _part(stored, "text", _TEXT_DEFAULTS), _part(stored, "vision", _IMAGE_DEFAULTS)
-    allowed = {
-        "text_config.hidden_act": (text["hidden_act"], tuple(ACTIVATIONS)),
-        "vision_config.hidden_act": (image["hidden_act"], tuple(ACTIVATIONS)),
-        "vision_config.num_channels": (image["num_channels"], (CHANNELS,)),
-    }
-    wrong = [
-        f"{name} is {value!r}, not {' or '.join(map(repr, known))}"
-        for name, (value, known) in allowed.items()
-        if value not in known
-    ]
-    sizes = {f"text_config.{name}": text[name] for name in _TEXT_DEFAULTS if name.startswith(("hidden_size", "num_"))}
-    sizes |= {f"vision_config.{name}": image[name] for name in ("hidden_size", "image_size", "patch_size")}
-    wrong += [f"{name} is {value!r}, no whole number" for name, value in sizes.items() if not isinstance(value, int)]
-    if not wrong and image["image_size"] % image["patch_size"]:
-        wrong = [f"vision_config.image_size {image['image_size']} is no multiple of patch_size {image['patch_size']}"]
-    if wrong:
-        raise UserError(f"{folder}/config.json describes no CLIP that can be imported: {'; '.join(wrong)}")
+    whole = StoredConfig(stored, f"{folder}/config.json")
+    text, image = _part(whole, "text", _TEXT_DEFAULTS), _part(whole, "vision", _IMAGE_DEFAULTS)
+    if image.get("num_channels") != CHANNELS:
+        raise image.error("num_channels", image.get("num_channels"), str(CHANNELS))
+    resolution, patch_size = image.size("image_size"), image.size("patch_size")
+    if resolution % patch_size:
+        raise image.error("image_size", resolution, f"a multiple of patch_size {patch_size}")
     return ClipArchitecture(
-        embedding_dim=stored.get("projection_dim", 512),
-        vocabulary_size=text["vocab_size"],
-        max_text_tokens=text["max_position_embeddings"],
-        resolution=image["image_size"],
-        patch_size=image["patch_size"],
+        embedding_dim=whole.size("projection_dim", 512),
+        vocabulary_size=text.size("vocab_size"),
+        # A text stands between two marks.
+        max_text_tokens=text.size("max_position_embeddings", least=3),
+        resolution=resolution,
+        patch_size=patch_size,
         text=_tower(text),
         image=_tower(image),
     )
@@ -212,22 +214,23 @@ def read_parameters(
 
 def read_tokenizer(folder: Path, stored: Mapping[str, Any], architecture: ClipArchitecture) -> tuple[str, Marks]:
     """The tokenizer as JSON of the `tokenizers` library, and the ids of its marks."""
-    special: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).exists():
-            special |= read_json(folder / name, "the tokenizer's config")
-    tokenizer = _tokenizer(folder, _content(special.get("unk_token"), _END))
-    start, end = _content(special.get("bos_token"), _START), _content(special.get("eos_token"), _END)
-    pad = _content(special.get("pad_token"), end)
+            found |= read_object(folder / name, "the tokenizer's config")
+    special = StoredConfig(found, f"{folder}/tokenizer_config.json or special_tokens_map.json")
+    tokenizer = _tokenizer(folder, _mark(special, "unk_token", _END))
+    start, end = _mark(special, "bos_token", _START), _mark(special, "eos_token", _END)
+    pad = _mark(special, "pad_token", end)
     ids = tokenizer.get_vocab(with_added_tokens=True)
-    absent, largest = [name for name in (start, end, pad) if name not in ids], max(ids.values())
+    absent, largest = [name for name in (start, end, pad) if name not in ids], max(ids.values(), default=0)
     if absent or largest >= architecture.vocabulary_size:
         what = f"has no token {absent[0]}" if absent else f"has the id {largest}"
         raise UserError(
             f"{folder}: its tokenizer {what}, its config.json says vocab_size {architecture.vocabulary_size}: they do "
             "not belong together"
         )
-    says = _part(stored, "text", _TEXT_DEFAULTS)["eos_token_id"]
+    says = _part(StoredConfig(stored, f"{folder}/config.json"), "text", _TEXT_DEFAULTS).get("eos_token_id")
     if says not in (_LEGACY_END, ids[end]):
         raise UserError(
             f"{folder}: its tokenizer ends a text with the id {ids[end]}, its config.json reads it at {says} "
@@ -241,54 +244,52 @@ def read_colours(folder: Path, architecture: ClipArchitecture) -> Colours:
     file = folder / "preprocessor_config.json"
     if not file.exists():
         return Colours()
-    stored = read_json(file, "the folder's preprocessing")
-    sides = stored.get("crop_size" if stored.get("do_center_crop", True) else "size", architecture.resolution)
-    if set(sides.values() if isinstance(sides, dict) else [sides]) != {architecture.resolution}:
+    stored = StoredConfig(read_object(file, "the folder's preprocessing"), str(file))
+    sides = stored.get("crop_size" if stored.flag("do_center_crop", True) else "size", architecture.resolution)
+    given = list(sides.values()) if isinstance(sides, dict) else [sides]
+    if not given or any(side != architecture.resolution for side in given):
         raise UserError(
-            f"{file} makes pictures of {sides}, config.json says {architecture.resolution} pixels a side: they do not "
-            "belong together"
+            f"{file} makes pictures of {reprlib.repr(sides)}, config.json says {architecture.resolution} pixels a "
+            "side: they do not belong together"
         )
-    if not stored.get("do_normalize", True):
+    if not stored.flag("do_normalize", True):
         return Colours((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    mean, std = stored.get("image_mean", Colours.mean), stored.get("image_std", Colours.std)
-    if len(mean) != CHANNELS or len(std) != CHANNELS or 0 in std:
-        raise UserError(f"{file} is damaged: image_mean {mean} and image_std {std} are not {CHANNELS} numbers each")
-    return Colours(tuple(map(float, mean)), tuple(map(float, std)))
+    mean, std = stored.numbers("image_mean", Colours.mean), stored.numbers("image_std", Colours.std)
+    if min(std) <= 0:
+        raise stored.error("image_std", std, f"{CHANNELS} numbers above 0")
+    return Colours(mean, std)
 
 
-def _part(stored: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _part(stored: StoredConfig, name: str, defaults: Mapping[str, Any]) -> StoredConfig:
     # Old folders repeat each part under a second name, which counts.
-    found = stored.get(f"{name}_config_dict") or stored.get(f"{name}_config") or {}
-    return {**defaults, **{key: value for key, value in found.items() if value is not None}}
+    return stored.part(f"{name}_config_dict", f"{name}_config").with_defaults(defaults)
 
 
-def _tower(part: Mapping[str, Any]) -> Tower:
+def _tower(part: StoredConfig) -> Tower:
+    dim, num_heads, activation = part.size("hidden_size"), part.size("num_attention_heads"), part.text("hidden_act")
+    epsilon = part.number("layer_norm_eps")
+    if activation not in ACTIVATIONS:
+        raise part.error("hidden_act", activation, " or ".join(map(repr, ACTIVATIONS)))
+    if dim % num_heads:
+        raise part.error("hidden_size", dim, f"a multiple of num_attention_heads {num_heads}")
+    if epsilon <= 0:
+        raise part.error("layer_norm_eps", epsilon, "above 0")
     return Tower(
-        part["num_hidden_layers"],
-        part["hidden_size"],
-        part["num_attention_heads"],
-        part["intermediate_size"],
-        part["hidden_act"],
-        part["layer_norm_eps"],
+        part.num_layers("num_hidden_layers"), dim, num_heads, part.size("intermediate_size"), activation, epsilon
     )
 
 
-def _content(token: Any, default: str) -> str:
-    """A special token as one file or the other writes it."""
-    return (token.get("content") if isinstance(token, dict) else token) or default
+def _mark(special: StoredConfig, name: str, default: str) -> str:
+    """A special token, which one file writes as a text and the other as an object."""
+    if isinstance(special.get(name), dict):
+        return special.part(name).text("content", default)
+    return special.text(name, default) or default
 
 
 def _tokenizer(folder: Path, unknown: str) -> tokenizers.Tokenizer:
-    file, pair = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
-    if not file.exists() and not all(part.exists() for part in pair):
-        raise UserError(f"no tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt")
-    try:
-        if file.exists():
-            return tokenizers.Tokenizer.from_file(str(file))
-        model = models.BPE.from_file(*map(str, pair), unk_token=unknown, end_of_word_suffix="</w>")
-    except Exception as error:  # The library raises a bare Exception for a file that it cannot parse.
-        raise UserError(f"the tokenizer in {folder} is damaged ({error}): get it again") from None
-    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer, is_whole = open_tokenizer(folder, unk_token=unknown, end_of_word_suffix="</w>")
+    if is_whole:
+        return tokenizer
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )

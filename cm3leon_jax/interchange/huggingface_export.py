@@ -15,31 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore
 
-from cm3leon_jax.checkpoints import Checkpoints, read_newest, refuse_another_model
+from cm3leon_jax.checkpoints import Checkpoints, StreamedParameters, read_newest, refuse_another_model
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, replacing_folder, write_json
+from cm3leon_jax.files import read_object, replacing_folder, write_json
 from cm3leon_jax.image_tokenizer.codec import CONFIG_FILE, ImageTokenizer
+from cm3leon_jax.interchange.export_record import FORMAT_VERSION, IMAGE_TOKENIZER_FOLDER, RECORD_FILE
 from cm3leon_jax.interchange.model_card import Training, model_card
 from cm3leon_jax.interchange.opt_config import opt_config, refuse_what_opt_lacks
-from cm3leon_jax.interchange.opt_names import IN_LAYERS, OUTSIDE_LAYERS, PREFIX, OptTensor
+from cm3leon_jax.interchange.opt_names import IN_LAYERS, OUTSIDE_LAYERS, PREFIX, OptTensor, Shape
+from cm3leon_jax.interchange.stored_config import StoredConfig
 from cm3leon_jax.interchange.tokenizer_files import write_tokenizer
 from cm3leon_jax.interchange.writing_weights import DTYPES, LazyTensor, parse_size, write_weights
 from cm3leon_jax.lock import lock
+from cm3leon_jax.model.transformer import abstract_model
 from cm3leon_jax.paths import output_folder
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary
 
-# What `cm3leon import` reads beside the files that transformers knows.
-RECORD_FILE = "cm3leon.json"
-IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
-FORMAT_VERSION = 1
-
 # Most bytes of a tensor's rows in memory, where its rows are stored as ours.
-_PIECE_BYTES = 16 << 20
+_PIECE_BYTES, _BYTES_A_VALUE = 16 << 20, 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,58 +73,65 @@ def _run(config: Config, workdir: Path, arguments: argparse.Namespace, output: P
         vocabulary.check_fingerprint(meta["vocabulary"], what)
         refuse_another_model(meta, config, what)
         image_tokenizer = _image_tokenizer(config, meta)
-        parameters = checkpoints.lazy_parameters(step)
+        _, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
+        parameters = checkpoints.streamed_parameters(step, abstract)
         tensors = list(opt_tensors(parameters))
         with replacing_folder(output) as folder:
-            _write_small_files(folder, config, vocabulary, meta, step, arguments.dtype, image_tokenizer)
+            _write_small_files(folder, config, vocabulary, arguments.dtype, image_tokenizer)
             training = Training(meta, step, _manifest(config, meta), _evaluation(workdir), image_tokenizer is not None)
             card = model_card(
                 config.model,
                 vocabulary,
                 config.batch.sequence_length,
-                sum(math.prod(array.shape) for array in parameters.values()),
+                sum(map(math.prod, parameters.shapes().values())),
                 config.image_tokenizer.image_length,
                 training,
             )
             (folder / "README.md").write_text(card, encoding="utf-8")
             progress = Progress("export", len(tensors), unit="tensor")
             try:
-                files = write_weights(folder, tensors, arguments.dtype, shard_bytes, progress.advance)
+                sums = write_weights(folder, tensors, arguments.dtype, shard_bytes, progress.advance)
             finally:
                 progress.close()
-            size = sum(file.stat().st_size for file in files)
-        print(f"exported step {step:,} to {output}: {size / 1e6:,.1f} MB of {arguments.dtype} in {len(files)} file(s)")
+            parameters.check()
+            _write_record(folder, config, vocabulary, meta, step, arguments.dtype, image_tokenizer, sums)
+            size = sum((folder / name).stat().st_size for name in sums)
+        print(f"exported step {step:,} to {output}: {size / 1e6:,.1f} MB of {arguments.dtype} in {len(sums)} file(s)")
 
     read_newest(workdir, config.train.keep_checkpoints, export)
     return 0
 
 
-def opt_tensors(parameters: dict[str, tensorstore.TensorStore]) -> Iterator[LazyTensor]:
-    """All tensors of OPT, given the parameters of a checkpoint by name; nothing is read yet."""
-    unknown = parameters.keys() - OUTSIDE_LAYERS.keys() - IN_LAYERS.keys()
+def opt_tensors(parameters: StreamedParameters) -> Iterator[LazyTensor]:
+    """All tensors of OPT, given the parameters of a checkpoint; nothing is read yet."""
+    shapes = parameters.shapes()
+    unknown = shapes.keys() - OUTSIDE_LAYERS.keys() - IN_LAYERS.keys()
     assert not unknown, f"opt_names.py has no row for {unknown}"
     for name, tensor in OUTSIDE_LAYERS.items():
-        if name in parameters:
-            yield _lazy(tensor, tensor.name, parameters[name])
-    stacks = {name: tensor for name, tensor in IN_LAYERS.items() if name in parameters}
-    for layer in range(parameters["blocks.attention.query"].shape[0]):
+        if name in shapes:
+            pieces = partial(_pieces, tensor, parameters, name, shapes[name])
+            yield LazyTensor(PREFIX + tensor.name, tensor.shape(shapes[name]), pieces)
+    stacks = {name: tensor for name, tensor in IN_LAYERS.items() if name in shapes}
+    for layer in range(shapes["blocks.attention.query"][0]):
         for name, tensor in stacks.items():
-            yield _lazy(tensor, tensor.name.format(layer), parameters[name][layer])
+            pieces = partial(_pieces, tensor, parameters, name, shapes[name][1:], layer)
+            yield LazyTensor(PREFIX + tensor.name.format(layer), tensor.shape(shapes[name][1:]), pieces)
 
 
-def _lazy(tensor: OptTensor, name: str, stored: tensorstore.TensorStore) -> LazyTensor:
-    return LazyTensor(PREFIX + name, tensor.shape(stored.shape), partial(_pieces, tensor, stored))
-
-
-def _pieces(tensor: OptTensor, stored: tensorstore.TensorStore) -> Iterator[np.ndarray]:
+def _pieces(
+    tensor: OptTensor, parameters: StreamedParameters, name: str, shape: Shape, layer: int | None = None
+) -> Iterator[np.ndarray]:
+    """A parameter of `shape`, or one layer of a stack of such, as OPT has it."""
     if tensor.rows_in_front:
-        yield np.zeros((tensor.rows_in_front, *stored.shape[1:]), np.float32)
-    rows = stored.shape[0]
-    row_bytes = math.prod(stored.shape[1:]) * stored.dtype.numpy_dtype.itemsize
-    step = max(1, _PIECE_BYTES // row_bytes) if tensor.is_by_rows else rows
+        yield np.zeros((tensor.rows_in_front, *shape[1:]), np.float32)
+    rows = shape[0]
+    step = max(1, _PIECE_BYTES // (math.prod(shape[1:]) * _BYTES_A_VALUE)) if tensor.is_by_rows else rows
     for start in range(0, rows, step):
-        part = stored[start : min(start + step, rows)]
-        yield tensor.from_ours(part.read().result())
+        stop = min(start + step, rows)
+        if layer is None:
+            yield tensor.from_ours(parameters.read(name, (start,), (stop,)))
+        else:
+            yield tensor.from_ours(parameters.read(name, (layer, start), (layer + 1, stop))[0])
 
 
 def _image_tokenizer(config: Config, meta: dict[str, Any]) -> ImageTokenizer | None:
@@ -149,8 +153,6 @@ def _write_small_files(
     folder: Path,
     config: Config,
     vocabulary: Vocabulary,
-    meta: dict[str, Any],
-    step: int,
     dtype: str,
     image_tokenizer: ImageTokenizer | None,
 ) -> None:
@@ -162,14 +164,27 @@ def _write_small_files(
     write_tokenizer(folder, vocabulary, length)
     if image_tokenizer is not None:
         image_tokenizer.save(folder / IMAGE_TOKENIZER_FOLDER)
+
+
+def _write_record(
+    folder: Path,
+    config: Config,
+    vocabulary: Vocabulary,
+    meta: dict[str, Any],
+    step: int,
+    dtype: str,
+    image_tokenizer: ImageTokenizer | None,
+    sums: dict[str, str],
+) -> None:
     record = {
         "format_version": FORMAT_VERSION,
         "step": step,
         "dtype": dtype,
-        "sequence_length": length,
+        "sequence_length": config.batch.sequence_length,
         "model": meta["config"]["model"],
         "vocabulary": vocabulary.fingerprint,
         "image_tokenizer": None if image_tokenizer is None else image_tokenizer.fingerprint,
+        "sha256": sums,
     }
     write_json(folder / RECORD_FILE, record)
 
@@ -187,4 +202,6 @@ def _evaluation(workdir: Path) -> dict[str, float] | None:
     file = workdir / "evaluation.json"
     if not file.exists():
         return None
-    return {name: float(value) for name, value in read_json(file, "the run's evaluation").items()}
+    stored = StoredConfig(read_object(file, "the run's evaluation"), str(file))
+    # What had nothing to be measured on is not a number.
+    return {name: stored.number(name) for name, value in stored.values.items() if value == value}

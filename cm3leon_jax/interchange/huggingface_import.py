@@ -25,10 +25,16 @@ from cm3leon_jax import config_file
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json
+from cm3leon_jax.files import read_object
 from cm3leon_jax.image_tokenizer.codec import CONFIG_FILE, ImageTokenizer, architecture
 from cm3leon_jax.interchange import clip_import
-from cm3leon_jax.interchange.huggingface_export import FORMAT_VERSION, IMAGE_TOKENIZER_FOLDER, RECORD_FILE
+from cm3leon_jax.interchange.export_record import (
+    IMAGE_TOKENIZER_FOLDER,
+    RECORD_FILE,
+    ExportRecord,
+    read_record,
+    refuse_other_weights,
+)
 from cm3leon_jax.interchange.opt_config import differences, model_fields
 from cm3leon_jax.interchange.opt_names import IN_LAYERS, OUTSIDE_LAYERS, PREFIX, TIED, Index, OptTensor, Shape
 from cm3leon_jax.interchange.reading_weights import StoredTensor, open_weights
@@ -56,26 +62,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `cm3leon import`."""
     folder = Path(arguments.source)
-    opt = read_json(folder / "config.json", f"the config.json of --from={folder}")
-    if isinstance(opt, dict) and opt.get("model_type") == clip_import.MODEL_TYPE:
+    opt = read_object(folder / "config.json", f"the config.json of --from={folder}")
+    if opt.get("model_type") == clip_import.MODEL_TYPE:
         return clip_import.run(config, folder, opt)
     with lock(workdir, "import"):
         return _run(config, workdir, folder, opt)
 
 
 def _run(config: Config, workdir: Path, folder: Path, opt: dict[str, Any]) -> int:
-    checkpoints = workdir / "checkpoints"
-    if checkpoints.exists() and any(checkpoints.iterdir()):
-        raise UserError(f"{workdir} holds a run already: give another --workdir, or delete {checkpoints}")
+    _refuse_a_run(workdir / "checkpoints")
     fields = model_fields(opt, f"{folder}/config.json")
-    record = _record(folder)
+    record = read_record(folder)
+    weights = open_weights(folder)
+    _refuse_another_table(weights, opt["vocab_size"], folder)
     vocabulary = read_vocabulary(folder, opt["vocab_size"], config)
     theirs = _folders_image_tokenizer(folder)
     _refuse_another_architecture(config, fields, vocabulary, theirs, record, folder)
     _refuse_other_files(record, vocabulary, theirs, folder)
     image_tokenizer = _refuse_what_is_there(config, vocabulary, theirs)
 
-    weights = open_weights(folder)
+    refuse_other_weights(record, folder)
     mesh = make_mesh(config.mesh)
     _, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
     abstract = abstract_on(abstract, shardings(abstract, mesh))
@@ -95,9 +101,10 @@ def _run(config: Config, workdir: Path, folder: Path, opt: dict[str, Any]) -> in
         "config": dataclasses.asdict(config),
         "imported": True,
     }
-    with Checkpoints(checkpoints, keep=config.train.keep_checkpoints) as opened:
-        opened.save(0, {"parameters": parameters}, meta)
     config_file.save(config, workdir / "config.json")
+    # Last: without it there is no run, and an import that was killed can be started again.
+    with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as opened:
+        opened.save(0, {"parameters": parameters}, meta)
     _announce(config, vocabulary, num_tensors, parameters, opt, workdir)
     return 0
 
@@ -207,14 +214,26 @@ def _refuse_other_tensors(
             )
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
-    """What `cm3leon export` noted; None for a folder from elsewhere."""
-    if not (folder / RECORD_FILE).exists():
-        return None
-    record = read_json(folder / RECORD_FILE, "the folder's record")
-    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{folder / RECORD_FILE} is none of format version {FORMAT_VERSION}, which this program reads")
-    return record
+def _refuse_a_run(checkpoints: Path) -> None:
+    """Refuses a folder with a complete step; what an import that was killed left there is no run."""
+    if not checkpoints.is_dir():
+        return
+    with Checkpoints(checkpoints, keep=1, read_only=True) as opened:
+        if opened.latest_step is not None:
+            raise UserError(
+                f"{checkpoints.parent} holds a run already: give another --workdir, or delete {checkpoints}"
+            )
+
+
+def _refuse_another_table(weights: dict[str, StoredTensor], rows: int, folder: Path) -> None:
+    """Compares vocab_size with the table itself, before as many ids are laid."""
+    name = OUTSIDE_LAYERS["token_embedding"].name
+    for key in (PREFIX + name, name):
+        if key in weights and weights[key].shape[:1] != (rows,):
+            raise UserError(
+                f"{folder}: tensor {key} is {weights[key].shape}, by config.json it has to have {rows} rows: they do "
+                "not belong together"
+            )
 
 
 def _folders_image_tokenizer(folder: Path) -> ImageTokenizer | None:
@@ -227,7 +246,7 @@ def _refuse_another_architecture(
     fields: dict[str, Any],
     vocabulary: Vocabulary,
     image_tokenizer: ImageTokenizer | None,
-    record: dict[str, Any] | None,
+    record: ExportRecord | None,
     folder: Path,
 ) -> None:
     """Compares everything that decides the shapes of parameters; one line names all that is to change."""
@@ -239,7 +258,7 @@ def _refuse_another_architecture(
     if image_tokenizer is not None:
         theirs |= flat({"image_tokenizer": architecture(image_tokenizer.config)})
     if record is not None:
-        theirs["batch.sequence_length"] = record["sequence_length"]
+        theirs["batch.sequence_length"] = record.sequence_length
     given = flat(dataclasses.asdict(config))
     wrong = differences(config.model, fields) + [
         f"config.{name} is {given[name]!r}, the folder has {value!r}"
@@ -251,20 +270,20 @@ def _refuse_another_architecture(
 
 
 def _refuse_other_files(
-    record: dict[str, Any] | None, vocabulary: Vocabulary, image_tokenizer: ImageTokenizer | None, folder: Path
+    record: ExportRecord | None, vocabulary: Vocabulary, image_tokenizer: ImageTokenizer | None, folder: Path
 ) -> None:
     """An exported folder whose files were exchanged is not the model that was exported."""
     if record is None:
         return
     found = {
-        "vocabulary": vocabulary.fingerprint,
-        "image_tokenizer": None if image_tokenizer is None else image_tokenizer.fingerprint,
+        "vocabulary": (vocabulary.fingerprint, record.vocabulary),
+        "image tokenizer": (None if image_tokenizer is None else image_tokenizer.fingerprint, record.image_tokenizer),
     }
-    for name, fingerprint in found.items():
-        if record[name] != fingerprint:
+    for name, (fingerprint, exported) in found.items():
+        if fingerprint != exported:
             raise UserError(
-                f"{folder}: its {name.replace('_', ' ')} has the fingerprint {fingerprint}, {RECORD_FILE} says "
-                f"{record[name]}: a file was exchanged; export it again"
+                f"{folder}: its {name} has the fingerprint {fingerprint}, {RECORD_FILE} says {exported}: a file was "
+                "exchanged; export it again"
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from cm3leon_jax.config import ModelConfig
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.interchange.stored_config import StoredConfig
 from cm3leon_jax.vocabulary import Vocabulary
 
 # Ours, theirs. transformers knows the approximate function under three more names, of which published folders use two.
@@ -73,34 +74,34 @@ def model_fields(opt: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
       UserError: if it is no OPT, lacks a size, or has something that no field says.
     """
+    stored = StoredConfig(opt, where)
     if opt.get("model_type") != "opt":
         raise UserError(f"{where} is of model_type {opt.get('model_type')!r}: only 'opt' can be imported")
-    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim")
-    for name in (*sizes, "max_position_embeddings"):
-        if not isinstance(opt.get(name), int) or opt[name] < 1:
-            raise UserError(f"{where}: {name} is {opt.get(name)!r}, it must be a number of at least 1")
+    for name in ("vocab_size", "max_position_embeddings"):
+        stored.size(name)
     # Where a folder does not say, OPT's defaults hold.
-    before = opt.get("do_layer_norm_before", True)
-    theirs = opt.get("activation_function", "relu")
+    before = stored.flag("do_layer_norm_before", True)
+    theirs = stored.text("activation_function", "relu")
     theirs = _SAME_ACTIVATIONS.get(theirs, theirs)
     ours = {value: name for name, value in _ACTIVATIONS.items()}
     inexpressible = {
         "activation_function": theirs not in ours,
-        "tie_word_embeddings": not opt.get("tie_word_embeddings", True),
-        "_remove_final_layer_norm": before and opt.get("_remove_final_layer_norm", False),
+        "tie_word_embeddings": not stored.flag("tie_word_embeddings", True),
+        "_remove_final_layer_norm": before and stored.flag("_remove_final_layer_norm", False),
     }
     for name, refused in inexpressible.items():
         if refused:
             raise UserError(f"{where}: {name} is {opt[name]!r}, which the model of this package cannot express")
-    width, embedded = opt["hidden_size"], opt.get("word_embed_proj_dim") or opt["hidden_size"]
+    width = stored.size("hidden_size")
+    embedded, ffn_dim = stored.size("word_embed_proj_dim", width), stored.size("ffn_dim")
     return {
-        "num_layers": opt["num_hidden_layers"],
+        "num_layers": stored.num_layers("num_hidden_layers"),
         "model_dim": width,
-        "num_heads": opt["num_attention_heads"],
-        "ffn_dim": 0 if opt["ffn_dim"] == 4 * width else opt["ffn_dim"],
+        "num_heads": stored.size("num_attention_heads"),
+        "ffn_dim": 0 if ffn_dim == 4 * width else ffn_dim,
         "activation": ours[theirs],
-        "biases": bool(opt.get("enable_bias", True)),
-        "affine_norms": bool(opt.get("layer_norm_elementwise_affine", True)),
+        "biases": stored.flag("enable_bias", True),
+        "affine_norms": stored.flag("layer_norm_elementwise_affine", True),
         "norm_position": "before" if before else "after",
         "embedding_dim": 0 if embedded == width else embedded,
         "positions": "learned",

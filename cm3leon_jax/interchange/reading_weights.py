@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json
+from cm3leon_jax.files import read_object
 
 _SAFETENSORS = "model.safetensors"
 _PYTORCH = "pytorch_model.bin"
 _FLOATS = ("F64", "F32", "F16", "BF16")
+# Before it, PyTorch's reader of tensors alone could be made to run code (CVE-2025-32434).
+_SAFE_TORCH = (2, 6)
 
 Index = tuple[slice, ...]
 
@@ -25,13 +27,45 @@ Index = tuple[slice, ...]
 class StoredTensor:
     """A tensor on disk."""
 
+    name: str
+    file: Path
     shape: tuple[int, ...]
-    # A part of it, as float32.
-    read: Callable[[Index], Float32[np.ndarray, "..."]]
+    # A part of it, of the type in which it is stored or float32.
+    _read: Callable[[Index], Float[np.ndarray, "..."]]
+
+    def read(self, index: Index) -> Float32[np.ndarray, "..."]:
+        """A part of it.
+
+        Raises:
+          UserError: if the part has values that are not finite; names the tensor and the file.
+        """
+        with np.errstate(over="ignore"):
+            part = self._read(index).astype(np.float32, copy=False)
+        if not np.isfinite(part).all():
+            raise UserError(
+                f"{self.file}: tensor {self.name} has values that are NaN or infinite as float32: the file is "
+                "damaged, or of a model whose training had failed; take another"
+            )
+        return part
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights; safetensors where there are both.
+
+    Raises:
+      UserError: if there are none, or their index is damaged or names files that are not there.
+    """
+    for name in (_SAFETENSORS, _PYTORCH):
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return [folder / part for part in _parts(index)]
+        if (folder / name).exists():
+            return [folder / name]
+    raise UserError(f"no weights in {folder}: neither {_SAFETENSORS} nor {_PYTORCH}, nor an index of either")
 
 
 def open_weights(folder: Path, without: tuple[str, ...] = ()) -> dict[str, StoredTensor]:
-    """All tensors of a folder, opened and not read; safetensors where there are both.
+    """All tensors of a folder, opened and not read.
 
     Args:
       folder: with the weights.
@@ -40,31 +74,30 @@ def open_weights(folder: Path, without: tuple[str, ...] = ()) -> dict[str, Store
     Raises:
       UserError: if there are no weights, or files are missing, damaged, or could run code when read.
     """
-    for name, opened in ((_SAFETENSORS, _open_safetensors), (_PYTORCH, _open_pytorch)):
-        index = folder / f"{name}.index.json"
-        if index.exists():
-            return _merged(opened(folder / part, without) for part in _parts(index))
-        if (folder / name).exists():
-            return opened(folder / name, without)
-    raise UserError(f"no weights in {folder}: neither {_SAFETENSORS} nor {_PYTORCH}, nor an index of either")
+    result: dict[str, StoredTensor] = {}
+    for file in weight_files(folder):
+        if not file.is_file():
+            raise UserError(f"{file} is damaged: it is no ordinary file")
+        result |= (_open_safetensors if file.suffix == ".safetensors" else _open_pytorch)(file, without)
+    return result
 
 
 def _parts(index: Path) -> list[str]:
     try:
-        names = sorted(set(read_json(index, "the index of the weights")["weight_map"].values()))
+        names = sorted(set(read_object(index, "the index of the weights")["weight_map"].values()))
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{index} is damaged: it has no weight_map of tensor names to files") from None
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
+        if not isinstance(name, str) or Path(name).name != name or not _is_file(index.parent / name):
             raise UserError(f"{index} names {name!r}, which is no file beside it: the folder is not complete")
     return names
 
 
-def _merged(parts: Iterable[dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
-    result: dict[str, StoredTensor] = {}
-    for part in parts:
-        result |= part
-    return result
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # A name that no file system takes.
+        return False
 
 
 def _open_safetensors(file: Path, without: tuple[str, ...]) -> dict[str, StoredTensor]:
@@ -77,7 +110,7 @@ def _open_safetensors(file: Path, without: tuple[str, ...]) -> dict[str, StoredT
     def stored(name: str, tensor: Any) -> StoredTensor:
         if tensor.get_dtype() not in _FLOATS:
             raise UserError(f"{file}: {name} is of type {tensor.get_dtype()}, which is none of {', '.join(_FLOATS)}")
-        return StoredTensor(tuple(tensor.get_shape()), lambda index: tensor[index].astype(np.float32, copy=False))
+        return StoredTensor(name, file, tuple(tensor.get_shape()), lambda index: tensor[index])
 
     return {name: stored(name, tensor) for name, tensor in found.items()}
 
@@ -90,22 +123,27 @@ def _open_pytorch(file: Path, without: tuple[str, ...]) -> dict[str, StoredTenso
             f"{file.parent} has its weights in PyTorch's format only, and torch is not installed: "
             "`pip install torch`, or convert the folder to safetensors"
         ) from None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE_TORCH:
+        raise UserError(
+            f"{file.parent} has its weights in PyTorch's format only, and this torch {torch.__version__} could be made "
+            "to run code by them: `pip install 'torch>=2.6'`, or take the folder's safetensors"
+        )
     try:
         # Reads tensors and nothing else: a pickle can name any function to call.
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # A damaged file fails in many ways, a refused one with a page of advice.
         raise UserError(
-            f"{file} is refused: it is damaged, or holds more than tensors ({str(error).splitlines()[0]}); "
+            f"{file} is refused: it is damaged, or holds more than tensors ({str(error).partition(chr(10))[0]}); "
             "take the folder's safetensors"
         ) from None
 
-    def stored(tensor: Any) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), lambda index: tensor[index].to(torch.float32).numpy())
+    def stored(name: str, tensor: Any) -> StoredTensor:
+        return StoredTensor(name, file, tuple(tensor.shape), lambda index: tensor[index].to(torch.float32).numpy())
 
     if not isinstance(found, dict):
         raise UserError(f"{file} holds a {type(found).__name__}, not tensors by name")
-    found = {name: tensor for name, tensor in found.items() if not str(name).endswith(without)}
+    found = {str(name): tensor for name, tensor in found.items() if not str(name).endswith(without)}
     for name, tensor in found.items():
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             raise UserError(f"{file}: {name} is no tensor of floats")
-    return {name: stored(tensor) for name, tensor in found.items()}
+    return {name: stored(name, tensor) for name, tensor in found.items()}

@@ -11,9 +11,12 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, write_json
+from cm3leon_jax.files import read_object, write_json
+from cm3leon_jax.interchange.stored_config import StoredConfig
 from cm3leon_jax.vocabulary import NUM_SPECIAL, SPECIAL_TOKENS, Vocabulary
 
+# Far above every published tokenizer; a larger file would be read into memory before it is refused.
+_LONGEST_FILE = 1 << 28
 _START, _PAD, _END, _UNKNOWN = SPECIAL_TOKENS
 
 
@@ -45,8 +48,23 @@ def read_vocabulary(folder: Path, rows: int, config: Config) -> Vocabulary:
       folder: with tokenizer.json, or vocab.json and merges.txt.
       rows: the rows of the folder's embedding table.
       config: the run's.
+
+    Raises:
+      UserError: if it is missing, damaged or none of these.
     """
     found = _read(folder)
+    try:
+        return _vocabulary(found, folder, rows, config)
+    except UserError:
+        raise
+    # Nothing but its own reader knows which objects are a tokenizer, and that raises a bare Exception.
+    except Exception as error:
+        raise UserError(
+            f"the tokenizer in {folder} is damaged ({type(error).__name__}: {error}): get it again"
+        ) from None
+
+
+def _vocabulary(found: dict[str, Any], folder: Path, rows: int, config: Config) -> Vocabulary:
     names = {token["content"] for token in found["added_tokens"]}
     if "<image:0>" in names:
         # A text is never cut, and no marks are put around it, whatever another program stored.
@@ -75,29 +93,46 @@ def read_vocabulary(folder: Path, rows: int, config: Config) -> Vocabulary:
     return Vocabulary.around(found, rows - NUM_SPECIAL, config.image_tokenizer.codebook_size, masks)
 
 
+def open_tokenizer(folder: Path, **pair: Any) -> tuple[tokenizers.Tokenizer, bool]:
+    """The tokenizer of a folder, and whether it is whole.
+
+    It is not where the folder has vocab.json and merges.txt alone: then nothing is known of how texts are cut.
+
+    Args:
+      folder: with tokenizer.json, or vocab.json and merges.txt.
+      pair: what a BPE of vocab.json and merges.txt is to have beside them.
+
+    Raises:
+      UserError: if there is none, or it cannot be read.
+    """
+    whole, *parts = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if not whole.exists() and not all(part.exists() for part in parts):
+        raise UserError(f"no tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt")
+    files = [whole] if whole.exists() else parts
+    for file in files:
+        if not file.is_file() or file.stat().st_size > _LONGEST_FILE:
+            raise UserError(f"{file} is damaged: it is no ordinary file, or longer than {_LONGEST_FILE:,} bytes")
+    try:
+        if whole in files:
+            return tokenizers.Tokenizer.from_file(str(whole)), True
+        return tokenizers.Tokenizer(models.BPE.from_file(*map(str, files), **pair)), False
+    except Exception as error:  # The library raises a bare Exception for a file that it cannot parse.
+        raise UserError(f"{' or '.join(map(str, files))} is damaged ({error}): get it again") from None
+
+
 def _read(folder: Path) -> dict[str, Any]:
     """The tokenizer as the JSON object of the `tokenizers` library."""
-    file = folder / "tokenizer.json"
-    if file.exists():
-        found = read_json(file, "the folder's tokenizer")
-        try:
-            tokenizers.Tokenizer.from_file(str(file))
-            kind = found["model"].get("type", "BPE")
-        except Exception as error:  # The library raises a bare Exception for a file that it cannot parse.
-            raise UserError(f"{file} is damaged ({error}): get it again") from None
+    tokenizer, is_whole = open_tokenizer(folder)
+    if is_whole:
+        # As the file has it: other spellings of the same would be another fingerprint.
+        found = read_object(folder / "tokenizer.json", "the folder's tokenizer")
+        kind = json.loads(tokenizer.to_str())["model"]["type"]
         if kind != "BPE":
-            raise UserError(f"{file} is a {kind} tokenizer: only a byte-level BPE can be imported")
+            raise UserError(f"{folder}/tokenizer.json is a {kind} tokenizer: only a byte-level BPE can be imported")
         return {"added_tokens": [], **found}
-    pair = folder / "vocab.json", folder / "merges.txt"
-    if not all(part.exists() for part in pair):
-        raise UserError(f"no tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt")
-    try:
-        tokenizer = tokenizers.Tokenizer(models.BPE.from_file(*map(str, pair)))
-    except Exception as error:  # The same.
-        raise UserError(f"{pair[0]} or {pair[1].name} is damaged ({error}): get them again") from None
     settings = folder / "tokenizer_config.json"
-    stored = read_json(settings, "the tokenizer's config") if settings.exists() else {}
-    spaced = bool(stored.get("add_prefix_space", False))
+    stored = read_object(settings, "the tokenizer's config") if settings.exists() else {}
+    spaced = StoredConfig(stored, str(settings)).flag("add_prefix_space", False)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     tokenizer.decoder = decoders.ByteLevel()
     return json.loads(tokenizer.to_str())

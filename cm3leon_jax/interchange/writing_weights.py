@@ -6,14 +6,14 @@ place), and the values of all tensors end to end.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -39,7 +39,7 @@ class LazyTensor:
 
 def parse_size(text: str) -> int:
     """Bytes of a text such as "5GB", "100MB" or "4096"."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]B)?", text.strip().upper())
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?) ?([KMG]B)?", text.strip().upper())
     size = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
     if size < 1:
         raise UserError(f"--shard-size={text}: write a number of bytes, or one with KB, MB or GB, such as 5GB")
@@ -48,7 +48,7 @@ def parse_size(text: str) -> int:
 
 def write_weights(
     folder: Path, tensors: Sequence[LazyTensor], dtype: str, shard_bytes: int, written: Callable[[], None]
-) -> list[Path]:
+) -> dict[str, str]:
     """Writes `model.safetensors`, or shards of at most `shard_bytes` (or one tensor) and their index.
 
     Args:
@@ -59,7 +59,7 @@ def write_weights(
       written: called after each tensor.
 
     Returns:
-      the files of weights.
+      the SHA-256 of each file of weights, by its name.
 
     Raises:
       UserError: if a value lies outside the range of `dtype`.
@@ -79,20 +79,31 @@ def write_weights(
         where = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(_bytes(tensor, dtype) for tensor in tensors)
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+    sums = {}
     for name, shard in zip(names, shards, strict=True):
+        digest = hashlib.sha256()
         with (folder / name).open("wb") as file:
-            _write_header(file, shard, dtype)
-            for tensor in shard:
-                _write_values(file, tensor, dtype)
-                written()
-    return [folder / name for name in names]
+            for part in _parts_of_file(shard, dtype, written):
+                file.write(part)
+                digest.update(part)
+        sums[name] = digest.hexdigest()
+    return sums
+
+
+def _parts_of_file(
+    shard: Sequence[LazyTensor], dtype: str, written: Callable[[], None]
+) -> Iterator[memoryview | bytes]:
+    yield _header(shard, dtype)
+    for tensor in shard:
+        yield from _values(tensor, dtype)
+        written()
 
 
 def _bytes(tensor: LazyTensor, dtype: str) -> int:
     return math.prod(tensor.shape) * DTYPES[dtype].itemsize
 
 
-def _write_header(file: BinaryIO, tensors: Sequence[LazyTensor], dtype: str) -> None:
+def _header(tensors: Sequence[LazyTensor], dtype: str) -> bytes:
     # transformers asks which framework's layout this is: [out, in], PyTorch's.
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
@@ -104,13 +115,13 @@ def _write_header(file: BinaryIO, tensors: Sequence[LazyTensor], dtype: str) -> 
     text = json.dumps(header, separators=(",", ":")).encode()
     # The values begin at a multiple of 8 bytes.
     text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
+    return struct.pack("<Q", len(text)) + text
 
 
-def _write_values(file: BinaryIO, tensor: LazyTensor, dtype: str) -> None:
+def _values(tensor: LazyTensor, dtype: str) -> Iterator[memoryview]:
     for piece in tensor.pieces():
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(piece, DTYPES[dtype])
-        if dtype == "float16" and not np.isfinite(values).all():
-            raise UserError(f"{tensor.name} has values beyond the range of float16: take --dtype=bfloat16 or float32")
-        file.write(values.view(np.uint8).data)
+        if not np.isfinite(values).all():
+            raise UserError(f"{tensor.name} has values beyond the range of {dtype}: take --dtype=float32")
+        yield values.view(np.uint8).data

@@ -166,7 +166,9 @@ class Block(nnx.Module):
 def _stacked(tower: Tower) -> Block:
     """All layers as one module whose parameters have a leading axis of layers."""
     graph, parameters = nnx.split(Block(tower))
-    return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.stack([leaf] * tower.num_layers), parameters))
+    return nnx.merge(
+        graph, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (tower.num_layers, *leaf.shape)), parameters)
+    )
 
 
 def _through(blocks: Block, x: Float[Array, "B L D"], mask: Bool[Array, "L L"]) -> Float[Array, "B L D"]:

@@ -20,12 +20,13 @@ from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat
 from cm3leon_jax.config import BiEncoderTrainingConfig
 from cm3leon_jax.data.counter_random import permutation_at
 from cm3leon_jax.data.pair_sample import PairSample
-from cm3leon_jax.errors import UserError
+from cm3leon_jax.errors import RestartError, UserError
 from cm3leon_jax.model.sharding import BATCH_SPEC, batch_sharding, shardings
 from cm3leon_jax.model.weight_decay import decays
 from cm3leon_jax.progress import TrainingLog
 from cm3leon_jax.retrieval.clip import Clip, ClipArchitecture, abstract_clip, end_places, initial_parameters, unit
 from cm3leon_jax.retrieval.clip_inputs import ClipTokenizer, Colours, normalised
+from cm3leon_jax.stop_signal import StopSignal
 
 KEPT_CHECKPOINTS = 2
 
@@ -172,11 +173,12 @@ def train(
       record: kept with each checkpoint.
 
     Raises:
-      UserError: if the checkpoints are of another config, or the loss is no longer finite.
+      UserError: if the checkpoints are of another config, or the loss or the parameters are no longer finite.
+      RestartError: if it was told to stop, and has saved.
     """
     compiled = compiled_step(architecture, training, tokenizer.marks.read_at, mesh)
     rows = batch_sharding(mesh)
-    with Checkpoints(checkpoints, keep=KEPT_CHECKPOINTS) as kept:
+    with Checkpoints(checkpoints, keep=KEPT_CHECKPOINTS) as kept, StopSignal() as stop:
         latest = kept.latest_step
         if latest is None:
             state = compiled.init()
@@ -196,7 +198,8 @@ def train(
             training.num_steps,
             training.log_every,
             (training.batch_size, "pairs"),
-            "lower config.bi_encoder_training.peak_learning_rate, or lengthen warmup_steps, and run it again",
+            "lower config.bi_encoder_training.peak_learning_rate, or lengthen warmup_steps, and run it again with "
+            "another config.bi_encoder.path",
             lambda values: f"loss {values['loss']:.3f}, temperature {values['temperature']:.3f}",
         )
         try:
@@ -205,10 +208,15 @@ def train(
                 tokens, _ = tokenizer([pairs.texts[place] for place in places])
                 state, metrics = compiled.step(state, *jax.device_put((tokens, pairs.pictures[places]), rows))
                 done = step + 1
-                due = done % training.save_every == 0 or done == training.num_steps
+                is_last = done == training.num_steps
+                stopping = stop.is_due() and not is_last
+                due = done % training.save_every == 0 or is_last or stopping
                 log.step(done, metrics, force=due)
                 if due:
-                    kept.save(done, state, record)
+                    with log.saving(done):
+                        kept.save(done, state, record)
+                if stopping:
+                    raise RestartError(f"stopped and saved at step {done:,}; run the same command again to continue")
         finally:
             log.close()
     return {name: np.asarray(value) for name, value in flat(nnx.to_pure_dict(state.parameters)).items()}

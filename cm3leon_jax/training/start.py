@@ -196,9 +196,9 @@ def gone_back(setup: Setup, start: Start, checkpoints: Checkpoints, stretch: Bad
     """
     if start.num_rollbacks >= setup.config.recovery.max_rollbacks:
         raise UserError(
-            f"the run diverged: {stretch}, after it went back {start.num_rollbacks} times; lower "
-            "config.optimizer.peak_learning_rate, or raise config.recovery.max_rollbacks or spike_factor if it only "
-            "met bad data, and run again"
+            f"the run diverged: {stretch}, after it went back {start.num_rollbacks} times; if it only met bad data, "
+            "raise config.recovery.max_rollbacks or spike_factor and run again; if not, lower "
+            "config.optimizer.peak_learning_rate in a new run, which may start from this one (config.train.init_from)"
         )
     checkpoints.drop_after(stretch.first - 1)
     batches = setup.source(setup.config.corpus.train_split, start)

@@ -20,11 +20,12 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches import BatchSource, iterate
 from cm3leon_jax.data.row_fit import row_losses
 from cm3leon_jax.distributed import StallWatch, is_first
-from cm3leon_jax.errors import RESTART
+from cm3leon_jax.errors import RESTART, NotFinite, UserError
 from cm3leon_jax.lock import lock
 from cm3leon_jax.model.flops import FLOP_RULE
 from cm3leon_jax.model.transformer import parameter_count
 from cm3leon_jax.progress import Progress
+from cm3leon_jax.stop_signal import StopSignal
 from cm3leon_jax.training.cpu_memory import keep_freed_memory
 from cm3leon_jax.training.goodput import RunClock
 from cm3leon_jax.training.held_out import held_out_loss
@@ -34,7 +35,6 @@ from cm3leon_jax.training.profile import Profile
 from cm3leon_jax.training.skipping import BadStretch
 from cm3leon_jax.training.start import Setup, Start, continued, gone_back, set_up
 from cm3leon_jax.training.step import Metrics, on_mesh
-from cm3leon_jax.training.stop_signal import StopSignal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +126,10 @@ def _train(
                 with clock.paused_for_save():
                     if log:
                         log.flush()
-                    checkpoints.save(step, state, meta)
+                    try:
+                        checkpoints.save(step, state, meta)
+                    except NotFinite as error:
+                        raise _diverged(error, step - read.num_in_a_row, checkpoints) from None
             if setup.pictures and _is_due(step, train.sample_every, is_last):
                 with clock.spent_on("evaluation"):
                     grid = setup.pictures(step, state["parameters"])
@@ -152,6 +155,17 @@ def _train(
         else:
             print(f"finished: {config.num_steps:,} steps; the last checkpoint is in {setup.workdir / 'checkpoints'}")
     return RESTART if stopping else 0
+
+
+def _diverged(error: NotFinite, since: int, checkpoints: Checkpoints) -> UserError:
+    """What to say of a state that cannot be saved: every step after the one that spoiled it was left out."""
+    latest = checkpoints.latest_step
+    good = "nothing was saved before it" if latest is None else f"the checkpoint of step {latest:,} is still good"
+    return UserError(
+        f"the parameters are not finite since step {since:,} ({error}); {good}. The gradients were finite: "
+        "start anew in another --workdir, or from what is good with config.train.init_from, with a lower "
+        "config.optimizer.peak_learning_rate or beta2, or a larger epsilon"
+    )
 
 
 def _position(source: BatchSource, step: int, start: Start) -> dict[str, Any]:

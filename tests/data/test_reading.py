@@ -1,11 +1,14 @@
 """Reading documents of seqio mixtures: order, rates, what is skipped, what is refused."""
 
+import math
 import subprocess
 import sys
 from itertools import islice
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cm3leon_jax.config import CorpusConfig
 from cm3leon_jax.data import digits
@@ -162,3 +165,28 @@ def _captioned(folder, many: bool) -> CorpusConfig:
     name = f"many_{folder.name}".replace("-", "_")
     tasks._add_task(name, tasks.SlicedSource(read, {"train": 40}), picture_first=False)
     return CorpusConfig(mixture=name)
+
+
+@given(rates=st.lists(st.floats(width=32) | st.integers(-3, 3), min_size=1, max_size=3))
+def test_rates_are_taken_or_refused_and_zero_leaves_a_task_out(rates):
+    import seqio
+
+    names = ("digits_text_first", "digits_picture_first", "emoji")[: len(rates)]
+    wrong = any(not math.isfinite(rate) or rate < 0 for rate in rates)
+    seqio.MixtureRegistry.add("of_any_rates", list(zip(names, rates, strict=False)))
+    try:
+        if wrong or not any(rates):
+            with pytest.raises(UserError, match=r"the mixture 'of_any_rates' (has rates that are|draws nothing)"):
+                open_mixture(CorpusConfig(mixture="of_any_rates"))
+        else:
+            tasks = {task.name: task.rate for task in open_mixture(CorpusConfig(mixture="of_any_rates"))}
+            assert tasks == {name: rate for name, rate in zip(names, rates, strict=False) if rate}
+    finally:
+        seqio.MixtureRegistry.remove("of_any_rates")
+
+
+def test_a_module_that_ends_the_program_is_named(tmp_path, monkeypatch):
+    (tmp_path / "leaves_at_once.py").write_text("raise SystemExit\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"config\.corpus\.modules: leaves_at_once cannot be imported: SystemExit"):
+        open_mixture(CorpusConfig(mixture="digits", modules=("leaves_at_once",)))

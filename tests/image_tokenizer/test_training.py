@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from cm3leon_jax.config import Config, ImageTokenizerConfig, ImageTokenizerTrainingConfig
-from cm3leon_jax.errors import UserError
+from cm3leon_jax.errors import RestartError, UserError
 from cm3leon_jax.image_tokenizer import train_step, training, vqgan
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.image_tokenizer.train_step import Recipe
@@ -110,9 +112,50 @@ def test_a_loss_that_is_no_number_stops_the_run_unsaved(tmp_path: Path, monkeypa
         return state, {"loss": jnp.array(jnp.nan)}
 
     monkeypatch.setattr(training, "make_train_step", lambda recipe, mesh: broken)
-    with pytest.raises(UserError, match="loss is nan at step 10"):
+    with pytest.raises(UserError, match=r"loss is nan since step 1: .* another config.image_tokenizer.path"):
         train(tmp_path, TRAINING)
     assert not [found for found in (tmp_path / "checkpoints").iterdir() if found.name.isdigit()]
+
+
+def test_parameters_that_are_no_numbers_are_not_saved_though_the_loss_was_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(state: train_step.TrainingState, *_: object) -> tuple[train_step.TrainingState, dict[str, jax.Array]]:
+        value = jnp.where(state.step == 19, jnp.nan, 1.0)
+        metrics = {name: jnp.array(0.5) for name in ("loss", "psnr", "codes_used", "perplexity")}
+        parameters = jax.tree.map(lambda leaf: leaf * value, state.parameters)
+        return state._replace(step=state.step + 1, parameters=parameters), metrics
+
+    monkeypatch.setattr(training, "make_train_step", lambda recipe, mesh: spoilt)
+    with pytest.raises(UserError, match=r"image tokenizer's parameters are not finite since step 20 .*: lower config"):
+        train(tmp_path, TRAINING)
+    assert [found.name for found in (tmp_path / "checkpoints").iterdir()] == ["10"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_next_run_is_bit_for_bit_that_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    values = dataclasses.replace(TRAINING, num_steps=12, log_every=1, save_every=100)
+    batch_at = training.batch_at
+    before = signal.getsignal(number)
+
+    def told(pictures: np.ndarray, values: ImageTokenizerTrainingConfig, step: int) -> np.ndarray:
+        if step == 6:
+            os.kill(os.getpid(), number)
+        return batch_at(pictures, values, step)
+
+    whole = train(tmp_path / "whole", values)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "batch_at", told)
+        with pytest.raises(RestartError, match="stopped and saved at step 7; run the same command again to continue"):
+            train(tmp_path / "parts", values)
+    assert signal.getsignal(number) is before
+    assert [found.name for found in (tmp_path / "parts" / "checkpoints").iterdir()] == ["7"]
+    resumed = train(tmp_path / "parts", values)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert [line["step"] for line in metrics(tmp_path / "parts")] == list(range(1, 13))
 
 
 @pytest.mark.slow

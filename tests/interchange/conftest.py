@@ -20,6 +20,7 @@ from cm3leon_jax.config import (
     CorpusConfig,
     MeshConfig,
     ModelConfig,
+    TrainConfig,
     VocabularyConfig,
 )
 from cm3leon_jax.interchange import huggingface_export, huggingface_import
@@ -142,6 +143,7 @@ def make_run(tmp_path, tiny_model, image_tokenizer) -> Callable[..., Run]:
                 image_tokenizer=image_tokenizer.config,
                 batch=BatchConfig(batch_size=8, sequence_length=sequence_length),
                 model=model,
+                train=TrainConfig(num_tokens=1e6),
             ),
             workdir,
         )

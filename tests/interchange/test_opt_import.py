@@ -153,7 +153,7 @@ def test_new_rows_are_those_of_a_new_run_on_any_mesh(config, folder, tmp_path):
         config,
         batch=dataclasses.replace(config.batch, sequence_length=96),
         mesh=MeshConfig(replica=2, fsdp=2, tensor=2),
-        train=TrainConfig(seed=3),
+        train=TrainConfig(seed=3, num_tokens=1e6),
     )
     import_folder(config, tmp_path / "there", folder)
     found = by_name(imported(config, tmp_path / "there", config.mesh)[0])

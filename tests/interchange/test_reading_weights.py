@@ -32,7 +32,11 @@ def test_any_part_of_any_type_is_float32(tmp_path, dtype):
         ({"weight_map": {"a": "absent.safetensors"}}, "no file beside it"),
         ({"weight_map": {"a": 3}}, "no file beside it"),
         ({"weights": {}}, "has no weight_map"),
-        ([], "has no weight_map"),
+        ([], "not an object"),
+        ({"weight_map": {"a": "x" * 5_000}}, "no file beside it"),
+        ({"weight_map": {"a": "x\0.safetensors"}}, "no file beside it"),
+        ({"weight_map": {"a": ["x"]}}, "has no weight_map"),
+        ({"weight_map": 3}, "has no weight_map"),
     ],
 )
 def test_an_index_names_files_beside_it(tmp_path, index, message):

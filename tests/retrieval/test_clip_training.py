@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from cm3leon_jax.config import BiEncoderTrainingConfig, MeshConfig
 from cm3leon_jax.data.pair_sample import PairSample
-from cm3leon_jax.errors import UserError
+from cm3leon_jax.errors import RestartError, UserError
 from cm3leon_jax.model.sharding import make_mesh
 from cm3leon_jax.model.weight_decay import decays
 from cm3leon_jax.retrieval import clip_training
@@ -167,6 +169,27 @@ def test_a_loss_that_is_no_number_stops_the_run_unsaved(clip_encoder, tmp_path, 
         return step
 
     monkeypatch.setattr(clip_training, "compiled_step", broken)
-    with pytest.raises(UserError, match=r"loss is nan at step 2: lower config.bi_encoder_training.peak"):
+    with pytest.raises(UserError, match=r"loss is nan since step 1: lower config.bi_encoder_training.peak"):
         train(clip_encoder, tmp_path)
     assert not [found for found in (tmp_path / "checkpoints").iterdir() if found.name.isdigit()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_next_run_is_bit_for_bit_that_of_one(clip_encoder, tmp_path, monkeypatch, number):
+    values = dataclasses.replace(TRAINING, num_steps=5, save_every=100)
+    whole = train(clip_encoder, tmp_path / "whole", values)
+
+    def told(num_pairs, training, step):
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return places_at(num_pairs, training, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clip_training, "places_at", told)
+        with pytest.raises(RestartError, match="stopped and saved at step 3; run the same command again to continue"):
+            train(clip_encoder, tmp_path / "parts", values)
+    assert [found.name for found in (tmp_path / "parts" / "checkpoints").iterdir()] == ["3"]
+    parts = train(clip_encoder, tmp_path / "parts", values)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(parts[name], value, err_msg=name)

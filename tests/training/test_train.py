@@ -5,6 +5,7 @@ import os
 import signal
 from argparse import Namespace
 
+import jax
 import pytest
 
 from cm3leon_jax.checkpoints import Checkpoints
@@ -22,6 +23,7 @@ from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.progress import read_step_log
 from cm3leon_jax.training import train
+from cm3leon_jax.training.step import TrainStep
 
 
 @pytest.fixture
@@ -151,6 +153,27 @@ def test_a_signal_saves_and_the_next_run_goes_on(config, tmp_path, monkeypatch, 
     # A finished run says so and does nothing.
     assert train.run(config, workdir, Namespace(profile="")) == 0
     assert "finished: step 6 of 6" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spoilt", "good"), [(4, 2), (5, 4), (6, 4)])
+def test_parameters_that_are_not_finite_are_neither_saved_nor_finished(
+    config, tmp_path, monkeypatch, capsys, spoilt, good
+):
+    """The gradients of the step that spoils them are finite; all later ones are not, and are left out."""
+    taken = TrainStep.step
+
+    def step(self, state, batch):
+        state, metrics = taken(self, state, batch)
+        if int(state["step"]) == spoilt:
+            state["parameters"] = jax.tree.map(lambda leaf: leaf * float("nan"), state["parameters"])
+        return state, metrics
+
+    monkeypatch.setattr(TrainStep, "step", step)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, save_every=2))
+    with pytest.raises(UserError, match=rf"not finite since step {spoilt} \(.*; the checkpoint of step {good} is"):
+        train.run(config, tmp_path / "run", Namespace(profile=""))
+    assert "finished" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ class StopSignal:
 
     Among several processes JAX's preemption service passes on the SIGTERM of any of them, and finds a step that none of
     them is past; a Ctrl-C becomes a SIGTERM for it.
+
+    A context manager: leaving it puts the handlers of before back.
     """
 
     def __init__(self) -> None:
@@ -47,3 +49,9 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+    def __enter__(self) -> StopSignal:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,91 @@
+"""Fields of the JSON files of other people's folders: each is read as what it has to be, or named with its file."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cm3leon_jax.errors import UserError
+
+# Above every size of a published model, and small enough that the product of a few is still a number of bytes.
+_LARGEST_SIZE = 1 << 24
+_MOST_LAYERS = 1 << 12
+
+
+@dataclass(frozen=True)
+class StoredConfig:
+    """A JSON object; a field that is absent or null has its default."""
+
+    values: Mapping[str, Any]
+    # The file, and in front of the names of fields the part of it, such as "text_config."; they begin every message.
+    where: str
+    prefix: str = ""
+
+    def part(self, *names: str) -> StoredConfig:
+        """The object under the first of these names that says anything; empty if none does."""
+        for name in names:
+            if found := self.values.get(name):
+                if not isinstance(found, dict):
+                    raise self.error(name, found, "an object")
+                return StoredConfig(found, self.where, f"{name}.")
+        return StoredConfig({}, self.where, f"{names[-1]}.")
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> StoredConfig:
+        """The same with defaults for many fields at once."""
+        given = {name: value for name, value in self.values.items() if value is not None}
+        return StoredConfig({**defaults, **given}, self.where, self.prefix)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A value of any type."""
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def size(self, name: str, default: int | None = None, least: int = 1, most: int = _LARGEST_SIZE) -> int:
+        """A whole number."""
+        value = self.get(name, default)
+        if type(value) is not int or not least <= value <= most:
+            raise self.error(name, value, f"a whole number from {least} to {most:,}")
+        return value
+
+    def num_layers(self, name: str) -> int:
+        """A number of layers; one that no model has would only take long to be refused."""
+        return self.size(name, most=_MOST_LAYERS)
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number."""
+        value = self.get(name, default)
+        if not _is_number(value):
+            raise self.error(name, value, "a number")
+        return float(value)
+
+    def numbers(self, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        """As many finite numbers as the default has."""
+        value = self.get(name, default)
+        if not isinstance(value, list | tuple) or len(value) != len(default) or not all(map(_is_number, value)):
+            raise self.error(name, value, f"{len(default)} numbers")
+        return tuple(map(float, value))
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(name, default)
+        if type(value) is not bool:
+            raise self.error(name, value, "true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A text."""
+        value = self.get(name, default)
+        if type(value) is not str:
+            raise self.error(name, value, "a text")
+        return value
+
+    def error(self, name: str, value: Any, wanted: str) -> UserError:
+        """What to raise for a field with a wrong value."""
+        return UserError(f"{self.where}: {self.prefix}{name} is {reprlib.repr(value)}, not {wanted}")
+
+
+def _is_number(value: Any) -> bool:
+    # Not by a conversion, for which a whole number of JSON may be too large.
+    return type(value) in (int, float) and -1e300 < value < 1e300
