@@ -154,7 +154,7 @@ def test_images_that_no_row_holds_are_counted_and_refused(vocabulary, tmp_path, 
     assert (losses.num_documents, losses.num_cut, losses.num_images) == (8, 6, 8)
     assert losses.num_images_lost == (6 if front == "text" else 0)
     if front == "text":
-        with pytest.raises(UserError, match=r"75% of the images .* sequence_length=58 holds .*packing='stream'"):
+        with pytest.raises(UserError, match=r"75% of the images .*sequence_length=58 holds .*packing='stream'"):
             losses.refuse_most_images()
     losses = row_losses(corpus, vocabulary, BatchConfig(sequence_length=58), "train")
     assert losses.num_cut == 0 and "all 8 documents fit" in str(losses)
