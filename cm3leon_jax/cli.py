@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple, NoReturn, TextIO
 
 from cm3leon_jax import paths
 from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
@@ -203,10 +203,22 @@ def _overview() -> str:
     )
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser for which a mistake is one line, like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown, _, option = message.partition(": ")
+        if unknown == "unrecognized arguments":
+            name = option.split()[0].partition("=")[0]
+            if close := difflib.get_close_matches(name, self._option_string_actions, n=1):
+                raise UserError(f"{message}; did you mean {close[0]}?")
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def _run(command: str, argv: Sequence[str]) -> int:
     overrides, rest = _split_overrides(argv)
     module = importlib.import_module(COMMANDS[command].module)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"cm3leon {command}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -40,7 +40,7 @@ UNSUPPORTED_IMAGE_SUFFIXES = (
     *(".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw"),
 )
 
-# Images of more pixels are not decoded: 2**27 are half a GiB for most decoders, 2 GiB for WebP.
+# Images of more pixels are not decoded: 2**27 are half a GiB for most decoders, 2 GiB and more for WebP and JPEG 2000.
 MAX_PIXELS = 2**27
 
 # Images of more pixels are decoded one at a time, and shrunk while their values are brought to 8 bits.
@@ -54,6 +54,9 @@ _STRIP = 2**22
 # the Lanczos filter, which then gives what it gives for the whole image but for rounding.
 _REDUCING_GAP = 3
 
+# Of longer images only the middle of so many times the short side is looked at, before anything is scaled.
+_LONGEST = 4
+
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,6 +67,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Tags of TIFF, and what they can say.
+_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
+
 # What is odd about a file is said once, by UnreadablePicture; Pillow would print it beside that, a line per file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
@@ -73,12 +80,14 @@ class UnreadablePicture(Exception):
     """The bytes of an image segment are no image that can be decoded; the text says why, the same in every run."""
 
 
-class _Range(NamedTuple):
+class _Values(NamedTuple):
     """What means black, white and transparent in a one-channel image of more than 8 bits."""
 
     black: float
     white: float
-    transparent: float | None = None
+    transparent: float | None
+    # Whether 32 bits that Pillow takes for signed are not.
+    unsigned: bool
 
 
 def open_picture(encoded: bytes, resolution: int, channels: int) -> UInt8[np.ndarray, "R R C"]:
@@ -126,7 +135,7 @@ def _reason(error: Exception) -> str:
     """What a decoder says, in one short printable line without addresses in memory."""
     text = re.sub(r" ?<[^>]*>| at 0x[0-9a-f]+", "", str(error))
     text = "".join(character if character.isprintable() else " " for character in text)[:200].strip()
-    return text or type(error).__name__
+    return f"cannot be decoded: {text or type(error).__name__}"
 
 
 def _without_metadata(encoded: bytes) -> bytes:
@@ -154,22 +163,17 @@ def _square(file: Image.Image, resolution: int, channels: int) -> UInt8[np.ndarr
     file.load()
     _check_size(file)
     turn = _UPRIGHT.get(_orientation(file))
-    # The range is looked up in the file, which knows its tags.
-    values = _value_range(file)
+    # Looked up in the file, which knows its tags.
+    values = _values(file)
     image = _flat(file if turn is None else file.transpose(turn), values, resolution, channels)
     width, height = image.size
     scale = resolution / min(width, height)
-    scaled_width, scaled_height = max(resolution, round(width * scale)), max(resolution, round(height * scale))
-    left, top = (scaled_width - resolution) // 2, (scaled_height - resolution) // 2
-    # The part of the image that the crop shows, so that what the crop throws away is never scaled.
-    box = (
-        left * width / scaled_width,
-        top * height / scaled_height,
-        (left + resolution) * width / scaled_width,
-        (top + resolution) * height / scaled_height,
-    )
-    image = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box)
-    return np.asarray(image).reshape(resolution, resolution, channels)
+    size = (max(resolution, round(width * scale)), max(resolution, round(height * scale)))
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    left, top = (size[0] - resolution) // 2, (size[1] - resolution) // 2
+    pixels = np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+    return pixels.reshape(resolution, resolution, channels)
 
 
 def _orientation(file: Image.Image) -> int:
@@ -192,33 +196,33 @@ def _scale_transparency(file: Image.Image) -> None:
         file.info["transparency"] = tuple(part >> 8 for part in value)
 
 
-def _value_range(file: Image.Image) -> _Range | None:
+def _values(file: Image.Image) -> _Values | None:
     """None for images of 8 bits."""
     if not (file.mode.startswith("I;16") or file.mode in ("I", "F")):
         return None
     tags = getattr(file, "tag_v2", {})
+    bits, sample_format = tags.get(_BITS_PER_SAMPLE, (16,))[0], tags.get(_SAMPLE_FORMAT, (_SIGNED,))[0]
+    unsigned = file.mode == "I" and bits == 32 and sample_format == _UNSIGNED
     if file.mode.startswith("I;16"):
-        bits = tags.get(258, (16,))[0]
         low, high = 0.0, 2.0**bits - 1
     elif file.format == "PPM" and file.mode == "I":
         # Pillow scales to this, whatever maximum the header gives.
         low, high = 0.0, 65535.0
     else:
-        low, high = _extrema(file)
+        low, high = _extrema(file, unsigned)
         usual = [top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top]
         low, high = (0.0, usual[0]) if usual else (low, high)
-    transparent = file.info.get("transparency")
-    # PhotometricInterpretation 0: white is zero.
-    return _Range(high, low, transparent) if tags.get(262) == 0 else _Range(low, high, transparent)
+    black, white = (high, low) if tags.get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO else (low, high)
+    return _Values(black, white, file.info.get("transparency"), unsigned)
 
 
-def _extrema(image: Image.Image) -> tuple[float, float]:
+def _extrema(image: Image.Image, unsigned: bool) -> tuple[float, float]:
     low, high = np.inf, -np.inf
     for strip in _strips(image, (0, 0, *image.size), 1):
-        values = _numbers(strip)
-        values = values[np.isfinite(values)]
-        if values.size:
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
+        numbers = _numbers(strip, unsigned)
+        numbers = numbers[np.isfinite(numbers)]
+        if numbers.size:
+            low, high = min(low, float(numbers.min())), max(high, float(numbers.max()))
     return (low, high) if low <= high else (0.0, 0.0)
 
 
@@ -230,28 +234,36 @@ def _strips(image: Image.Image, box: tuple[int, int, int, int], factor: int) -> 
         yield image.crop((left, y, right, min(y + rows, bottom)))
 
 
-def _flat(image: Image.Image, values: _Range | None, resolution: int, channels: int) -> Image.Image:
-    """Gray or RGB of 8 bits without transparency; of large images only the central square, shrunk."""
-    box, factor = (0, 0, *image.size), 1
-    if image.width * image.height > _LARGE:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        box, factor = (left, top, left + side, top + side), max(1, side // (_REDUCING_GAP * resolution))
-    size = (-(-(box[2] - box[0]) // factor), -(-(box[3] - box[1]) // factor))
-    flat = Image.new("L" if channels == 1 else "RGB", size)
+def _flat(image: Image.Image, values: _Values | None, resolution: int, channels: int) -> Image.Image:
+    """The middle of an image as gray or RGB of 8 bits without transparency; large ones are shrunk on the way."""
+    short = min(image.size)
+    factor = max(1, short // (_REDUCING_GAP * resolution)) if image.width * image.height > _LARGE else 1
+    left, right = _middle(image.width, _LONGEST * short, factor)
+    top, bottom = _middle(image.height, _LONGEST * short, factor)
+    flat = Image.new("L" if channels == 1 else "RGB", ((right - left) // factor, (bottom - top) // factor))
     y = 0
-    for strip in _strips(image, box, factor):
+    for strip in _strips(image, (left, top, right, bottom), factor):
         strip = _on_white(strip, values).convert(flat.mode).reduce(factor)
         flat.paste(strip, (0, y))
         y += strip.height
     return flat
 
 
-def _on_white(image: Image.Image, values: _Range | None) -> Image.Image:
+def _middle(length: int, most: int, factor: int) -> tuple[int, int]:
+    """Where the middle of a side begins and ends: `most` pixels or what there is, in whole blocks of `factor`."""
+    kept = min(length, most)
+    # What is cut off is the same on both ends.
+    kept -= (length - kept) % 2
+    kept -= kept % factor
+    start = (length - kept) // 2
+    return start, start + kept
+
+
+def _on_white(image: Image.Image, values: _Values | None) -> Image.Image:
     if values is not None:
-        return Image.fromarray(_to_8_bits(_numbers(image), values))
+        return Image.fromarray(_to_8_bits(_numbers(image, values.unsigned), values))
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     if image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
@@ -261,11 +273,12 @@ def _on_white(image: Image.Image, values: _Range | None) -> Image.Image:
     return image
 
 
-def _numbers(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).astype(np.float64)
+def _numbers(image: Image.Image, unsigned: bool) -> np.ndarray:
+    numbers = np.asarray(image)
+    return (numbers.view(np.uint32) if unsigned else numbers).astype(np.float64)
 
 
-def _to_8_bits(numbers: np.ndarray, values: _Range) -> UInt8[np.ndarray, "height width"]:
+def _to_8_bits(numbers: np.ndarray, values: _Values) -> UInt8[np.ndarray, "height width"]:
     span = values.white - values.black
     # One value all over is black.
     scaled = (numbers - values.black) / span * 255 if span else np.zeros_like(numbers)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import functools
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
+
+from cm3leon_jax.errors import UserError
 
 _FLOAT32 = np.finfo(np.float32)
 _LARGEST = {int: 2**31 - 1, float: float(_FLOAT32.max)}
@@ -72,6 +75,21 @@ def ranges_of(part: type) -> dict[str, tuple[type, Range]]:
             if isinstance(note, Range):
                 found[name] = (entry.__origin__, note)
     return found
+
+
+def whole_number(name: str, allowed: Range) -> Callable[[str], int]:
+    """The `type` of an argument that is a number of this range; `name` is the argument's."""
+
+    def checked(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise UserError(f"{name}={text}: a whole number, {allowed}") from None
+        if fault := _fault(number, int, allowed):
+            raise UserError(f"{name}={_shown(number)}: {fault}")
+        return number
+
+    return checked
 
 
 def first_fault(values: Any) -> str | None:

@@ -102,6 +102,34 @@ def test_the_paths_above_are_all():
                 assert (command, action.option_strings[0]) in checked
 
 
+@pytest.mark.parametrize(
+    ("command", "argument"),
+    [("inspect", "--count"), ("plan", "--search"), ("export", "--shard-size"), ("plan", "--topology")],
+)
+def test_numbers_that_make_no_sense_are_one_line(command, argument, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    more = {"plan": ["--topology=v5e:4x4"], "export": ["--output=o"]}[command] if command != "inspect" else []
+    for value in ("0", "-1", "9" * 30, "9" * 5000, "nan", "inf", "1e999", "1.5x", "", "x", "h100:9x9", "h100:999999x8"):
+        code = main([command, "--config=demo", *more, f"{argument}={value}"])
+        error = capsys.readouterr().err
+        assert code == 2 and error.count("\n") == 1 and argument in error, (value, error)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train"], "the following arguments are required: --config; see cm3leon train --help"),
+        (["train", "--config=demo", "--workdri=x"], "unrecognized arguments: --workdri=x; did you mean --workdir?"),
+        (["generate", "--config=demo", "--samples=x"], "argument --samples"),
+        (["export", "--config=demo", "--output=o", "--dtype=x"], "argument --dtype: invalid choice: 'x'"),
+    ],
+)
+def test_arguments_that_cannot_be_read_are_one_line(argv, message, capsys):
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def test_what_the_system_has_against_a_path_is_one_line_at_any_time(tmp_path, capsys, monkeypatch):
     def fails(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "corpus" / ".x.12.partial"))

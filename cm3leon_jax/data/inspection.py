@@ -28,6 +28,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import replacing
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.paths import output_file
+from cm3leon_jax.ranges import Range, whole_number
 from cm3leon_jax.vocabulary import Vocabulary
 
 # Where a part of a picture is missing, the page shows this pale blue, which no grey picture has.
@@ -63,7 +64,13 @@ class Shown:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `inspect`."""
     parser.add_argument("--split", help="which split (default: config.corpus.train_split)")
-    parser.add_argument("--count", type=int, default=8, help="how many documents and how many sequences (default: 8)")
+    parser.add_argument(
+        "--count",
+        type=whole_number("--count", Range(at_least=1, at_most=10_000)),
+        default=8,
+        metavar="N",
+        help="how many documents and how many sequences (default: 8)",
+    )
     parser.add_argument(
         "--html", type=output_file("--html"), metavar="FILE", help="the page (default: WORKDIR/inspect.html)"
     )
@@ -71,8 +78,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `inspect`."""
-    if arguments.count < 1:
-        raise UserError(f"--count is {arguments.count}: at least 1")
     vocabulary = Vocabulary.load(config.vocabulary.path)
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
     split = arguments.split or config.corpus.train_split

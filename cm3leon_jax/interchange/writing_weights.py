@@ -39,7 +39,7 @@ class LazyTensor:
 
 def parse_size(text: str) -> int:
     """Bytes of a text such as "5GB", "100MB" or "4096"."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]B)?", text.strip().upper())
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?) ?([KMG]B)?", text.strip().upper())
     size = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
     if size < 1:
         raise UserError(f"--shard-size={text}: write a number of bytes, or one with KB, MB or GB, such as 5GB")

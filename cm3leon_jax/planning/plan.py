@@ -26,6 +26,7 @@ from cm3leon_jax.paths import output_file
 from cm3leon_jax.planning import collectives, report, roofline, topology
 from cm3leon_jax.planning.compile import Compiled, CompileError, compile_step
 from cm3leon_jax.planning.topology import Topology
+from cm3leon_jax.ranges import Range, whole_number
 from cm3leon_jax.vocabulary import padded_size
 
 # Exit code where the step does not fit: the config is wrong for that pod.
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search",
         nargs="?",
-        type=int,
+        type=whole_number("--search", Range(at_least=1)),
         const=8,
         default=0,
         metavar="N",

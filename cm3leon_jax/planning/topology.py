@@ -51,6 +51,8 @@ _GPU_TARGETS = {
     "h200": _GPU_TARGET.format(**_HOPPER, name="NVIDIA H200", bandwidth=4800000000000, memory=151397597184),
 }
 
+# Twice the largest pods there are; millions would be laid out before anything is said.
+_MOST_DEVICES = 1 << 17
 _FLAT_SLICES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL_CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
@@ -99,7 +101,7 @@ class Topology:
 
 def parse(name: str) -> Topology:
     """Reads a name such as those at the top of this file."""
-    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name)
+    match = re.fullmatch(r"(\w+):(\d{1,6}(?:x\d{1,6})*)(?:\*(\d{1,6}))?", name)
     if match is None or match[1] not in BY_NAME:
         raise UserError(
             f"--topology={name}: write CHIP:SHAPE, such as v5p:8x8x8, v5e:16x16, v6e:16x16*2 (two slices) or h100:32x8 "
@@ -125,7 +127,10 @@ def parse(name: str) -> Topology:
             raise UserError(f"--topology={name}: a slice of {accelerator.name} is one of {', '.join(_FLAT_SLICES)}")
     elif len(sides) != 2 or not all(sides) or sides[1] > 8:
         raise UserError(f"--topology={name}: GPUs are HOSTSxGPUS with at most 8 GPUs a host, such as {match[1]}:4x8")
-    return Topology(accelerator, sides, slices)
+    found = Topology(accelerator, sides, slices)
+    if found.num_devices > _MOST_DEVICES:
+        raise UserError(f"--topology={name}: {found.num_devices} chips, and a plan is for at most {_MOST_DEVICES}")
+    return found
 
 
 def require_compiler(topology: Topology) -> None:
