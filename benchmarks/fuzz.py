@@ -34,7 +34,10 @@ import numpy as np
 
 RESULTS = ("read", "skipped", "refused", "wrong")
 # Bounds for one mutant: seconds, and bytes above what its process had before.
-SECONDS, MEMORY = 60.0, 1 << 30
+SECONDS, MEMORY = 30.0, 1 << 30
+# For what a process loads before its first mutant of a kind.
+OPENING_SECONDS = 300.0
+_OPENED = "opened"
 
 
 class Kind(Protocol):
@@ -94,7 +97,7 @@ def work_off(pipe: Connection, names: list[str], seed: int, root: Path) -> None:
     """A worker: takes (kind, number), answers (kind, number, result, what was said)."""
     # Far more than any reader may take; a machine that swaps would tell nothing.
     resource.setrlimit(resource.RLIMIT_AS, (_virtual_size() + (24 << 30),) * 2)
-    with open(os.devnull, "w") as nowhere:
+    with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     opened: dict[str, Kind] = {}
@@ -104,6 +107,7 @@ def work_off(pipe: Connection, names: list[str], seed: int, root: Path) -> None:
         if name not in opened:
             opened[name] = kinds()[name]()
             opened[name].open(root / "base" / name)
+        pipe.send(_OPENED)
         work = root / "mutants" / f"{name}-{number}"
         work.mkdir(parents=True)
         rng = np.random.default_rng([seed, zlib.crc32(name.encode()), number])
@@ -131,28 +135,31 @@ def fuzz(
         start()
     while workers:
         for pipe in wait(list(workers), timeout=1.0):
-            process, task, _ = workers.pop(pipe)  # type: ignore[index]
+            process, task, _ = workers.pop(pipe)
             try:
-                answer = pipe.recv()  # type: ignore[union-attr]
+                answer = pipe.recv()
             except EOFError:
                 process.join()
                 if task is not None:
                     yield *task, "wrong", f"its process ended with {process.exitcode}"
                 start()
                 continue
+            if answer == _OPENED:
+                workers[pipe] = process, task, time.monotonic() + SECONDS
+                continue
             if answer is not None:
                 yield answer
             task = next(tasks, None) if time.monotonic() < until else None
-            pipe.send(task)  # type: ignore[union-attr]
+            pipe.send(task)
             if task is not None:
-                workers[pipe] = process, task, time.monotonic()  # type: ignore[index]
+                workers[pipe] = process, task, time.monotonic() + OPENING_SECONDS
             else:
                 process.join()
-        for pipe, (process, task, since) in list(workers.items()):
-            if task is not None and time.monotonic() - since > 2 * SECONDS:
+        for pipe, (process, task, deadline) in list(workers.items()):
+            if task is not None and time.monotonic() > deadline:
                 process.kill()
                 del workers[pipe]
-                yield *task, "wrong", f"took more than {2 * SECONDS:g} s"
+                yield *task, "wrong", f"took more than {SECONDS:g} s"
                 start()
 
 
@@ -171,7 +178,7 @@ def make_bases(names: list[str], base: Path) -> None:
     """Writes the valid inputs, which what is mutated starts from."""
     for name in names:
         (base / name).mkdir(parents=True)
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             kinds()[name]().make(base / name)
 
 
@@ -181,7 +188,9 @@ def table(results: dict[str, Counter[str]]) -> str:
     rows += [(name, counts.total(), *(counts[result] for result in RESULTS)) for name, counts in results.items()]
     whole = sum(results.values(), Counter[str]())
     rows.append(("all", whole.total(), *(whole[result] for result in RESULTS)))
-    return "\n".join("| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else cell for cell in row) + " |" for row in rows)
+    return "\n".join(
+        "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else cell for cell in row) + " |" for row in rows
+    )
 
 
 def _status(field: str) -> int:
@@ -230,7 +239,7 @@ def main() -> int:
         for name, number, result, said in fuzz(tasks, names, arguments.seed, arguments.jobs, root, until):
             results[name][result] += 1
             if result == "wrong" or arguments.only:
-                print(f"{name}:{number}: {result}: {said.strip()[-3_000 if arguments.only else -300:]}", flush=True)
+                print(f"{name}:{number}: {result}: {said.strip()[-3_000 if arguments.only else -300 :]}", flush=True)
             if result == "wrong":
                 kept = arguments.output / f"{name}-{number}"
                 shutil.rmtree(kept, ignore_errors=True)

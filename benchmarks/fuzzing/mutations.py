@@ -21,7 +21,16 @@ EXTREMES: tuple[Any, ...] = (
 NUMBERS = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 NAMES = (
     *("CAP.PNG", "cafe\u0301.png", "caf\u00e9.txt", "a b.png", "new\nline.png", "-rf.png", "\x1b[2J.png"),
-    *("x" * 240 + ".png", ".hidden.png", "no_suffix", "two.png.txt", "a.jpeg", "\u6570.webp", "\udce9.png", "\udce9.txt"),
+    *(
+        "x" * 240 + ".png",
+        ".hidden.png",
+        "no_suffix",
+        "two.png.txt",
+        "a.jpeg",
+        "\u6570.webp",
+        "\udce9.png",
+        "\udce9.txt",
+    ),
 )
 
 
@@ -63,7 +72,9 @@ def mutated_png(data: bytes, rng: np.random.Generator) -> bytes:
         place += 12 + length
     number = int(rng.integers(len(chunks)))
     chunks[number] = chunks[number][0], mutated_bytes(chunks[number][1], rng)
-    parts = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+    parts = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
     return data[:8] + b"".join(parts)
 
 
@@ -82,7 +93,9 @@ def mutated_json(value: Any, rng: np.random.Generator) -> Any:
         case 1 | 2:
             other, other_key = places[int(rng.integers(len(places)))]
             # As text: a part may hold the other.
-            parent[key] = json.loads(json.dumps(other.get(other_key) if isinstance(other, dict) else other[other_key : other_key + 1]))
+            parent[key] = json.loads(
+                json.dumps(other.get(other_key) if isinstance(other, dict) else other[other_key : other_key + 1])
+            )
         case 3:
             parent[key] = [parent[key]] * int(rng.integers(1, 4))
         case _:
@@ -106,8 +119,15 @@ def mutated_json_text(text: str, rng: np.random.Generator) -> str:
         return "\n".join(lines)
 
 
-def mutate_folder(folder: Path, rng: np.random.Generator, only: str = "") -> None:
-    """Changes one file of a folder: what it holds, what it is called, or what it is; `only` ends its name."""
+def mutate_folder(folder: Path, rng: np.random.Generator, only: str = "", pipes: bool = False) -> None:
+    """Changes one file of a folder: what it holds, what it is called, or what it is.
+
+    Args:
+      folder: with the files.
+      rng: chooses.
+      only: how the file's name ends.
+      pipes: whether the file may become a pipe that nobody writes to, as may lie in folders of other people.
+    """
     files = sorted(path for path in folder.rglob(f"*{only}") if path.is_file() and not path.is_symlink())
     if not files:
         return
@@ -121,7 +141,7 @@ def mutate_folder(folder: Path, rng: np.random.Generator, only: str = "") -> Non
         else:
             file.write_bytes(mutated_bytes(data, rng, other.read_bytes()))
         return
-    match int(rng.integers(7)):
+    match int(rng.integers(7 if pipes else 6)):
         case 0:
             file.unlink()
         case 1:

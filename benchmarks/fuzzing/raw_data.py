@@ -13,25 +13,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fuzzing.mutations import EXTREMES, copied, mutate_folder, mutated_bytes, mutated_json_text, mutated_png
+from cm3leon_jax.data.sources.folder_config import FolderConfig
+from cm3leon_jax.data.sources.folder_documents import UnreadableImage, read_folder
 from PIL import Image
 
 from cm3leon_jax import config_file
 from cm3leon_jax.config import Config, ImageTokenizerConfig
-from cm3leon_jax.data.sources.folder_config import FolderConfig
-from cm3leon_jax.data.sources.folder_documents import UnreadableImage, read_folder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.requests import prompt_of, read_pictures, read_requests
 from cm3leon_jax.images import UnreadablePicture, open_picture
 from cm3leon_jax.vocabulary import Vocabulary
+from fuzzing.mutations import EXTREMES, copied, mutate_folder, mutated_bytes, mutated_json_text, mutated_png
 
 RESOLUTION = 32
 # What Pillow writes: format, mode, options.
 _IMAGES: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    *(("PNG", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")),
+    *(("PNG", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
     *(("JPEG", mode, {}) for mode in ("L", "RGB", "CMYK")),
     ("JPEG", "RGB", {"progressive": True}),
-    *(("TIFF", mode, {}) for mode in ("1", "L", "RGB", "I;16", "F", "CMYK")),
+    *(("TIFF", mode, {}) for mode in ("1", "L", "RGB", "I", "I;16", "F", "CMYK")),
     *(("TIFF", "RGB", {"compression": name}) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")),
     *((name, "RGB", {}) for name in ("WEBP", "AVIF", "BMP", "PPM", "ICO", "JPEG2000", "GIF")),
     ("WEBP", "RGBA", {"lossless": True}),
@@ -49,7 +49,9 @@ class Images:
         for number, (name, mode, options) in enumerate(_IMAGES):
             image = Image.fromarray(pixels).convert("RGB")
             if mode in ("I", "I;16", "F"):
-                image = Image.fromarray(rng.integers(0, 60_000, (20, 24)).astype({"I": "i4", "I;16": "u2", "F": "f4"}[mode]))
+                image = Image.fromarray(
+                    rng.integers(0, 60_000, (20, 24)).astype({"I": "i4", "I;16": "u2", "F": "f4"}[mode])
+                )
             elif mode != "RGB":
                 image = Image.fromarray(pixels).convert(mode)
             exif = Image.Exif()
@@ -95,7 +97,7 @@ class Captions:
     def mutate(self, base: Path, work: Path, rng: np.random.Generator) -> None:
         copied(base, work)
         for _ in range(int(rng.integers(1, 5))):
-            mutate_folder(work, rng)
+            mutate_folder(work, rng, pipes=True)
 
     def run(self, base: Path, work: Path) -> str:
         documents = read_folder(work, FolderConfig())
@@ -118,7 +120,9 @@ class Metadata(Captions):
 
     def make(self, base: Path) -> None:
         write_images(base, 6)
-        rows = [{"file_name": str(path.relative_to(base)), "text": f"caption {path.stem}"} for path in base.rglob("*.png")]
+        rows = [
+            {"file_name": str(path.relative_to(base)), "text": f"caption {path.stem}"} for path in base.rglob("*.png")
+        ]
         (base / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
         text = io.StringIO()
         writer = csv.DictWriter(text, ["file_name", "text"])
@@ -147,7 +151,12 @@ class Prompts:
             {"task": "vqa", "prompt": "what is it?", "image": "sub/1.png"},
             {"task": "infill", "prompt": "a square", "image": "0.png", "region": [0, 0.25, 1, 0.75]},
             {"task": "infill_text", "prompt": "a <mask> square", "image": "0.png"},
-            {"task": "edit", "prompt": "make it blue", "image": "0.png", "retrieved": [{"prompt": "x", "image": "0.png"}]},
+            {
+                "task": "edit",
+                "prompt": "make it blue",
+                "image": "0.png",
+                "retrieved": [{"prompt": "x", "image": "0.png"}],
+            },
             {"task": "continue", "segments": ["a text", {"image": "0.png"}]},
         ]
         (base / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
@@ -186,7 +195,9 @@ class Configs:
 
     def make(self, base: Path) -> None:
         config_file.save(Config(), base / "config.json")
-        (base / "config.py").write_text("from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict()\n")
+        (base / "config.py").write_text(
+            "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict()\n"
+        )
 
     def open(self, base: Path) -> None:
         self._fields = list(_fields(Config))
@@ -204,7 +215,9 @@ class Configs:
             for _ in range(int(rng.integers(1, 4))):
                 name = self._fields[int(rng.integers(len(self._fields)))]
                 value = EXTREMES[int(rng.integers(len(EXTREMES)))]
-                overrides[name if rng.random() < 0.95 else f"{name}x"] = value if isinstance(value, str) else repr(value)
+                overrides[name if rng.random() < 0.95 else f"{name}x"] = (
+                    value if isinstance(value, str) else repr(value)
+                )
         (work / "overrides.json").write_text(json.dumps(overrides))
 
     def run(self, base: Path, work: Path) -> str:

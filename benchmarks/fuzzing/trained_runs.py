@@ -14,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import nnx
-from fuzzing.mutations import copied, mutate_folder
-from fuzzing.raw_data import Captions
 from tokenizers import pre_tokenizers
 
 from cm3leon_jax import cli, config_file
@@ -32,6 +30,8 @@ from cm3leon_jax.retrieval.clip import ClipArchitecture, Tower
 from cm3leon_jax.retrieval.clip_encoder import parameter_shapes
 from cm3leon_jax.retrieval.loading import load_bi_encoder
 from cm3leon_jax.vocabulary import Vocabulary
+from fuzzing.mutations import copied, mutate_folder
+from fuzzing.raw_data import Captions
 
 STEP = 4
 _CONFIG = """
@@ -70,7 +70,9 @@ class Corpus:
     def mutate(self, base: Path, work: Path, rng: np.random.Generator) -> None:
         copied(base / "run" / "corpus", work)
         for _ in range(int(rng.integers(1, 3))):
-            mutate_folder(work, rng, only="" if rng.random() < 0.5 else str(rng.choice(["manifest.json", ".bin", ".npy"])))
+            mutate_folder(
+                work, rng, only="" if rng.random() < 0.5 else str(rng.choice(["manifest.json", ".bin", ".npy"]))
+            )
 
     def run(self, base: Path, work: Path) -> str:
         assert self._read(work) == self._written, "another corpus than was written was read"
@@ -146,7 +148,9 @@ class HuggingFace:
     def mutate(self, base: Path, work: Path, rng: np.random.Generator) -> None:
         copied(base / str(rng.choice(["exported", "exported", "foreign", "clip"])), work / "folder")
         for _ in range(int(rng.integers(1, 3))):
-            mutate_folder(work, rng, only="" if rng.random() < 0.3 else str(rng.choice([".json", ".safetensors"])))
+            mutate_folder(
+                work, rng, only="" if rng.random() < 0.3 else str(rng.choice([".json", ".safetensors"])), pipes=True
+            )
 
     def run(self, base: Path, work: Path) -> str:
         config = config_file.load(str(base / "config.py"), str(work / "run"))
@@ -204,8 +208,12 @@ def _write_clip(folder: Path) -> None:
     image = tower | {"image_size": 16, "patch_size": 4}
     stored = {"model_type": "clip", "projection_dim": 8, "text_config": text, "vision_config": image}
     (folder / "config.json").write_text(json.dumps(stored))
-    (folder / "preprocessor_config.json").write_text(json.dumps({"crop_size": 16, "image_mean": [0.5] * 3, "image_std": [0.2] * 3}))
-    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<|startoftext|>", "eos_token": {"content": "<|endoftext|>"}}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"crop_size": 16, "image_mean": [0.5] * 3, "image_std": [0.2] * 3})
+    )
+    (folder / "special_tokens_map.json").write_text(
+        json.dumps({"bos_token": "<|startoftext|>", "eos_token": {"content": "<|endoftext|>"}})
+    )
     shape = Tower(2, 16, 2, 32)
     shapes = parameter_shapes(ClipArchitecture(8, len(names), 11, 16, 4, text=shape, image=shape))
     rng, weights = np.random.default_rng(0), {"logit_scale": np.zeros((), np.float32)}
