@@ -70,7 +70,9 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["cm3leon_jax*"]),
     cmdclass={"build_py": BuildWithShipped},
-    package_data={"cm3leon_jax": ["py.typed", "evaluation/report.html.jinja", "data/inspect.html.jinja"]},
+    package_data={
+        "cm3leon_jax": ["py.typed", "page.css.jinja", "evaluation/report.html.jinja", "data/inspect.html.jinja"]
+    },
     install_requires=[
         "jax>=0.10,<0.13",
         "flax>=0.12.8,<0.13",
@@ -97,6 +99,8 @@ setup(
         "check": CHECK,
         "test": TEST,
         "plan": ["libtpu>=0.0.42"],
+        # The viewer of WORKDIR/tensorboard.
+        "tensorboard": ["tensorboard>=2.19"],
         # The GPU compiler without CUDA.
         "plan-cuda13": ["jax-cuda13-plugin>=0.10,<0.13", "jax-cuda13-pjrt>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],

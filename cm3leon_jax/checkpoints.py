@@ -346,9 +346,9 @@ def read_newest(workdir: Path, keep: int, read: Callable[[Checkpoints, int], _Fo
                 if checkpoints.latest_step == step:
                     if not isinstance(error, DamagedCheckpoint):
                         raise
-                    raise UserError(
-                        f"the newest checkpoint is damaged: {error}; rename that folder, and the one before is used"
-                    ) from None
+                    before = "rename that folder, and the one before is used"
+                    mend = before if len(checkpoints.steps) > 1 else "there is none before it: bring back a copy"
+                    raise UserError(f"the newest checkpoint is damaged: {error}; {mend}") from None
                 if jax.process_count() > 1:
                     # The others may wait for this one to read its part.
                     break

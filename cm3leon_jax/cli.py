@@ -12,7 +12,7 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TextIO
 
@@ -217,7 +217,8 @@ class Parser(argparse.ArgumentParser):
 
 def _run(command: str, argv: Sequence[str]) -> int:
     overrides, rest = _split_overrides(argv)
-    module = importlib.import_module(COMMANDS[command].module)
+    with _said_to_be_starting(command):
+        module = importlib.import_module(COMMANDS[command].module)
     parser = Parser(
         prog=f"cm3leon {command}",
         description=module.__doc__,
@@ -247,6 +248,17 @@ def _run(command: str, argv: Sequence[str]) -> int:
     _refuse_unwritable(COMMANDS[command], config, workdir)
     _join(command, config)
     return module.run(config, workdir, arguments) or 0
+
+
+@contextlib.contextmanager
+def _said_to_be_starting(command: str) -> Iterator[None]:
+    """Libraries take seconds to load: says so on a terminal, and takes it back."""
+    is_watched = sys.stderr.isatty()
+    if is_watched:
+        print(f"cm3leon {command} is starting ...", end="", file=sys.stderr, flush=True)
+    yield
+    if is_watched:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _refuse_unwritable(command: Command, config: Config, workdir: Path) -> None:

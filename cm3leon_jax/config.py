@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from cm3leon_jax.data.sources.folder_config import FolderConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.paths import IsPath, LocalPath, OptionalPath
 from cm3leon_jax.ranges import (
@@ -27,6 +28,10 @@ from cm3leon_jax.ranges import (
 )
 
 _YEAR = 365 * 86_400
+# Layers that are built one after the other, and ids that each get a name: more of them only look like a program that
+# hangs, or one that runs out of memory.
+Layers = Annotated[int, Range(at_least=1, at_most=10_000)]
+Names = Annotated[int, Range(at_least=1, at_most=1 << 22)]
 
 
 class Part:
@@ -69,6 +74,10 @@ class CorpusConfig(Part):
     encode_batch_size: PositiveInt = 128
     # Original pictures kept beside each split, to be looked at.
     num_sample_pictures: NonNegativeInt = 32
+    # Most of a task's documents that may be skipped because something is odd about them, as a fraction of all.
+    max_skipped_fraction: Fraction = 0.1
+    # How a folder is read, where the mixture is one.
+    folder: FolderConfig = field(default_factory=FolderConfig)
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,8 @@ class VocabularyConfig(Part):
     """The text side of the id space; the number of image codes is the image tokenizer's."""
 
     path: LocalPath = "{workdir}/vocabulary"
-    num_text_tokens: Annotated[int, Range(at_least=256)] = 56320
-    num_masks: PositiveInt = 512
+    num_text_tokens: Annotated[int, Range(at_least=256, at_most=1 << 22)] = 56320
+    num_masks: Names = 512
     # Documents of the training split from which the BPE is learned.
     num_documents: PositiveInt = 1_000_000
 
@@ -92,7 +101,7 @@ class ImageTokenizerConfig(Part):
     base_channels: PositiveInt = 128
     # One entry a level; each level but the last halves the side.
     channel_multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 4)
-    num_res_blocks: NonNegativeInt = 2
+    num_res_blocks: Annotated[int, Range(at_least=0, at_most=10_000)] = 2
     # Sides of the feature map at which residual blocks are followed by attention.
     attention_resolutions: tuple[PositiveInt, ...] = ()
     # The two blocks and the attention at the lowest resolution. Without them a code describes its own place alone,
@@ -102,7 +111,7 @@ class ImageTokenizerConfig(Part):
     norm_groups: PositiveInt = 32
     latent_channels: PositiveInt = 256
     embedding_dim: PositiveInt = 256
-    codebook_size: PositiveInt = 8192
+    codebook_size: Names = 8192
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,7 +169,7 @@ class ImageTokenizerTrainingConfig(Part):
     discriminator_weight: NonNegative = 0.8
     discriminator_start: NonNegativeInt = 250_000
     discriminator_channels: PositiveInt = 64
-    discriminator_layers: PositiveInt = 3
+    discriminator_layers: Annotated[int, Range(at_least=1, at_most=16)] = 3
     # Random horizontal flips; wrong for pictures of text or digits.
     flip: bool = False
     log_every: PositiveInt = 100
@@ -192,11 +201,11 @@ class BiEncoderConfig(Part):
     embedding_dim: PositiveInt = 512
     resolution: PositiveInt = 224
     patch_size: PositiveInt = 32
-    image_layers: PositiveInt = 12
+    image_layers: Layers = 12
     image_dim: PositiveInt = 768
     image_heads: PositiveInt = 12
     max_text_tokens: Annotated[int, Range(at_least=3)] = 77
-    text_layers: PositiveInt = 12
+    text_layers: Layers = 12
     text_dim: PositiveInt = 512
     text_heads: PositiveInt = 8
     # "gelu", or the cheaper "quick_gelu" of the first published weights.
@@ -349,7 +358,7 @@ class BatchConfig(Part):
 class ModelConfig(Part):
     """The transformer (arXiv 2309.02591, section 2.3)."""
 
-    num_layers: PositiveInt = 24
+    num_layers: Layers = 24
     model_dim: PositiveInt = 1024
     num_heads: PositiveInt = 16
     # Heads of keys and values, each for a group of query heads (arXiv 2305.13245); 0: num_heads.
@@ -499,8 +508,16 @@ class OptimizerConfig(Part):
 class TrainConfig(Part):
     """How long to train, and what to leave behind."""
 
-    # The run ends at the step that takes it to this many tokens (batch_size * sequence_length a step).
+    # The run ends at the step that takes it to this many tokens (batch_size * sequence_length a step). It may change
+    # when a run goes on, finished or not, to anything that is not passed yet: from there on the learning rate is that
+    # of a run which had this length from the first, so it leaps up where the end moves away and down where it comes
+    # nearer, then decays linearly to the new end.
     num_tokens: Annotated[float, Range(at_least=1)] = 1.4e12
+    # Folder of another run (its --workdir) whose newest parameters a new run starts from, with a fresh optimizer,
+    # schedule and place in the data. Only the model's shape must be the same: tokens that both vocabularies have keep
+    # their rows, other tokens and further positions begin fresh. A run's own checkpoints go before this, and this goes
+    # before an import.
+    init_from: OptionalPath = ""
     # Parts of a batch that are run one after the other, their gradients added up: less memory, the same step.
     num_microbatches: PositiveInt = 1
     # Parts of a microbatch whose scores of the vocabulary are in memory at a time; 0: as few as fit into an eighth of a
@@ -514,7 +531,8 @@ class TrainConfig(Part):
     log_every: PositiveInt = 10
     save_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 3
-    # Held-out loss, and sample pictures from the first prompts of `evaluate`; 0 means never.
+    # Held-out loss, and sample pictures from the first prompts of `evaluate` (none: the first held-out texts); 0 means
+    # never.
     eval_every: NonNegativeInt = 1000
     eval_batches: PositiveInt = 8
     sample_every: NonNegativeInt = 1000

@@ -149,7 +149,7 @@ def _parse(text: str, kind: Any) -> Any:
     return value
 
 
-def _build(cls: type, values: Mapping[str, Any], where: str, file: str) -> Any:
+def _build(cls: type, values: Mapping[Any, Any], where: str, file: str) -> Any:
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
@@ -184,8 +184,8 @@ def _check(value: Any, kind: Any, where: str, file: str) -> Any:
     raise UserError(f"{where} is {value!r}, a {type(value).__name__}: it must be a {name} (in {file})")
 
 
-def _closest(name: str, hints: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, hints, n=1)
+def _closest(name: object, hints: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(str(name), hints, n=1)
     return f"; did you mean {close[0]}?" if close else f"; the fields are {', '.join(hints)}"
 
 

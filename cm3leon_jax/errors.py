@@ -1,5 +1,7 @@
 """How a command can end other than well, with its exit code (1 is left to faults of ours)."""
 
+from cm3leon_jax.terminal import visible
+
 MISTAKE = 2
 RESTART = 75
 
@@ -13,7 +15,7 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         """Keeps what a file holds, and the message repeats, from breaking the line or steering the terminal."""
-        line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in message)
+        line = visible(message)
         half = _LONGEST // 2
         super().__init__(line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}")
 

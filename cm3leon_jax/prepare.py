@@ -11,10 +11,11 @@ from pathlib import Path
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.reading import changes_since
 from cm3leon_jax.data.shard_writer import DocumentTokenizer
 from cm3leon_jax.data.tokenizing import summary, write_token_shards
 from cm3leon_jax.distributed import barrier, is_first
-from cm3leon_jax.files import remove_left_overs
+from cm3leon_jax.files import read_json, remove_left_overs
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.lock import lock
 from cm3leon_jax.retrieval.loading import load_bi_encoder
@@ -26,6 +27,20 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `prepare`."""
     with lock(config.corpus.path, "prepare"):
         return _run(config)
+
+
+def _tell_older_states(config: Config, sources: dict[str, dict[str, str]]) -> None:
+    """Says which of the tokenizers and encoders were made from another state of the documents."""
+    bi_encoder = Path(config.bi_encoder.path)
+    records = {
+        "the vocabulary": Path(config.vocabulary.path) / "trained_on.json",
+        "the image tokenizer": Path(config.image_tokenizer.path) / "sample" / "sample.json",
+        "the bi-encoder": bi_encoder / "sample" / "sample.json",
+        "the word statistics": bi_encoder / "trained_on.json",
+    }
+    for what, file in records.items():
+        if file.exists() and (changes := changes_since(read_json(file, f"the record of {what}"), sources)):
+            print(f"{what} was made from an older state of the documents ({changes}); it goes on being used")
 
 
 def _run(config: Config) -> int:
@@ -42,6 +57,7 @@ def _run(config: Config) -> int:
     manifest = write_token_shards(config.corpus, tokens)
     if is_first():
         print(summary(manifest), flush=True)
+        _tell_older_states(config, {name: task["source"] for name, task in manifest["tasks"].items()})
     if encoder is not None:
         found = find_neighbours(config, PreparedCorpus.open(config.corpus.path), tokens, encoder)
         if is_first():

@@ -77,13 +77,13 @@ class StepLog:
             numbers = ", ".join(map(str, damaged))
             print(f"note: line {numbers} of {path} cannot be read, and is now in {aside.name}", flush=True)
         with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line; what is not finite becomes null, since JSON has no word for it."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
     def flush(self) -> None:
         """Returns when the lines are on the disk."""
@@ -204,4 +204,5 @@ def _logged_step(line: bytes) -> dict[str, Any] | None:
     if not isinstance(found, dict) or type(found.get("step")) is not int:
         return None
     values = found.values()
-    return found if all(value is None or type(value) in (int, float) for value in values) else None
+    is_number = all(value is None or (type(value) in (int, float) and math.isfinite(value)) for value in values)
+    return found if is_number else None

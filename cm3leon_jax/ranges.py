@@ -111,6 +111,8 @@ def _fault(number: int | float, kind: type, allowed: Range) -> str:
         return f"{allowed}, and at most {_LARGEST[kind]:.10g}, where 32 bits end"
     if 0 < abs(number) < _SMALLEST:
         return f"{allowed}, and {_SMALLEST:.2g} is the number next to 0 in 32 bits"
+    if kind is float and (rounded := float(np.float32(number))) not in allowed:
+        return f"{allowed}, and in 32 bits it is {rounded:g}"
     return ""
 
 

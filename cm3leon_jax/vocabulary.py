@@ -202,5 +202,5 @@ class Vocabulary:
         if found != self.fingerprint:
             raise UserError(
                 f"{what} was made with another vocabulary (fingerprint {found}, this one is {self.fingerprint}): "
-                "prepare the corpus again, or point config.vocabulary.path to the vocabulary it was made with"
+                "point config.vocabulary.path to the vocabulary it was made with, or make it anew with this one"
             )

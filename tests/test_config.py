@@ -6,7 +6,7 @@ import typing
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax import config_file
@@ -60,6 +60,7 @@ def test_a_number_is_taken_or_named_in_one_line(part, name):
         assert message or math.isfinite(value), f"{value} is taken"
 
 
+@settings(deadline=None)
 @given(field=st.sampled_from(NUMBERS), value=st.one_of(st.floats(), st.integers()))
 def test_what_is_taken_is_the_same_number_on_a_device(field, value):
     part, name = field
@@ -94,6 +95,13 @@ def test_the_value_and_the_range_are_said():
         OptimizerConfig(epsilon=math.inf)
     with pytest.raises(UserError, match=r"config\.image_tokenizer\.channel_multipliers is 0: at least 1"):
         ImageTokenizerConfig(channel_multipliers=(1, 0))
+
+
+@given(part=st.sampled_from(["optimizer", "bi_encoder_training", "image_tokenizer_training"]), share=st.floats(0.99, 1))
+@example(part="optimizer", share=1 - 1e-12)
+@settings(deadline=None)
+def test_a_share_below_1_is_below_1_on_a_device(part, share):
+    assert bool(outcome(part, "beta2", share)) == (np.float32(share) >= 1)
 
 
 def test_more_steps_than_can_be_counted():

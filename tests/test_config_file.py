@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax import config_file
@@ -143,6 +143,7 @@ def test_one_string_and_one_number_stand_for_a_tuple(config_of):
     assert (config.corpus.modules, config.image_tokenizer.attention_resolutions) == (("mytasks",), (16,))
 
 
+@settings(deadline=None, max_examples=25)
 @given(text=st.text())
 def test_any_text_is_a_value_or_one_line(text):
     for name in ("train.z_loss", "model.num_layers", "model.biases", "image_tokenizer.channel_multipliers"):
@@ -248,3 +249,22 @@ def test_fields_that_are_named_like_paths_are_paths():
     for part, cls in typing.get_type_hints(Config).items():
         for name in typing.get_type_hints(cls):
             assert (part, name) in checked or not re.search(r"(^|_)(path|paths|file|folder|dir|cache)$", name), name
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner),
+    max_leaves=4,
+)
+FIELDS = [(part, name) for part, cls in typing.get_type_hints(Config).items() for name in typing.get_type_hints(cls)]
+
+
+@settings(deadline=None)
+@given(field=st.sampled_from(FIELDS), value=ODD)
+def test_any_value_of_any_type_is_taken_or_one_line(field, value):
+    part, name = field
+    for values in ({part: {name: value}}, {part: value}):
+        try:
+            config_file._fill_paths(config_file._build(Config, values, "config", "mine.py"), "runs/x")
+        except UserError as error:
+            assert "\n" not in str(error)

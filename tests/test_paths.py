@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax import paths
@@ -24,6 +24,7 @@ def test_a_home_folder_is_written_out(monkeypatch):
     assert paths.local("a~/x", "--output") == "a~/x"
 
 
+@settings(deadline=None)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
 def test_other_text_is_kept_as_it_is_or_is_a_mistake(text):
     try:
@@ -32,6 +33,7 @@ def test_other_text_is_kept_as_it_is_or_is_a_mistake(text):
         assert not text.strip() or "://" in text or text.startswith("~")
 
 
+@settings(deadline=None)
 @given(text=st.one_of(st.text(), st.binary().map(os.fsdecode)))
 def test_any_text_is_a_folder_that_can_be_written_or_one_line(text):
     try:

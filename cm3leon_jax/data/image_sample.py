@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from cm3leon_jax.config import Config
+from cm3leon_jax.data.reading import folder_changes, provenance_of
 from cm3leon_jax.documents import Picture, UnreadablePicture, open_picture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, replacing, write_json
@@ -36,6 +37,8 @@ def load_image_sample(config: Config) -> UInt8[np.ndarray, "n R R C"]:
     if not (folder / "images.npy").exists() or {name: record.get(name) for name in wanted} != wanted:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
             child.submit(_draw, config, folder, wanted).result()
+    elif changes := folder_changes(config.corpus, record):
+        print(f"the image sample is of an older state of the folder ({changes}); delete {folder} to draw it again")
     return np.load(folder / "images.npy", mmap_mode="r")
 
 
@@ -52,6 +55,7 @@ def _provenance(config: Config) -> dict[str, Any]:
 def _draw(config: Config, folder: Path, provenance: dict[str, Any]) -> None:
     from cm3leon_jax.data.reading import read_documents
 
+    sources = provenance_of(config.corpus)
     resolution, channels = provenance["resolution"], provenance["channels"]
     asked = provenance["asked"] or None
     # The same picture with several captions, or in several tasks, is wanted once.
@@ -89,7 +93,7 @@ def _draw(config: Config, folder: Path, provenance: dict[str, Any]) -> None:
             )
         file.seek(0)
         write_header(file, len(seen), resolution, channels)
-    write_json(folder / "sample.json", {**provenance, "count": len(seen), "unreadable": unreadable})
+    write_json(folder / "sample.json", {**provenance, "count": len(seen), "unreadable": unreadable, "sources": sources})
 
 
 def write_header(file: Any, count: int, resolution: int, channels: int) -> None:

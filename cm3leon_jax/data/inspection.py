@@ -7,28 +7,27 @@ picture and `[5 codes]` for a part of one.
 from __future__ import annotations
 
 import argparse
-import base64
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from jaxtyping import Int
 
+from cm3leon_jax import pages
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches import Batch, BatchSource, Retrieval, open_retrieval
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import NONE
 from cm3leon_jax.data.tokenizing import summary
-from cm3leon_jax.documents import encode_png
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import replacing
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.paths import output_file
 from cm3leon_jax.ranges import Range, whole_number
+from cm3leon_jax.terminal import visible
 from cm3leon_jax.vocabulary import Vocabulary
 
 # Where a part of a picture is missing, the page shows this pale blue, which no grey picture has.
@@ -86,18 +85,19 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     sequences = list(_sequences(config, corpus, vocabulary, split, arguments.count, retrieval))
     image_tokenizer, absence = _image_tokenizer(config, corpus)
 
-    print(f"{corpus.path}, made by {corpus.manifest['created_by']} from {corpus.manifest['mixture']!r}\n")
-    print(summary(corpus.manifest))
+    made_by, mixture = corpus.manifest["created_by"], corpus.manifest["mixture"]
+    print(visible(f"{corpus.path}, made by {made_by} from {mixture!r}") + "\n")
+    print(visible(summary(corpus.manifest), keep="\n"))
     for heading, shown in (("documents", documents), ("sequences", sequences)):
         print(f"\n{heading} of {split!r}")
         for entry in shown:
-            print(f"\n  {entry.title}\n    {entry.line}")
+            print(f"\n  {visible(entry.title)}\n    {visible(entry.line)}")
             for neighbour in entry.neighbours:
-                print(f"    {neighbour.title}: {neighbour.line}")
+                print(f"    {visible(neighbour.title)}: {visible(neighbour.line)}")
     page = arguments.html or workdir / "inspect.html"
     with replacing(page) as temporary:
         temporary.write_text(_page(corpus, split, documents, sequences, image_tokenizer, absence), encoding="utf-8")
-    print(f"\n{absence + '; ' if absence else ''}page written to {page}")
+    print("\n" + visible(f"{absence + '; ' if absence else ''}page written to {page}"))
     return 0
 
 
@@ -235,16 +235,15 @@ def _page(
     everything = [*documents, *(neighbour for document in documents for neighbour in document.neighbours), *sequences]
     placed = [piece for shown in everything for piece in shown.pieces if piece.offset is not None]
     pictures = dict(zip(placed, _drawn(placed, image_tokenizer), strict=True)) if image_tokenizer and placed else {}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cm3leon_jax", "data"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("inspect.html.jinja").render(
+    return pages.render(
+        "data",
+        "inspect.html.jinja",
+        image=pages.ImageStyle.of(corpus.manifest["image_tokenizer"]["resolution"]),
         path=str(corpus.path),
         manifest=corpus.manifest,
         split=split,
         sections=[("Documents", documents), ("Sequences", sequences)],
-        samples=[_data_url(file.read_bytes()) for file in _sample_files(corpus, split)],
+        samples=[pages.png_url(file.read_bytes()) for file in _sample_files(corpus, split)],
         pictures=pictures,
         absence=absence,
     )
@@ -261,13 +260,9 @@ def _drawn(placed: Sequence[Piece], image_tokenizer: ImageTokenizer) -> list[str
         codes[row, piece.offset : stop], known[row, piece.offset : stop] = piece.codes, True
     pixels = image_tokenizer.decode(codes, batch_size=min(64, len(placed)))
     cells = known.reshape(-1, config.grid, config.grid, 1).repeat(config.factor, axis=1).repeat(config.factor, axis=2)
-    return [_data_url(encode_png(picture)) for picture in np.where(cells, pixels, np.array(_MISSING, np.uint8))]
+    return [pages.image_url(picture) for picture in np.where(cells, pixels, np.array(_MISSING, np.uint8))]
 
 
 def _sample_files(corpus: PreparedCorpus, split: str, count: int = 16) -> list[Path]:
     files = [sorted((corpus.path / task / split / "samples").glob("*.png")) for task in corpus.manifest["tasks"]]
     return next((found[:count] for found in files if found), [])
-
-
-def _data_url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -127,9 +127,10 @@ class NeighbourLists:
         """
         folder = corpus.path / "retrieval"
         if not (folder / "manifest.json").exists():
+            mend = "with this config, or set config.retrieval.enabled to False"
             raise UserError(
-                f"no neighbours at {folder}: run `cm3leon prepare` with this config, or set "
-                "config.retrieval.enabled to False"
+                f"no neighbours at {folder}: run `cm3leon prepare` "
+                + (mend if config.enabled else "with --config.retrieval.enabled=True")
             )
         manifest = read_json(folder / "manifest.json", "the manifest of the neighbours")
         refuse_other_settings(folder, manifest, list_settings(config), corpus)

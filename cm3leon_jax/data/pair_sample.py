@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.image_sample import write_header
+from cm3leon_jax.data.reading import folder_changes, provenance_of
 from cm3leon_jax.documents import Document, Picture, UnreadablePicture, open_picture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, replacing, write_json
@@ -51,6 +52,8 @@ def load_pair_sample(config: Config) -> PairSample:
     if not is_there or {name: record.get(name) for name in wanted} != wanted:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
             child.submit(_draw, config, folder, wanted).result()
+    elif changes := folder_changes(config.corpus, record):
+        print(f"the pair sample is of an older state of the folder ({changes}); delete {folder} to draw it again")
     texts = [json.loads(line) for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
     return PairSample(texts, np.load(folder / "pictures.npy", mmap_mode="r"))
 
@@ -67,6 +70,7 @@ def _provenance(config: Config) -> dict[str, Any]:
 def _draw(config: Config, folder: Path, provenance: dict[str, Any]) -> None:
     from cm3leon_jax.data.reading import read_documents
 
+    sources = provenance_of(config.corpus)
     resolution, asked = provenance["resolution"], provenance["asked"] or None
     seen: set[bytes] = set()
     unreadable = 0
@@ -106,7 +110,7 @@ def _draw(config: Config, folder: Path, provenance: dict[str, Any]) -> None:
             )
         pictures.seek(0)
         write_header(pictures, len(seen), resolution, _CHANNELS)
-    write_json(folder / "sample.json", {**provenance, "count": len(seen), "unreadable": unreadable})
+    write_json(folder / "sample.json", {**provenance, "count": len(seen), "unreadable": unreadable, "sources": sources})
 
 
 def _only_picture(document: Document) -> Picture | None:

@@ -7,20 +7,24 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cm3leon_jax.config import CorpusConfig
+from cm3leon_jax.data.sources.folder_documents import folder_task_name, read_folder
+from cm3leon_jax.data.sources.skipped import Skipped, printable
 from cm3leon_jax.documents import Document, Picture, Text
 from cm3leon_jax.errors import UserError
 
 
 @dataclass(frozen=True)
 class Malformed:
-    """An example that is no document, and why."""
+    """An example that is no document, why, and, where the source says so, which file it is."""
 
     reason: str
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,22 @@ class TaskReader:
         """What the documents follow from besides the task's name, if its data source says so (`tasks.TracedSource`)."""
         return getattr(self._task.source, "provenance", dict)()
 
+    def num_documents(self) -> int:
+        """How many examples there are in all splits, as far as the task says so."""
+        return sum(self.num_examples(split) or 0 for split in self.splits)
+
+    def skipped(self) -> Skipped:
+        """What the data source passed over before there were examples."""
+        return getattr(self._task.source, "skipped", None) or Skipped()
+
+    def changed_since(self, time: float) -> list[str]:
+        """Files of the data source that were changed after a time, in seconds since 1970, if it knows them."""
+        return getattr(self._task.source, "changed_since", lambda time: [])(time)
+
+    def where(self, split: str, index: int) -> str:
+        """The file that an example comes from, if the data source knows it."""
+        return printable(self._task.source.where(split, index)) if hasattr(self._task.source, "where") else ""
+
     def documents(self, split: str, start: int = 0) -> Iterator[Document | Malformed]:
         """The documents from example `start` on, always in the same order."""
         return (document for _, document in self.share(split, Share(1, start)))
@@ -73,11 +93,13 @@ class TaskReader:
         import tensorflow as tf
 
         index = share.first * share.size - 1
+        faults = getattr(self._task.source, "faults", {})
         try:
             for dataset in self._numbered(split, share):
                 for number, example in dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
                     index = int(number)
-                    yield index, _document(self.name, index, example)
+                    fault = faults.pop((split, index), None)
+                    yield index, Malformed(fault) if fault else _document(self.name, index, example)
         except tf.errors.OpError as error:
             lines = [line for line in str(error.message).splitlines() if line.strip()]
             reason = next((line for line in lines if "Error:" in line), lines[0] if lines else type(error).__name__)
@@ -109,6 +131,8 @@ def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
     Raises:
       UserError: if seqio is not installed, a module cannot be imported, or there is no such mixture of documents.
     """
+    if corpus.mixture.startswith("tfds:"):
+        print(f"{corpus.mixture}: looking for the data set, which is downloaded where it is not there yet", flush=True)
     seqio = _import_seqio()
     for module in corpus.modules:
         _import_module(module)
@@ -116,7 +140,7 @@ def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
 
     if not corpus.mixture:
         raise UserError(f"config.corpus.mixture is empty: name {_choice(seqio)}")
-    name = tasks.register_named(corpus.mixture)
+    name = tasks.register_named(corpus.mixture, corpus.folder)
     try:
         found = seqio.get_mixture_or_task(name)
     except ValueError:
@@ -129,14 +153,69 @@ def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
             f"the features of {name!r} are {', '.join(found.output_features)}: a task of documents has `segments` and "
             "`is_image` (see cm3leon_jax.data.tasks.OUTPUT_FEATURES)"
         )
-    if isinstance(found, seqio.Mixture):
-        rates = _rates(found)
-        return tuple(
-            TaskReader(task.name, rates[task.name], tuple(task.splits), task)
-            for task in found.tasks
-            if rates[task.name]
+    tasks_found, rates = (found.tasks, _rates(found)) if isinstance(found, seqio.Mixture) else ([found], {name: 1.0})
+    readers = tuple(
+        TaskReader(task.name, rates[task.name], tuple(task.splits), task) for task in tasks_found if rates[task.name]
+    )
+    for reader in readers:
+        skipped = reader.skipped()
+        refuse_many_skipped(corpus, reader.name, reader.num_documents(), skipped.num_documents, skipped.in_one_line())
+    return readers
+
+
+def refuse_many_skipped(corpus: CorpusConfig, task: str, num_documents: int, num_skipped: int, kinds: str) -> None:
+    """Refuses a task of which more is skipped than the config allows.
+
+    Raises:
+      UserError: if so, with the kinds of what is skipped.
+    """
+    if num_skipped > corpus.max_skipped_fraction * (num_documents + num_skipped):
+        raise UserError(
+            f"the task {task} has {num_documents:,} documents, but {num_skipped:,} had to be skipped, more than "
+            f"config.corpus.max_skipped_fraction={corpus.max_skipped_fraction:g} of all; mend them or raise it "
+            f"({kinds})"
         )
-    return (TaskReader(found.name, 1.0, tuple(found.splits), found),)
+
+
+def skipped_report(tasks: Sequence[TaskReader]) -> str:
+    """What the tasks' data sources passed over: a line for each task and kind, or nothing."""
+    lines = []
+    for task in tasks:
+        if (skipped := task.skipped()).by_kind:
+            lines.append(f"{task.name}: {task.num_documents():,} documents, {skipped.by_kind.total():,} skipped:")
+            lines += [f"  {line}" for line in skipped.lines()]
+    return "\n".join(lines)
+
+
+def source_changes(was: dict[str, str], now: dict[str, str]) -> str:
+    """In what a task's provenance differs from a stored one; a value that only one of them has is not compared."""
+    return "; ".join(f"{name}: {was[name]}, now {now[name]}" for name in now if was.get(name, now[name]) != now[name])
+
+
+def changes_since(record: dict[str, Any], sources: dict[str, dict[str, str]]) -> str:
+    """In what tasks differ from those that a record (`sources`) says something was made from; empty if in nothing."""
+    stored = record.get("sources", {})
+    changed = {task: source_changes(stored.get(task, {}), now) for task, now in sources.items()}
+    return "; ".join(f"{task}: {changes}" for task, changes in changed.items() if changes)
+
+
+def folder_changes(corpus: CorpusConfig, record: dict[str, Any]) -> str:
+    """The same for a mixture that is a folder, as it is now; of other mixtures, and without the folder, nothing."""
+    if not corpus.mixture.startswith("folder:"):
+        return ""
+    try:
+        return changes_since(record, provenance_of(corpus))
+    except UserError:
+        # What was taken from the folder does not need it any more.
+        return ""
+
+
+def provenance_of(corpus: CorpusConfig) -> dict[str, dict[str, str]]:
+    """What the documents of `config.corpus.mixture` follow from, by task; of a folder without the import of seqio."""
+    kind, _, rest = corpus.mixture.partition(":")
+    if kind == "folder":
+        return {folder_task_name(rest): read_folder(Path(rest).expanduser(), corpus.folder).provenance()}
+    return {task.name: found for task in open_mixture(corpus) if (found := task.provenance())}
 
 
 def _rates(mixture: Any) -> dict[str, float]:
@@ -167,6 +246,8 @@ def read_documents(corpus: CorpusConfig, split: str, start: int = 0) -> Iterator
     A task that ends early leaves its place to the others; malformed examples are left out.
     """
     tasks = [task for task in open_mixture(corpus) if split in task.splits]
+    if report := skipped_report(tasks):
+        print(report, flush=True)
     if not tasks:
         raise UserError(f"no task of {corpus.mixture!r} has a split {split!r}: see config.corpus.train_split")
     open_tasks = {task.name: task.documents(split, start) for task in tasks}

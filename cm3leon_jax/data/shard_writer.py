@@ -119,7 +119,8 @@ class ShardWriter:
         if isinstance(document, Malformed):
             self._skipped[document.reason.partition(":")[0]] += 1
             if len(self._listed) < NUM_LISTED:
-                self._listed.append({"index": index, "reason": document.reason})
+                where = {"where": document.where} if document.where else {}
+                self._listed.append({"index": index, **where, "reason": document.reason})
             return
         for picture in document.pictures:
             number = self._counts["num_pictures"]

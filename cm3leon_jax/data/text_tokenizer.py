@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cm3leon_jax.config import Config
+from cm3leon_jax.data.reading import folder_changes, provenance_of
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, write_json
 from cm3leon_jax.lock import lock
@@ -39,6 +40,8 @@ def _run(config: Config, path: Path) -> int:
         difference = _difference(config, old, path)
         if not difference:
             print(f"the vocabulary {path} is there already ({_sizes(old)}): nothing to do")
+            if changes := folder_changes(config.corpus, _record(path)):
+                print(f"it is of an older state of the folder ({changes}); delete {path} to learn it again")
             return 0
         _refuse_to_orphan_corpus(config, old, difference)
         print(f"the vocabulary {path} is learned again: {difference}")
@@ -47,6 +50,7 @@ def _run(config: Config, path: Path) -> int:
 
 
 def _learn(config: Config, path: Path) -> None:
+    sources = provenance_of(config.corpus)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         # The BPE trainer pulls texts from a thread of its own, whose stack is too small for TensorFlow.
         for text in _texts(config):
@@ -71,7 +75,7 @@ def _learn(config: Config, path: Path) -> None:
         )
         measured = list(islice(texts(), _NUM_MEASURED))
     vocabulary.save(path)
-    write_json(path / "trained_on.json", {**_provenance(config), "num_texts": num_texts})
+    write_json(path / "trained_on.json", {**_provenance(config), "num_texts": num_texts, "sources": sources})
     merges = len(read_json(path / "tokenizer.json", "the vocabulary")["model"]["merges"])
     num_tokens = sum(len(vocabulary.encode_text(text)) for text in measured)
     num_bytes = sum(len(text.encode()) for text in measured)
@@ -100,6 +104,12 @@ def _provenance(config: Config) -> dict[str, Any]:
     }
 
 
+def _record(path: Path) -> dict[str, Any]:
+    # A vocabulary that was brought along has no record of what it was learned from.
+    file = path / "trained_on.json"
+    return read_json(file, "the vocabulary's record") if file.exists() else {}
+
+
 def _difference(config: Config, old: Vocabulary, path: Path) -> str:
     """In what an existing vocabulary differs from the config; empty if in nothing."""
     sizes = {
@@ -107,10 +117,7 @@ def _difference(config: Config, old: Vocabulary, path: Path) -> str:
         "num_image_codes": (old.num_image_codes, config.image_tokenizer.codebook_size),
         "num_masks": (old.num_masks, config.vocabulary.num_masks),
     }
-    # A vocabulary that was brought along has no record of what it was learned from.
-    record = (
-        read_json(path / "trained_on.json", "the vocabulary's record") if (path / "trained_on.json").exists() else {}
-    )
+    record = _record(path)
     origin = {name: (record[name], wanted) for name, wanted in _provenance(config).items() if name in record}
     changed = {name: pair for name, pair in {**sizes, **origin}.items() if pair[0] != pair[1]}
     return ", ".join(f"{name} was {was}, is {wanted} now" for name, (was, wanted) in changed.items())

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,17 @@ from tqdm import tqdm
 import cm3leon_jax
 from cm3leon_jax.config import CorpusConfig
 from cm3leon_jax.data.corpus import FORMAT_VERSION
-from cm3leon_jax.data.reading import Malformed, Share, TaskReader, open_mixture
+from cm3leon_jax.data.reading import (
+    Malformed,
+    Share,
+    TaskReader,
+    open_mixture,
+    refuse_many_skipped,
+    skipped_report,
+    source_changes,
+)
 from cm3leon_jax.data.shard_writer import NUM_LISTED, DocumentTokenizer, OpenedDocument, ShardWriter, record_file
+from cm3leon_jax.data.sources.skipped import printable
 from cm3leon_jax.distributed import all_agree, is_first
 from cm3leon_jax.documents import Document
 from cm3leon_jax.errors import UserError
@@ -42,12 +53,14 @@ def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer) -> dict[
     All processes of the run call this; it returns as soon as the shards of all of them are there.
 
     Raises:
-      UserError: if the mixture cannot be read, or the folder holds a corpus of another one or of other tokenizers.
+      UserError: if the mixture cannot be read, has no such splits or too much that is skipped, or if the folder holds a
+        corpus of another one, of another state of its sources, or of other tokenizers.
     """
     path = Path(corpus.path)
     tasks = open_mixture(corpus)
+    _check_splits(corpus, tasks)
     plan = _plan(corpus, tokens.vocabulary, tokens.image_tokenizer, tasks)
-    _check_plan(path, plan)
+    _check_plan(path, plan, tasks)
     if all_agree((path / "manifest.json").exists()):
         if is_first():
             print(
@@ -56,13 +69,47 @@ def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer) -> dict[
             )
         return read_json(path / "manifest.json", "the corpus manifest")
     if is_first():
+        if report := skipped_report(tasks):
+            print(report, flush=True)
         write_json(path / "plan.json", plan)
     wait_for(path / "plan.json", _SHARED_WITHIN)
+    # Each process has read the sources on its own.
+    _check_plan(path, plan, tasks)
+    begun = time.time()
     manifest = _write_splits(corpus, path, plan, tasks, tokens)
     wait_for(path / "manifest.json")
     if is_first():
         print(f"the corpus is at {path}")
+        _tell_edits(tasks, begun)
     return manifest
+
+
+def _check_splits(corpus: CorpusConfig, tasks: Sequence[TaskReader]) -> None:
+    found = list(dict.fromkeys(split for task in tasks for split in task.splits))
+    for name in ("train_split", "held_out_split"):
+        if (split := getattr(corpus, name)) not in found:
+            raise UserError(
+                f"config.corpus.{name} is {split!r}, but {corpus.mixture!r} has no such split: its splits are "
+                f"{', '.join(found)}"
+            )
+    if corpus.train_split == corpus.held_out_split:
+        raise UserError(
+            f"config.corpus.held_out_split is {corpus.held_out_split!r}, which is also config.corpus.train_split: "
+            "nothing would be held out; name another split"
+        )
+
+
+def _tell_edits(tasks: Sequence[TaskReader], since: float) -> None:
+    for task in tasks:
+        if changed := task.changed_since(since):
+            print(
+                f"{task.name}: {len(changed):,} files were changed while this ran ({_some(changed)}); the corpus is of "
+                "the folder as it was before, without images that were changed before they were read"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*map(printable, names[:5]), *(["..."] if len(names) > 5 else [])])
 
 
 def _plan(
@@ -99,28 +146,44 @@ def _plan(
     }
 
 
-def _check_plan(path: Path, plan: dict[str, Any]) -> None:
+def _check_plan(path: Path, plan: dict[str, Any], tasks: Sequence[TaskReader]) -> None:
     if not (path / "plan.json").exists():
         return
-    found = _identity(read_json(path / "plan.json", "the plan of the corpus"))
+    plan_then = read_json(path / "plan.json", "the plan of the corpus")
+    found = _identity(plan_then)
     for name, now in _identity(plan).items():
         if (was := found.get(name)) != now:
             raise UserError(
                 f"the corpus {path} was prepared with another {name} ({was}, now it is {now}): "
                 "delete that folder, or choose another config.corpus.path"
             )
+    check_sources(plan_then.get("sources", {}), tasks, path)
+
+
+def check_sources(stored: dict[str, Any], tasks: Sequence[TaskReader], path: Path) -> None:
+    """Refuses to go on with a corpus of another state of its sources.
+
+    Raises:
+      UserError: if a task follows from something else than what is stored of it by name.
+    """
+    for task in tasks:
+        if changes := source_changes(stored.get(task.name, {}), task.provenance()):
+            files = task.changed_since((path / "plan.json").stat().st_mtime)
+            changed = f"; changed since then: {_some(files)}" if files else ""
+            hint = ", or, where only copies were made, set config.corpus.folder.compare_times=False"
+            raise UserError(
+                f"the corpus {path} was prepared from another state of the task {task.name} ({changes}{changed}): "
+                "delete that folder to prepare it again, or choose another config.corpus.path"
+                f"{hint if 'times' in changes else ''}"
+            )
 
 
 def _identity(plan: dict[str, Any]) -> dict[str, Any]:
     """Readable names of the plan's values, each with what tells it from another."""
-    parts = {name: value for name, value in plan.items() if name != "sources"}
     return {
         name.replace("_", " "): value["fingerprint"] if isinstance(value, dict) else value
-        for name, value in parts.items()
-    } | {
-        f"{name} of the task {task}": value
-        for task, provenance in plan.get("sources", {}).items()
-        for name, value in provenance.items()
+        for name, value in plan.items()
+        if name != "sources"
     }
 
 
@@ -144,6 +207,7 @@ def _write_splits(
             task.name: {
                 "rate": task.rate,
                 "source": plan["sources"].get(task.name, {}),
+                "skipped": task.skipped().entry(),
                 "splits": {split: _split_entry(_all_records(path / task.name / split)) for split in splits[task]},
             }
             for task in tasks
@@ -154,9 +218,24 @@ def _write_splits(
             f"config.corpus.mixture {corpus.mixture!r} has no readable documents in its split {corpus.train_split!r}: "
             f"see the reasons in {path}/*/{corpus.train_split}/shard-*.json, or name another config.corpus.train_split"
         )
+    for task in tasks:
+        _refuse_many_skipped(corpus, task, manifest["tasks"][task.name])
     if is_first():
         write_json(path / "manifest.json", manifest)
     return manifest
+
+
+def _refuse_many_skipped(corpus: CorpusConfig, task: TaskReader, entry: dict[str, Any]) -> None:
+    splits = entry["splits"].values()
+    by_reason = Counter(task.skipped().by_kind)
+    for split in splits:
+        by_reason.update(split["skipped"]["by_reason"])
+    num_documents = sum(split["num_documents"] for split in splits)
+    num_skipped = task.skipped().num_documents + sum(split["skipped"]["total"] for split in splits)
+    first = [f"{skipped.get('where', skipped['index'])}: {skipped['reason']}" for split in splits
+             for skipped in split["skipped"]["first"]]  # fmt: skip
+    kinds = ", ".join(f"{count:,} for {reason}" for reason, count in by_reason.most_common())
+    refuse_many_skipped(corpus, task.name, num_documents, num_skipped, f"{kinds}; {_some(first)}")
 
 
 def _write_own_shards(
@@ -203,7 +282,10 @@ def _write_own_shards(
             num_samples = corpus.num_sample_pictures if number == 0 else 0
             with ShardWriter(folder, number, tokens, num_samples) as shard:
                 while example is not None and example[0] < (number + 1) * size:
-                    shard.add(*example)
+                    index, document = example
+                    if isinstance(document, Malformed):
+                        document = replace(document, where=task.where(split, index))
+                    shard.add(index, document)
                     progress.update()
                     if not progress.disable:
                         progress.set_postfix_str(f"{shard.num_tokens:,} tokens in shard {number}", refresh=False)
@@ -268,6 +350,7 @@ def summary(manifest: dict[str, Any]) -> str:
     rows = [header]
     skipped: Counter[str] = Counter()
     for name, task in manifest["tasks"].items():
+        skipped.update(task.get("skipped", {}).get("by_reason", {}))
         for split, entry in task["splits"].items():
             counts = (entry["num_documents"], entry["num_text_tokens"], entry["num_image_tokens"], entry["num_shards"])
             total = entry["skipped"]["total"]
@@ -283,5 +366,5 @@ def summary(manifest: dict[str, Any]) -> str:
     ]
     if skipped:
         reasons = ", ".join(f"{count:,} for {reason}" for reason, count in sorted(skipped.items()))
-        lines.append(f"skipped {skipped.total():,} documents ({reasons}); the first are listed in manifest.json")
+        lines.append(f"skipped {skipped.total():,} ({reasons}); the first are listed in manifest.json")
     return "\n".join(lines)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import math
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from cm3leon_jax.config import Config, SamplingConfig
 from cm3leon_jax.data.batches import BatchSource, open_retrieval
+from cm3leon_jax.data.captioned import CaptionedPictures, captioned_pictures
 from cm3leon_jax.data.corpus import PreparedCorpus
-from cm3leon_jax.data.objective import segments
 from cm3leon_jax.distributed import is_first
 from cm3leon_jax.documents import open_picture
-from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.digits import DigitReader
 from cm3leon_jax.evaluation.report import Report, write_report
 from cm3leon_jax.files import write_json
@@ -29,7 +29,7 @@ from cm3leon_jax.generation.requests import MIDDLE_HALF, region_mask
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
 from cm3leon_jax.generation.retrieving import open_retriever
 from cm3leon_jax.model.sharding import own_rows, refuse_uneven_batch
-from cm3leon_jax.progress import read_step_log
+from cm3leon_jax.progress import Progress, read_step_log
 from cm3leon_jax.training.held_out import held_out_loss
 from cm3leon_jax.training.step import TrainStep
 from cm3leon_jax.vocabulary import Vocabulary
@@ -37,27 +37,19 @@ from cm3leon_jax.vocabulary import Vocabulary
 # Where the config names no prompts, the first held-out texts are drawn.
 _DEFAULT_PROMPTS = 8
 
-# Marks of an infill prompt beside the document: two ends, and two for each of a few spans.
-_MOST_MARKS = 8
-
-_Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class CaptionedPictures:
-    """Held-out documents of one text and one picture."""
-
-    texts: list[str]
-    codes: Int[np.ndarray, "n codes"]
+# Told how many more answers there are.
+Advance = Callable[[int], None]
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     """Draws, captions, fills in, measures, and writes it all down; with several processes, the first of them does."""
-    model = restore_model(config, workdir)
+    with _stage(f"opening the newest checkpoint of {workdir}"):
+        model = restore_model(config, workdir)
     corpus = PreparedCorpus.open(config.corpus.path, model.vocabulary)
     evaluate, sampling = config.evaluate, config.sampling
     numbers: dict[str, float] = {"step": float(model.step)}
-    numbers |= _losses(config, corpus, model)
+    with _stage(f"the loss of {evaluate.num_loss_sequences:,} held-out sequences"):
+        numbers |= _losses(config, corpus, model)
     held_out = captioned_pictures(
         corpus, config.corpus.held_out_split, evaluate.num_documents, config.batch.sequence_length, model.vocabulary
     )
@@ -70,17 +62,21 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     asked = evaluate.prompts or tuple(held_out.texts[:_DEFAULT_PROMPTS])
     texts = [text for text in asked for _ in range(evaluate.samples_per_prompt)]
     retrieved = _retrieved(texts, config, model)
-    drawn = _timed(f"drawing {len(texts)} pictures", lambda: _draw(texts, model, sampling, retrieved))
-    unguided = dataclasses.replace(sampling, guidance=1.0)
-    plain = _timed("the same without guidance", lambda: _draw(texts, model, unguided, retrieved))
-    by_infill = _timed(
-        f"captioning {len(held_out.texts)} pictures by infill", lambda: captions(held_out, model, sampling, True)
-    )
-    left_to_right = _timed("and left to right", lambda: captions(held_out, model, sampling, False))
-    filled = _timed("filling in their middle halves", lambda: infills(held_out, model, sampling))
+    with _stage(f"drawing {len(texts):,} pictures", len(texts)) as advance:
+        drawn = _draw(texts, model, sampling, retrieved, advance)
+    with _stage("the same without guidance", len(texts)) as advance:
+        plain = _draw(texts, model, dataclasses.replace(sampling, guidance=1.0), retrieved, advance)
+    num_held_out = len(held_out.texts)
+    with _stage(f"captioning {num_held_out:,} pictures by infill", num_held_out) as advance:
+        by_infill = captions(held_out, model, sampling, True, advance)
+    with _stage("captioning them left to right", num_held_out) as advance:
+        left_to_right = captions(held_out, model, sampling, False, advance)
+    with _stage("filling in their middle halves", num_held_out) as advance:
+        filled = infills(held_out, model, sampling, advance)
 
     if evaluate.recognizer == "digits":
-        reader = DigitReader()
+        with _stage("reading the digits"):
+            reader = DigitReader()
         numbers |= reader.score_drawings("text_to_image", texts, drawn)
         numbers |= reader.score_drawings("text_to_image_unguided", texts, plain)
         numbers |= reader.score_captions("caption", held_out.texts, by_infill)
@@ -89,7 +85,9 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
         numbers |= reader.score_reading(model.image_tokenizer)
     if not is_first():
         return
-    write_json(workdir / "evaluation.json", numbers)
+    # A perplexity may be infinite, which JSON has no word for.
+    finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    write_json(workdir / "evaluation.json", finite)
 
     shown = slice(0, 24)
     report = Report(
@@ -113,43 +111,16 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     print(f"{workdir / 'evaluation.json'} and {workdir / 'report.html'} are written")
 
 
-def captioned_pictures(
-    corpus: PreparedCorpus, split: str, most: int, longest: int, vocabulary: Vocabulary
-) -> CaptionedPictures:
-    """The first documents of a split that are one text and one picture, each picture once.
-
-    Args:
-      most: how many; 0 means all.
-      longest: positions of the model; documents that leave no room for an answer are left out.
-    """
-    texts: list[str] = []
-    codes: list[Int[np.ndarray, "codes"]] = []
-    seen: set[bytes] = set()
-    for documents in corpus.splits(split).values():
-        for index in range(documents.num_documents):
-            tokens = documents.document(index)
-            parts = [tokens[start:stop] for start, stop in segments(tokens, vocabulary)]
-            pictures = [part for part in parts if vocabulary.is_image(part).all()]
-            words = [part for part in parts if not vocabulary.is_image(part).any()]
-            # Room for the marks, and for as many codes as an infill can ask for.
-            fits = len(tokens) + len(pictures[0] if pictures else ()) + _MOST_MARKS <= longest
-            if len(pictures) != 1 or len(words) != 1 or len(parts) != 2 or not fits:
-                continue
-            if pictures[0].tobytes() not in seen:
-                seen.add(pictures[0].tobytes())
-                texts.append(vocabulary.decode_text(words[0].tolist()))
-                codes.append(vocabulary.decode_image(pictures[0]))
-            if most and len(texts) == most:
-                return CaptionedPictures(texts, np.stack(codes))
-    if not texts:
-        raise UserError(f"the split {split!r} of {corpus.path} has no document of one text and one picture to evaluate")
-    return CaptionedPictures(texts, np.stack(codes))
-
-
-def captions(held_out: CaptionedPictures, model: TrainedModel, sampling: SamplingConfig, by_infill: bool) -> list[str]:
+def captions(
+    held_out: CaptionedPictures,
+    model: TrainedModel,
+    sampling: SamplingConfig,
+    by_infill: bool,
+    advance: Advance | None = None,
+) -> list[str]:
     """The likeliest text for each picture, token by token."""
     asked = [_caption(c, sampling.max_text_tokens, model.vocabulary, by_infill) for c in held_out.codes]
-    answers = model.decoder(asked, dataclasses.replace(sampling, temperature=0.0))
+    answers = model.decoder(asked, dataclasses.replace(sampling, temperature=0.0), advance=advance)
     return [model.vocabulary.decode_text(answer.tokens).strip() for answer in answers]
 
 
@@ -159,14 +130,16 @@ def _caption(codes: Int[np.ndarray, "codes"], most: int, vocabulary: Vocabulary,
     return prompts.text_after_picture(codes, most, vocabulary)
 
 
-def infills(held_out: CaptionedPictures, model: TrainedModel, sampling: SamplingConfig) -> Int[np.ndarray, "n codes"]:
+def infills(
+    held_out: CaptionedPictures, model: TrainedModel, sampling: SamplingConfig, advance: Advance | None = None
+) -> Int[np.ndarray, "n codes"]:
     """Each picture with its middle half drawn anew, given the rest and its text."""
     mask = region_mask(MIDDLE_HALF, model.image_tokenizer.config.grid)
     asked = [
         prompts.infill(text, codes, mask, model.vocabulary)
         for text, codes in zip(held_out.texts, held_out.codes, strict=True)
     ]
-    answers = model.decoder(asked, sampling)
+    answers = model.decoder(asked, sampling, advance=advance)
     filled = [
         prompts.filled(codes, mask, answer.tokens, model.vocabulary)
         for codes, answer in zip(held_out.codes, answers, strict=True)
@@ -220,14 +193,35 @@ def _retrieved(texts: list[str], config: Config, model: TrainedModel) -> list[pr
 
 
 def _draw(
-    texts: list[str], model: TrainedModel, sampling: SamplingConfig, retrieved: list[prompts.Retrieved]
+    texts: list[str],
+    model: TrainedModel,
+    sampling: SamplingConfig,
+    retrieved: list[prompts.Retrieved],
+    advance: Advance,
 ) -> UInt8[np.ndarray, "n R R C"]:
-    return draw_pictures(texts, model.decoder, model.image_tokenizer, model.vocabulary, sampling, retrieved)
+    return draw_pictures(texts, model.decoder, model.image_tokenizer, model.vocabulary, sampling, retrieved, advance)
 
 
-def _timed(what: str, work: Callable[[], _Result]) -> _Result:
-    started = time.perf_counter()
-    result = work()
-    if is_first():
+@contextlib.contextmanager
+def _stage(what: str, total: int = 0) -> Iterator[Advance]:
+    """Says what begins and how long it took, and shows how far it is if it knows; only the first process does."""
+    has_bar = total > 0 and sys.stderr.isatty()
+    is_said = is_first() and not has_bar
+    if is_said:
+        print(f"{what} ...", flush=True)
+    started, progress, done = time.perf_counter(), Progress(what, total, unit="answer", shown=is_first()), 0
+
+    def advance(number: int) -> None:
+        nonlocal done
+        done += number
+        for _ in range(number):
+            progress.advance()
+        if is_said and done < total:
+            progress.say(done, "answered")
+
+    if not has_bar:
+        progress.close()
+    yield advance
+    progress.close()
+    if is_said:
         print(f"{what}: {time.perf_counter() - started:.1f} s", flush=True)
-    return result

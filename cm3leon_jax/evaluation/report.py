@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from jaxtyping import Bool, UInt8
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from cm3leon_jax.documents import encode_png
+from cm3leon_jax import pages
 from cm3leon_jax.files import replacing
-from cm3leon_jax.generation.drawing import picture_grid
 
 # How `evaluation.json` names read on the page: (name, what it is).
 HEADLINES = (
@@ -50,27 +47,33 @@ class Report:
 
 def write_report(report: Report, path: Path) -> None:
     """Renders the page."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("cm3leon_jax", "evaluation"), autoescape=True)
-    masked = masked_pictures(report.held_out, report.mask)
-    page = environment.get_template("report.html.jinja").render(
+    held_out = _urls(report.held_out)
+    page = pages.render(
+        "evaluation",
+        "report.html.jinja",
         report=report,
+        image=pages.ImageStyle.of(report.held_out.shape[1]),
         headlines=[(report.numbers[name], words) for name, words in HEADLINES if name in report.numbers],
-        drawn=[
-            (prompt, _source(picture_grid(pictures, columns=len(pictures))))
-            for prompt, pictures in zip(report.prompts, report.drawn, strict=True)
-        ],
-        reconstructions=_rows(report.originals, report.reconstructions),
-        infills=_rows(report.held_out, masked, report.filled),
-        captions=[
-            (_source(picture_grid(picture[None], columns=1)), text, by_infill, left_to_right)
-            for picture, text, by_infill, left_to_right in zip(
-                report.held_out, report.texts, report.captions, report.captions_left_to_right, strict=True
+        drawn=[(prompt, _urls(pictures)) for prompt, pictures in zip(report.prompts, report.drawn, strict=True)],
+        reconstructions=list(zip(_urls(report.originals), _urls(report.reconstructions), strict=True)),
+        infills=list(
+            zip(
+                held_out,
+                _urls(masked_pictures(report.held_out, report.mask)),
+                _urls(report.filled),
+                report.texts,
+                strict=True,
             )
-        ],
+        ),
+        captions=list(zip(held_out, report.texts, report.captions, report.captions_left_to_right, strict=True)),
         curves=loss_curves(report.metrics),
     )
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _urls(pictures: UInt8[np.ndarray, "n R R C"]) -> list[str]:
+    return [pages.image_url(picture) for picture in pictures]
 
 
 def masked_pictures(
@@ -105,14 +108,3 @@ def loss_curves(metrics: list[dict[str, Any]]) -> str:
     with rc_context({"svg.hashsalt": "loss"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
-
-
-def _rows(*groups: UInt8[np.ndarray, "n R R C"]) -> str:
-    """Groups of pictures under each other, column i being picture i of each."""
-    if not len(groups[0]):
-        return ""
-    return _source(picture_grid(np.concatenate(groups), columns=len(groups[0]), shortest_side=32))
-
-
-def _source(pixels: UInt8[np.ndarray, "height width C"]) -> str:
-    return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode()

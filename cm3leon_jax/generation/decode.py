@@ -126,7 +126,9 @@ def decode(
             place=jnp.where(is_free_code, task.image_length - codes_left + 1, task.plan_places[:, state.step]),
             output=state.output.at[:, state.step].set(token),
             log_likelihood=state.log_likelihood
-            + jnp.where(counts, chosen_logits - jax.nn.logsumexp(conditional, axis=-1), 0),
+            + jnp.where(counts, chosen_logits - jax.nn.logsumexp(conditional, axis=-1), 0)
+            # What is drawn from scores that are not finite means nothing, and its likelihood has to say so.
+            + jnp.where(counts & ~jnp.isfinite(scores.max(axis=-1)), jnp.nan, 0),
             num_drawn=state.num_drawn + counts,
             codes_left=codes_left,
             spans_left=spans_left,

@@ -6,7 +6,7 @@ a compiled function is then either NumPy's, which stands for the same array on e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -120,6 +120,7 @@ class Decoder:
         sampling: SamplingConfig,
         indices: Sequence[int] | None = None,
         contrastive: Sequence[bool] | None = None,
+        advance: Callable[[int], None] | None = None,
     ) -> list[Answer]:
         """Answers, in the order of the prompts.
 
@@ -131,6 +132,7 @@ class Decoder:
           sampling: how.
           indices: numbers that tell equal prompts apart.
           contrastive: which prompts to answer by CD-K; as `sampling.method` says where this is not given.
+          advance: told after each batch how many answers it gave.
         """
         self.refuse_too_long(prompts)
         indices = range(len(prompts)) if indices is None else indices
@@ -139,7 +141,10 @@ class Decoder:
         answers: list[Answer] = []
         for start in range(0, len(prompts), sampling.batch_size):
             chunk = slice(start, start + sampling.batch_size)
-            answers += self._batch(prompts[chunk], sampling, indices[chunk], contrastive[chunk])
+            found = self._batch(prompts[chunk], sampling, indices[chunk], contrastive[chunk])
+            answers += found
+            if advance is not None:
+                advance(len(found))
         return answers
 
     def refuse_too_long(self, prompts: Sequence[Prompt]) -> None:
@@ -147,9 +152,11 @@ class Decoder:
         for prompt in prompts:
             length = max(len(stream.tokens) for stream in prompt.streams)
             if length + len(prompt.plan) > self._sequence_length:
+                is_picture = all(entry == IMAGE_CODE for entry in prompt.plan)
+                mend = "shorten the prompt" + ("" if is_picture else " or lower config.sampling.max_text_tokens")
                 raise UserError(
                     f"a prompt of {length} tokens and an answer of up to {len(prompt.plan)} do not fit the "
-                    f"model's {self._sequence_length} positions; shorten the prompt or config.sampling.max_text_tokens"
+                    f"model's {self._sequence_length} positions: {mend}"
                 )
 
     def _batch(
@@ -170,14 +177,15 @@ class Decoder:
 
         entries = frozenset(entry for prompt in rows for entry in prompt.plan if entry < 0)
         lengths = {len(prompt.plan) for prompt in rows}
-        window = sampling.speculative_window
         only_pictures = all(entry == IMAGE_CODE for prompt in rows for entry in prompt.plan) and len(lengths) == 1
-        speculates = window > 0 and only_pictures
+        speculates = sampling.speculative_window > 0 and only_pictures
+        # No more guesses than the picture has codes.
+        window = max(2, min(sampling.speculative_window, *lengths)) if speculates else 0
         num_entries = max(lengths) if speculates else rounded_up(max(lengths), _LEAST_PLAN)
         task = self._task(rows, reading, num_entries, scales, sampling.seed, [*indices, *[0] * spare])
         if num_streams > 1 and any(by_contrast):
             task = task._replace(is_contrastive=_for_all(by_contrast, np.bool_))
-        room = rounded_up(reading.num_slots + num_entries + (window if speculates else 0), _LEAST_SLOTS)
+        room = rounded_up(reading.num_slots + num_entries + window, _LEAST_SLOTS)
         sizes = (room,) if speculates else cache_sizes(reading.num_slots, room)
         cache = self._copy_rows(cache, reading.rest_row, sizes[0])
         hidden, filters = self._take(hidden, reading.rest_row), Filters.of(sampling)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,12 +21,13 @@ def draw_pictures(
     vocabulary: Vocabulary,
     sampling: SamplingConfig,
     retrieved: Sequence[Retrieved] = (),
+    advance: Callable[[int], None] | None = None,
 ) -> UInt8[np.ndarray, "n R R C"]:
-    """One picture a text; `retrieved` are the documents in front of each, if there are any."""
+    """One picture per text; `retrieved` are the documents in front of each, if any; `advance` is the decoder's."""
     length = image_tokenizer.config.image_length
     fronts = retrieved or [()] * len(texts)
     asked = [text_to_image(text, length, vocabulary, front) for text, front in zip(texts, fronts, strict=True)]
-    answers = decoder(asked, sampling)
+    answers = decoder(asked, sampling, advance=advance)
     return image_tokenizer.decode(vocabulary.decode_image(np.array([answer.tokens for answer in answers])))
 
 

@@ -1,9 +1,9 @@
 """Draw, caption, answer, fill in, edit and continue, with the latest checkpoint of a run.
 
 Prompts are JSON lines, {"prompt": "a handwritten seven"} or with a "task" of text_to_image, caption, vqa, infill,
-infill_text, edit, continue; README.md has a line of each, requests.py all that they may say. Writes one PNG a picture
-and generations.jsonl to --output, in place of those of an earlier run; records that cannot be answered do not stop the
-others: failed.jsonl says what is wrong with them.
+infill_text, edit, continue; README.md has a line of each, requests.py all that they may say. Prints the answers, and
+writes one PNG per image and generations.jsonl to --output, in place of those of an earlier run; another folder that is
+not empty is refused. Records that cannot be answered do not stop the others: failed.jsonl says what is wrong with them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
-import re
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +24,16 @@ from jaxtyping import Int
 from cm3leon_jax.config import Config, SamplingConfig
 from cm3leon_jax.documents import encode_png
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import replacing
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.decoder import Answer
+from cm3leon_jax.generation.listing import listing
+from cm3leon_jax.generation.outputs import ANSWERS_FILE, FAILURES_FILE, OutputFolder, claimed, write_lines
 from cm3leon_jax.generation.ranking import SCORERS, Candidate, best, caption_prompt, is_captioned
 from cm3leon_jax.generation.requests import (
     TASKS,
     Failure,
     Request,
+    has_half_characters,
     prompt_of,
     read_pictures,
     read_requests,
@@ -44,10 +45,12 @@ from cm3leon_jax.generation.sampling import is_contrastive
 from cm3leon_jax.paths import input_path, output_folder
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.retrieval.retriever import Neighbour
+from cm3leon_jax.terminal import visible
 from cm3leon_jax.vocabulary import Vocabulary
 
-ANSWERS_FILE, FAILURES_FILE = "generations.jsonl", "failed.jsonl"
-_PICTURE_NAME = re.compile(r"\d{5}(_\d+)?\.png")
+# All answers of a run are in memory until the best are chosen: bytes of one beside its tokens, bytes a token, and of
+# all of them together, at most.
+_ANSWER_BYTES, _TOKEN_BYTES, _MOST_BYTES = 1 << 10, 40, 1 << 33
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,38 +85,94 @@ class Asked:
     neighbours: tuple[Neighbour, ...] = ()
 
 
+@dataclass(frozen=True)
+class Results:
+    """What a run says of its requests."""
+
+    # One a kept answer, the best first.
+    lines: list[dict[str, Any]]
+    # The images that the lines name, as codes.
+    images: dict[str, Int[np.ndarray, "codes"]]
+    # The records without an answer, in the order of the file.
+    failures: list[Failure]
+
+
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """Answers every request that can be answered; returns the exit code."""
-    if bool(arguments.prompts) == bool(arguments.prompt):
+    _refuse_arguments(arguments)
+    requests: list[Request] = []
+    failures: list[Failure] = []
+    if arguments.prompts is not None:
+        requests, failures = read_requests(arguments.prompts)
+    else:
+        requests = [Request(line=1, number=0, prompt=arguments.prompt)]
+    _refuse_too_many(len(requests), arguments.samples, config)
+    output = arguments.output or workdir / "generations"
+    with claimed(output) as folder:
+        _refuse_own_pictures(requests, folder)
+        model = restore_model(config, workdir)
+        neighbours: dict[int, list[Neighbour]] = {}
+        if arguments.retrieve:
+            retriever = open_retriever(config, model.vocabulary, arguments.retrieve)
+            neighbours = retrieved_for(requests, retriever, arguments.retrieve, config)
+        results = generate(requests, failures, model, config, arguments.samples, neighbours)
+        if arguments.prompts is None and results.failures:
+            raise UserError(f"--prompt: {results.failures[0].error}")
+        _write(results, folder, model, config.sampling.batch_size)
+    for line in listing(requests, results.lines, is_of_a_file=arguments.prompts is not None):
+        print(line)
+    if results.lines:
+        answers, images = _counted(len(results.lines), "answer"), _counted(len(results.images), "image")
+        where = f"{images} and {ANSWERS_FILE}" if results.images else ANSWERS_FILE
+        print(f"{answers} of the checkpoint of step {model.step:,}: {where} in {visible(str(output))}")
+    if not results.failures:
+        return 0
+    for failure in results.failures:
+        print(visible(f"{arguments.prompts}, line {failure.line}: {failure.error}"), file=sys.stderr)
+    num_failed = f"{len(results.failures)} of {len(requests) + len(failures)} records"
+    print(
+        f"cm3leon generate: {num_failed} have no answer; {visible(str(output / FAILURES_FILE))} lists them",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _refuse_arguments(arguments: argparse.Namespace) -> None:
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        raise UserError(
+            "--prompt is empty, as of a shell variable that is not set: give it a text; to draw without one, give "
+            '--prompts a file with {"prompt": ""}'
+        )
+    if (arguments.prompts is None) == (arguments.prompt is None):
         raise UserError("give either --prompt=TEXT or --prompts=FILE")
+    if arguments.prompt is not None and has_half_characters(arguments.prompt):
+        raise UserError(
+            "--prompt is not UTF-8 text: write it to a UTF-8 file of JSON lines, and give that to --prompts"
+        )
     if arguments.samples < 1:
         raise UserError(f"--samples={arguments.samples}: at least 1")
     if arguments.retrieve < 0:
         raise UserError(f"--retrieve={arguments.retrieve}: at least 0")
-    output = Path(arguments.output or workdir / "generations")
-    requests: list[Request] = []
-    failures: list[Failure] = []
-    if arguments.prompts:
-        requests, failures = read_requests(Path(arguments.prompts))
-    else:
-        requests = [Request(line=1, number=0, prompt=arguments.prompt)]
-    num_records = len(requests) + len(failures)
-    _refuse_own_pictures(requests, output)
-    model = restore_model(config, workdir)
-    neighbours: dict[int, list[Neighbour]] = {}
-    if arguments.retrieve:
-        retriever = open_retriever(config, model.vocabulary, arguments.retrieve)
-        neighbours = retrieved_for(requests, retriever, arguments.retrieve, config)
-    failures = generate(requests, failures, model, config, arguments.samples, output, neighbours)
-    if not failures:
-        return 0
-    if arguments.prompt:
-        raise UserError(f"--prompt: {failures[0].error}")
-    for failure in failures:
-        print(f"{arguments.prompts}, line {failure.line}: {failure.error}", file=sys.stderr)
-    num_failed = f"{len(failures)} of {num_records} records"
-    print(f"cm3leon generate: {num_failed} have no answer; {output / FAILURES_FILE} lists them", file=sys.stderr)
-    return 2
+
+
+def _refuse_too_many(num_requests: int, samples: int, config: Config) -> None:
+    """Answers that would not fit into memory are refused before any is asked for."""
+    candidates = max(samples, config.sampling.candidates)
+    # Prompt and answer fit the model's positions.
+    most = _MOST_BYTES // (_ANSWER_BYTES + _TOKEN_BYTES * config.batch.sequence_length)
+    if num_requests * candidates > most:
+        what = f"--samples={samples}" if candidates == samples else f"config.sampling.candidates={candidates}"
+        fit = most // num_requests
+        raise UserError(
+            f"{what} for {_counted(num_requests, 'prompt')} are {num_requests * candidates:,} answers, which are kept "
+            f"in memory until the best are chosen: {most:,} fit, so "
+            + (f"give at most {fit:,}" if fit else "split the prompts file")
+            + "; for more, run again with another config.sampling.seed and --output"
+        )
 
 
 def generate(
@@ -122,10 +181,9 @@ def generate(
     model: TrainedModel,
     config: Config,
     samples: int,
-    output: Path,
     neighbours: Mapping[int, Sequence[Neighbour]] | None = None,
-) -> list[Failure]:
-    """Writes the answers to `output`, in place of those of an earlier run.
+) -> Results:
+    """Answers requests.
 
     Args:
       requests: what to answer.
@@ -133,46 +191,21 @@ def generate(
       model: what answers.
       config: says how; its `candidates` are drawn for a request, its `scorer` ranks them.
       samples: answers a request, the best first.
-      output: folder; made if it is not there.
       neighbours: documents that stand in front, by the number of the request.
-
-    Returns:
-      every record that has no answer, in the order of the file.
-
-    Raises:
-      UserError: if `output` cannot be a folder; before any answer is drawn.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {output} cannot be made ({error.strerror}): name another with --output") from None
-    neighbours = neighbours or {}
-    asked, refused = _ask(requests, model, config, neighbours)
-    failures = sorted([*failures, *refused], key=lambda failure: failure.line)
+    asked, refused = _ask(requests, model, config, neighbours or {})
     samples, num_candidates = _numbers(samples, config.sampling)
     answers = _answer(asked, model, config.sampling, num_candidates)
-    lines, pictures = _results(asked, answers, model, config.sampling, samples)
-
-    # The lists go first and come last, so that what they name is there.
-    for name in (ANSWERS_FILE, FAILURES_FILE):
-        (output / name).unlink(missing_ok=True)
-    for file in list(output.iterdir()):
-        if _PICTURE_NAME.fullmatch(file.name) and file.is_file():
-            file.unlink()
-    _write_pictures(output, pictures, model, config.sampling.batch_size)
-    if lines:
-        _write_lines(output / ANSWERS_FILE, lines)
-    if failures:
-        _write_lines(output / FAILURES_FILE, [dataclasses.asdict(failure) for failure in failures])
-    print(f"{len(lines)} answer(s) of the checkpoint of step {model.step} are in {output}")
-    return failures
+    results = _results(asked, answers, model, config.sampling, samples)
+    everything = sorted([*failures, *refused, *results.failures], key=lambda failure: failure.line)
+    return dataclasses.replace(results, failures=everything)
 
 
-def _refuse_own_pictures(requests: Sequence[Request], output: Path) -> None:
+def _refuse_own_pictures(requests: Sequence[Request], folder: OutputFolder) -> None:
     """Pictures of an earlier run can be asked about, but not by a run that takes their place."""
     for request in requests:
         for path in request.pictures:
-            if _PICTURE_NAME.fullmatch(path.name) and path.resolve().parent == output.resolve():
+            if folder.will_replace(path):
                 raise UserError(f"{path} would give way to the pictures of this run: give another folder with --output")
 
 
@@ -261,26 +294,41 @@ def _results(
     model: TrainedModel,
     sampling: SamplingConfig,
     samples: int,
-) -> tuple[list[dict[str, Any]], dict[str, Int[np.ndarray, "codes"]]]:
-    """The lines about the best answers to each request, and the pictures that they name, as codes."""
+) -> Results:
+    """The best answers to each request; a request whose answers all have no score fails."""
     candidates = [
         [Candidate(one.request, answer, _picture(one, answer, model)) for answer in found]
         for one, found in zip(asked, answers, strict=True)
     ]
     scores = iter(SCORERS[sampling.scorer]([c for of_one in candidates for c in of_one], model))
-    lines: list[dict[str, Any]] = []
-    pictures: dict[str, Int[np.ndarray, "codes"]] = {}
+    results = Results([], {}, [])
     for one, of_one in zip(asked, candidates, strict=True):
-        own_scores = list(itertools.islice(scores, len(of_one)))
-        for sample, place in enumerate(best(own_scores, samples)):
+        scored = [(c, score) for c, score in zip(of_one, scores, strict=False) if _is_sound(c, score)]
+        if not scored:
+            results.failures.append(Failure(one.request.line, _no_sound_answer(sampling, model)))
+        for sample, place in enumerate(best([score for _, score in scored], samples)):
+            candidate, score = scored[place]
             index = one.request.number * samples + sample
-            fields, drawn = _fields(one, of_one[place], f"{index:05d}", model)
+            fields, drawn = _fields(one, candidate, f"{index:05d}", model)
             line = {"index": index, "prompt": one.request.prompt, "task": one.request.task, "sample": sample}
             if one.neighbours:
                 line["retrieved"] = [_retrieved(neighbour, model.vocabulary) for neighbour in one.neighbours]
-            lines.append(line | {"image": None, "text": None, "score": own_scores[place]} | fields)
-            pictures |= drawn
-    return lines, pictures
+            results.lines.append(line | {"image": None, "text": None, "score": score} | fields)
+            results.images.update(drawn)
+    return results
+
+
+def _is_sound(candidate: Candidate, score: float) -> bool:
+    """Whether an answer was drawn from finite numbers; what is drawn from others means nothing."""
+    return math.isfinite(candidate.answer.score) and math.isfinite(score)
+
+
+def _no_sound_answer(sampling: SamplingConfig, model: TrainedModel) -> str:
+    return (
+        f"the scores of its answers are not finite: with temperature {sampling.temperature:g} and guidance "
+        f"{sampling.guidance:g} (edits {sampling.edit_guidance:g} and {sampling.edit_image_guidance:g}) set "
+        f"config.sampling nearer to 1, or, where it is, take another checkpoint than that of step {model.step:,}"
+    )
 
 
 def _retrieved(neighbour: Neighbour, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -323,19 +371,17 @@ def _fields(
     return {"text": v.decode_text(tokens).strip()}, {}
 
 
-def _write_pictures(
-    output: Path, pictures: Mapping[str, Int[np.ndarray, "codes"]], model: TrainedModel, batch_size: int
-) -> None:
-    names = list(pictures)
-    batch_size = min(batch_size, len(names))
-    for start in range(0, len(names), batch_size or 1):
-        chunk = names[start : start + batch_size]
-        decoded = model.image_tokenizer.decode(np.stack([pictures[name] for name in chunk]), batch_size)
-        for name, pixels in zip(chunk, decoded, strict=True):
-            with replacing(output / name) as temporary:
-                temporary.write_bytes(encode_png(pixels))
-
-
-def _write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    with replacing(file) as temporary:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+def _write(results: Results, folder: OutputFolder, model: TrainedModel, batch_size: int) -> None:
+    """Puts images and lists into the place of those of an earlier run."""
+    with folder.stage() as stage:
+        names = list(results.images)
+        batch_size = min(batch_size, len(names))
+        for start in range(0, len(names), batch_size or 1):
+            chunk = names[start : start + batch_size]
+            codes = np.stack([results.images[name] for name in chunk])
+            for name, pixels in zip(chunk, model.image_tokenizer.decode(codes, batch_size), strict=True):
+                (stage / name).write_bytes(encode_png(pixels))
+        if results.lines:
+            write_lines(stage / ANSWERS_FILE, results.lines)
+        if results.failures:
+            write_lines(stage / FAILURES_FILE, [dataclasses.asdict(failure) for failure in results.failures])

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
+from cm3leon_jax.data.layouts import EDIT_TASK
 from cm3leon_jax.data.objective import move_spans, picture_places
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.vocabulary import Vocabulary
@@ -31,8 +32,6 @@ IMAGE_CODE, TEXT_TOKEN, ANYTHING = -1, -2, -3
 
 # Where a text is to be filled in.
 BLANK = "<mask>"
-
-EDIT_TASK = "Edit first image following the instruction"
 
 # The ids of a retrieved document: TEXT <break> PICTURE.
 Retrieved = Sequence[Sequence[int]]
@@ -142,11 +141,14 @@ def infill(
     """The masked codes of a picture, given the rest and a text; each run of masked codes is a span."""
     v = vocabulary
     if not masked.any():
-        raise UserError("an infill prompt masks nothing: its region covers no code of the picture")
+        raise UserError("an infill prompt masks nothing: its region covers no code of the picture; make it larger")
     edges = np.flatnonzero(np.diff(np.concatenate([[0], masked.astype(int), [0]])))
     spans = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
     if len(spans) > v.num_masks:
-        raise UserError(f"an infill region makes {len(spans)} spans, but the vocabulary has {v.num_masks} masks")
+        raise UserError(
+            f"an infill region makes {len(spans)} spans, but the vocabulary has {v.num_masks} masks: make it less "
+            "high, or as wide as the picture, which makes it one span"
+        )
     before = (*_front(retrieved, v), *v.encode_text(text), v.break_)
     document = np.array([*before, *v.encode_image(codes), v.end])
     moved = move_spans(

@@ -15,9 +15,10 @@ stand in front: [{"prompt": TEXT, "image": FILE}]. Files are named from the fold
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from cm3leon_jax.config import ImageTokenizerConfig
+from cm3leon_jax.data import layouts
 from cm3leon_jax.documents import UnreadablePicture, open_picture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
@@ -54,6 +56,9 @@ MIDDLE_HALF = (0.0, 0.25, 1.0, 0.75)
 
 # Pictures that are held as pixels at a time.
 _PICTURES = 64
+
+# Bytes of a line and of a prompts file, at most: far more than any model reads, far less than any memory holds.
+_LONGEST_LINE, _LARGEST_FILE = 1 << 20, 1 << 28
 
 Region = tuple[float, float, float, float]
 
@@ -89,38 +94,61 @@ class Failure:
 
     @classmethod
     def of(cls, line: int, error: UserError) -> Failure:
-        """What a record's mistake says, without the line breaks that it may quote."""
-        return cls(line, " ".join(str(error).split()))
+        """What a record's mistake says."""
+        return cls(line, str(error))
 
 
 def read_requests(file: Path) -> tuple[list[Request], list[Failure]]:
     """The records of a prompts file: those that can be read as requests, and those that cannot.
 
     Raises:
-      UserError: if the file cannot be read, or has no records.
+      UserError: if the file cannot be read, has no records, or is far larger than prompts are.
     """
-    try:
-        # Not `splitlines`: a JSON string may hold what Unicode counts as the end of a line.
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"no prompts file {file}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompts file {file} cannot be read ({error}): give a text file of JSON lines") from None
-    records = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not records:
-        raise UserError(f"the prompts file {file} is empty: write one JSON object a line")
     requests, failures = [], []
+    records = (pair for pair in enumerate(_lines(file), start=1) if pair[1].strip())
     for number, (line, record) in enumerate(records):
         try:
             requests.append(_request(record, line, number, file.parent))
         except UserError as error:
             failures.append(Failure.of(line, error))
+    if not requests and not failures:
+        raise UserError(f"the prompts file {file} is empty: write one JSON object a line")
     return requests, failures
 
 
-def _request(record: str, line: int, number: int, folder: Path) -> Request:
+def _lines(file: Path) -> Iterator[bytes]:
+    """The lines of a prompts file; of one that is too long for a record, the beginning."""
+    num_bytes, is_within_a_line = 0, False
     try:
-        value = json.loads(record)
+        with file.open("rb") as bytes_of:
+            while part := bytes_of.readline(_LONGEST_LINE + 1):
+                if not num_bytes:
+                    if part.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                        raise UserError(f"the prompts file {file} is UTF-16 text: save it as UTF-8")
+                    part = part.removeprefix(codecs.BOM_UTF8)
+                num_bytes += max(1, len(part))
+                if num_bytes > _LARGEST_FILE:
+                    raise UserError(
+                        f"the prompts file {file} holds more than {_LARGEST_FILE >> 20} MiB: give one JSON object a "
+                        "line, and split what is longer"
+                    )
+                if not is_within_a_line:
+                    yield part
+                is_within_a_line = not part.endswith(b"\n")
+    except FileNotFoundError:
+        raise UserError(f"no prompts file {file}") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"the prompts file {file} cannot be read ({why}): give a text file of JSON lines") from None
+
+
+def _request(record: bytes, line: int, number: int, folder: Path) -> Request:
+    if len(record) > _LONGEST_LINE:
+        raise UserError(f"longer than {_LONGEST_LINE >> 20} MiB: no prompt that a model could read")
+    try:
+        value = json.loads(record.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 (byte {error.start + 1} of the line): save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"not JSON ({error.msg} at column {error.colno}): write one object a line") from None
     except (ValueError, RecursionError) as error:
@@ -134,7 +162,7 @@ def _request(record: str, line: int, number: int, folder: Path) -> Request:
     known = (*needed, *optional, "retrieved", "task")
     unknown = [name for name in value if name not in known]
     if unknown:
-        raise UserError(f"no such field {', '.join(unknown)}: the task {task} has {', '.join(known)}")
+        raise UserError(f"no such field {', '.join(unknown):.60}: the task {task} has {', '.join(known)}")
     fields: dict[str, Any] = {}
     for name in known[:-1]:
         if name in value:
@@ -150,11 +178,13 @@ def _request(record: str, line: int, number: int, folder: Path) -> Request:
 
 
 def _text(value: Any, _: Path) -> str | None:
-    return value if isinstance(value, str) and not _has_half_characters(value) else None
+    return value if isinstance(value, str) and not has_half_characters(value) else None
 
 
 def _picture(value: Any, folder: Path) -> Path | None:
-    return folder / value if isinstance(value, str) else None
+    if not isinstance(value, str) or not value or has_half_characters(value) or "\0" in value:
+        return None
+    return folder / value
 
 
 def _region(value: Any, _: Path) -> Region | None:
@@ -207,7 +237,7 @@ _READERS: dict[str, Callable[[Any, Path], Any]] = {
 }
 
 
-def _has_half_characters(text: str) -> bool:
+def has_half_characters(text: str) -> bool:
     """JSON can spell halves of surrogate pairs, which no tokenizer takes and no file can hold."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
@@ -221,6 +251,8 @@ def read_pictures(paths: Iterable[Path], image_tokenizer: ImageTokenizer) -> dic
         pixels = {}
         for path in distinct[start : start + _PICTURES]:
             try:
+                if path.exists() and not path.is_file():
+                    raise ValueError("no ordinary file")
                 pixels[path] = open_picture(path.read_bytes(), config.resolution, config.in_channels)
             except FileNotFoundError:
                 found[path] = f"no picture {path}"
@@ -291,7 +323,10 @@ def prompt_of(
         return prompts.text_infill(text.replace(f" {prompts.BLANK}", prompts.BLANK), picture, most, v, retrieved)
     if prompts.BLANK in text:
         raise UserError(f"the prompt of the task {request.task} holds {prompts.BLANK}: the task infill_text fills it")
-    beginning = f"Question: {text.strip()} Answer:" if request.task == "vqa" else text.rstrip()
+    if request.task == "vqa":
+        beginning = layouts.QUESTION.text_before("answer", question=text.strip())
+    else:
+        beginning = layouts.INSTRUCTED_CAPTION.text_before("caption", instruction=text)
     if request.order == "left_to_right":
         return prompts.text_after_picture(picture, most, v, beginning, retrieved)
     return prompts.text_infill(beginning + prompts.BLANK, picture, most, v, retrieved)

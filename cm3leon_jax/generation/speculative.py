@@ -62,11 +62,13 @@ def decode_speculatively(
         text_scale, image_scale = jnp.repeat(task.text_scale, n), jnp.repeat(task.image_scale, n)
         is_contrastive = None if task.is_contrastive is None else jnp.repeat(task.is_contrastive, n)
         scores = next_scores(flat, None, text_scale, image_scale, is_contrastive, filters)
+        # As in `decode.decode`: what is drawn from scores that are not finite has no likelihood.
+        unsound = jnp.where(jnp.isfinite(scores.max(axis=-1)), 0, jnp.nan).reshape(B, n, 1)
         if greedy:
             scores = jnp.where(jax.nn.one_hot(scores.argmax(axis=-1), scores.shape[-1], dtype=bool), 0.0, -jnp.inf)
         return (
             jax.nn.log_softmax(scores).reshape(B, n, -1),
-            jax.nn.log_softmax(logits[:, 0]),
+            jax.nn.log_softmax(logits[:, 0]) + unsound,
         )
 
     def draw_all(keys: Array, log_p: Float[Array, "B n K"]) -> Int[Array, "B n"]:

@@ -37,6 +37,7 @@ from cm3leon_jax.data.neighbours import (
 )
 from cm3leon_jax.data.reading import TaskReader, open_mixture
 from cm3leon_jax.data.shard_writer import DocumentTokenizer
+from cm3leon_jax.data.tokenizing import check_sources
 from cm3leon_jax.distributed import all_agree, is_first
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, replacing, wait_for, write_json
@@ -83,6 +84,8 @@ def find_neighbours(
         write_json(folder / "plan.json", plan)
 
     readers = {task.name: task for task in open_mixture(config.corpus)}
+    sources = {name: task.get("source", {}) for name, task in corpus.manifest["tasks"].items()}
+    check_sources(sources, tuple(readers.values()), corpus.path)
     for turn, (task, split) in enumerate(_splits(corpus)):
         _write_vectors(readers[task], split, corpus, tokens, encoder, config.retrieval, turn)
     _wait_for_shards(corpus, queries_file)

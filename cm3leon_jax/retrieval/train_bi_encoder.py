@@ -22,8 +22,9 @@ from jaxtyping import Bool, Int64
 from cm3leon_jax.checkpoints import refuse_changes
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.pair_sample import PairSample, load_pair_sample
+from cm3leon_jax.data.reading import provenance_of
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, remove_left_overs
+from cm3leon_jax.files import read_json, remove_left_overs, write_json
 from cm3leon_jax.lock import lock
 from cm3leon_jax.model.sharding import make_mesh
 from cm3leon_jax.retrieval import clip_training
@@ -156,8 +157,10 @@ def _train(config: Config, workdir: Path, vocabulary: Vocabulary, record: dict[s
 def _count(config: Config, record: dict[str, Any]) -> None:
     from cm3leon_jax.retrieval import tfidf
 
+    sources = provenance_of(config.corpus)
     encoder = tfidf.fit(config)
     encoder.save(config.bi_encoder.path, training=record)
+    write_json(Path(config.bi_encoder.path) / "trained_on.json", {"sources": sources})
     print(f"bi-encoder {encoder.fingerprint} at {config.bi_encoder.path}: word statistics and a thumbnail")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -15,6 +16,20 @@ from jaxtyping import UInt8
 
 from cm3leon_jax.progress import StepLog
 
+# TensorBoard puts curves side by side whose names begin with the same word and a "/".
+_GROUPS = {
+    "loss": ("loss", "all"),
+    "loss_text": ("loss", "text"),
+    "loss_image": ("loss", "image"),
+    "held_out_loss": ("held_out_loss", "all"),
+    "held_out_loss_text": ("held_out_loss", "text"),
+    "held_out_loss_image": ("held_out_loss", "image"),
+    **{name: ("optimizer", name) for name in ("learning_rate", "grad_norm", "skipped_steps")},
+    **{name: ("speed", name) for name in ("tokens_per_second", "tokens_per_second_per_device", "mfu")},
+    **{name: ("speed", name) for name in ("step_seconds", "data_wait_seconds")},
+    "goodput": ("goodput", "share"),
+}
+
 # Longest time for which curves are kept back from TensorBoard.
 _FLUSH_SECONDS = 30.0
 
@@ -25,7 +40,8 @@ class MetricsLog:
     `last_seconds` are those of the last line that was dropped: what a start that ended without warning last said.
     """
 
-    def __init__(self, workdir: Path, first_step: int) -> None:
+    def __init__(self, workdir: Path, first_step: int, config: Mapping[str, Any] | None = None) -> None:
+        """`config` is shown in TensorBoard as this start had it."""
         workdir.mkdir(parents=True, exist_ok=True)
         self._lines = StepLog(workdir / "metrics.jsonl", first_step)
         dropped = self._lines.dropped
@@ -33,6 +49,9 @@ class MetricsLog:
             name: float(value) for name, value in dropped.items() if name.startswith("seconds_") and value is not None
         }
         self._curves = EventFile(workdir / "tensorboard", first_step)
+        if config is not None:
+            text = json.dumps(config, indent=2, ensure_ascii=False)
+            self._curves.write_text(first_step, "config", f"```json\n{text}\n```")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line, one point a curve."""
@@ -73,9 +92,13 @@ class EventFile:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One point a curve."""
         for name, value in values.items():
-            self._write(step, summary=self._formats.summary.scalar(name, value))
+            self._write(step, summary=self._formats.summary.scalar(tag(name), value))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
+
+    def write_text(self, step: int, name: str, markdown: str) -> None:
+        """One text."""
+        self._write(step, summary=self._formats.summary.text(name, markdown))
 
     def write_picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
         """One picture."""
@@ -93,6 +116,14 @@ class EventFile:
 
     def _write(self, step: int, **content: Any) -> None:
         self._events.write_event(self._formats.proto.event_pb2.Event(step=step, wall_time=time.time(), **content))
+
+
+def tag(name: str) -> str:
+    """The name of a curve in TensorBoard; in metrics.jsonl it has no group."""
+    if name.startswith("seconds_"):
+        return f"goodput/{name}"
+    group, _, rest = name.partition("_")
+    return "/".join(_GROUPS.get(name, (group, rest or "all")))
 
 
 def _tensorboard_formats() -> Any:

@@ -10,8 +10,11 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from cm3leon_jax.config import Config
+from cm3leon_jax.data.captioned import captioned_pictures
+from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.distributed import is_first
 from cm3leon_jax.documents import encode_png
+from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import replacing
 from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.generation.drawing import draw_pictures, picture_grid
@@ -20,23 +23,43 @@ from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.vocabulary import Vocabulary
 
 _MOST_PROMPTS, _PER_PROMPT = 10, 6
+# Of the held-out texts, where the config names no prompts.
+_MOST_TEXTS = 8
 
 
 class SamplePictures:
-    """Draws the first prompts of `config.evaluate` into WORKDIR/samples/, one row a prompt."""
+    """Draws the first prompts of `config.evaluate` into WORKDIR/samples/, one row a prompt.
 
-    def __init__(self, config: Config, workdir: Path, vocabulary: Vocabulary, mesh: Mesh) -> None:
+    Without prompts it draws the first held-out texts; `note` says so, or why it draws nothing.
+    """
+
+    def __init__(
+        self, config: Config, workdir: Path, vocabulary: Vocabulary, corpus: PreparedCorpus, mesh: Mesh
+    ) -> None:
         self._config, self._folder, self._vocabulary = config, workdir / "samples", vocabulary
-        self._texts = [text for text in config.evaluate.prompts[:_MOST_PROMPTS] for _ in range(_PER_PROMPT)]
         self._decoder = Decoder(config.model, vocabulary, config.batch.sequence_length, mesh)
-        if self._texts:
+        self._texts: list[str] = []
+        self.note = ""
+        prompts, split = config.evaluate.prompts[:_MOST_PROMPTS], config.corpus.held_out_split
+        if prompts:
             # What is missing or too long shows before the first step, not hours later.
-            self._image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
-            length = self._image_tokenizer.config.image_length
-            self._decoder.refuse_too_long([text_to_image(text, length, vocabulary) for text in self._texts])
+            self._get_ready(prompts)
+            return
+        try:
+            held_out = captioned_pictures(corpus, split, _MOST_TEXTS, config.batch.sequence_length, vocabulary)
+            self._get_ready(tuple(dict.fromkeys(held_out.texts)))
+            self.note = f"of the first texts of the split {split!r}, since config.evaluate.prompts is empty"
+        except UserError as nothing:
+            self.note = f"none, since config.evaluate.prompts is empty and {nothing}"
+
+    def _get_ready(self, prompts: tuple[str, ...]) -> None:
+        self._image_tokenizer = ImageTokenizer.load(self._config.image_tokenizer.path)
+        length = self._image_tokenizer.config.image_length
+        self._decoder.refuse_too_long([text_to_image(text, length, self._vocabulary) for text in prompts])
+        self._texts = [text for text in prompts for _ in range(_PER_PROMPT)]
 
     def __call__(self, step: int, parameters: Any) -> UInt8[np.ndarray, "height width C"] | None:
-        """The grid, as the first process writes it to samples/step_0000STEP.png; None where the config has no prompts.
+        """The grid, as the first process writes it to samples/step_0000STEP.png; None where there is nothing to draw.
 
         All processes of the run call this.
         """

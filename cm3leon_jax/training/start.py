@@ -1,4 +1,7 @@
-"""Where a run begins: from scratch, from an import, at its newest sound checkpoint, or before a bad stretch."""
+"""Where a run begins: at its newest sound checkpoint, from another run, from an import, or from scratch.
+
+The first of these that there is, in this order; or before a bad stretch.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ from cm3leon_jax.errors import RestartError, UserError
 from cm3leon_jax.model.flops import flops_per_token
 from cm3leon_jax.model.sharding import make_mesh, own_rows, refuse_uneven_batch
 from cm3leon_jax.training.goodput import NO_SECONDS
+from cm3leon_jax.training.init_from import NewRun, taken_over
 from cm3leon_jax.training.metrics import StepWork
+from cm3leon_jax.training.optimizer import learning_rate
 from cm3leon_jax.training.samples import SamplePictures
 from cm3leon_jax.training.skipping import BadStretch
 from cm3leon_jax.training.step import TrainState, TrainStep
@@ -37,6 +42,8 @@ MAY_CHANGE = (
     *("config.vocabulary.path", "config.vocabulary.num_documents", "config.image_tokenizer.path"),
     *(f"config.train.{name}" for name in ("log_every", "save_every", "keep_checkpoints", "eval_every")),
     *("config.train.eval_batches", "config.train.sample_every", "config.train.compilation_cache"),
+    # Its schedule is said; where a run came from is done.
+    *("config.train.num_tokens", "config.train.init_from"),
     # How a step is computed, not what.
     *("config.model.attention", "config.model.remat", "config.model.scan_layers"),
     *("config.train.num_microbatches", "config.train.loss_chunks"),
@@ -94,8 +101,21 @@ class Start:
     left_out: tuple[tuple[int, int], ...] = ()
     num_rollbacks: int = 0
     from_import: bool = False
+    # Another run and its step, whose parameters it began with.
+    init_from: str = ""
     # The clock's at that time.
     seconds: Mapping[str, float] = field(default_factory=lambda: NO_SECONDS)
+
+    def record(self, first_window: tuple[int, int], seconds: Mapping[str, float]) -> dict[str, Any]:
+        """What a checkpoint of the run says, beside what it belongs to."""
+        return {
+            "first_window": first_window,
+            "left_out": self.left_out,
+            "num_rollbacks": self.num_rollbacks,
+            "from_import": self.from_import,
+            "init_from": self.init_from,
+            "seconds": seconds,
+        }
 
 
 def set_up(config: Config, workdir: Path) -> Setup:
@@ -124,7 +144,7 @@ def set_up(config: Config, workdir: Path) -> Setup:
             num_devices=mesh.size,
             peak_flops=chip.bfloat16_flops if chip else 0.0,
         ),
-        pictures=SamplePictures(config, workdir, vocabulary, mesh) if config.train.sample_every else None,
+        pictures=SamplePictures(config, workdir, vocabulary, corpus, mesh) if config.train.sample_every else None,
         identity={
             "vocabulary": vocabulary.fingerprint,
             "corpus": corpus.identity,
@@ -136,10 +156,13 @@ def set_up(config: Config, workdir: Path) -> Setup:
 
 def continued(setup: Setup, checkpoints: Checkpoints) -> Start:
     """The newest checkpoint that can be read, or a fresh start; damaged ones are put aside."""
-    steps = checkpoints.steps
+    steps, init_from = checkpoints.steps, setup.config.train.init_from
     for step in reversed(steps):
         try:
-            return _start_at(setup, checkpoints, step)
+            stored = checkpoints.meta(step)
+            if init_from and stored.get("imported"):
+                break
+            return _start_at(setup, checkpoints, step, stored)
         except DamagedCheckpoint as damage:
             if step == steps[0]:
                 raise UserError(
@@ -152,11 +175,23 @@ def continued(setup: Setup, checkpoints: Checkpoints) -> Start:
                 raise RestartError(f"{damage}; the checkpoint before is used at the next start") from None
     state = setup.compiled.init()
     checkpoints.get_ready(state)
-    return Start(0, state, "from scratch")
+    return _start_from_another(setup, checkpoints, state) if init_from else Start(0, state, "from scratch")
 
 
-def _start_at(setup: Setup, checkpoints: Checkpoints, step: int) -> Start:
-    stored = checkpoints.meta(step)
+def _start_from_another(setup: Setup, checkpoints: Checkpoints, state: TrainState) -> Start:
+    """The first step of a run with another's parameters, saved at once: the other one may train on, or go."""
+    image_tokenizer, fresh = setup.corpus.identity["image_tokenizer"], state.pop("parameters")
+    taken = taken_over(NewRun(setup.config, setup.vocabulary, image_tokenizer, fresh, setup.mesh), setup.workdir)
+    state["parameters"] = taken.parameters
+    if is_first():
+        print("".join(f"{note}\n" for note in taken.notes), end="")
+    start = Start(0, state, f"from the parameters of {taken.source}", init_from=taken.source)
+    if not checkpoints.steps:
+        checkpoints.save(0, state, setup.identity | start.record((0, 0), NO_SECONDS))
+    return start
+
+
+def _start_at(setup: Setup, checkpoints: Checkpoints, step: int, stored: dict[str, Any]) -> Start:
     is_import = bool(stored.get("imported"))
     if is_import and stored["corpus"]["image_tokenizer"] is None:
         # Imported before there was one: the corpus says which one it is.
@@ -172,17 +207,40 @@ def _start_at(setup: Setup, checkpoints: Checkpoints, step: int) -> Start:
         abstract = setup.compiled.abstract_state["parameters"]
         state["parameters"] = checkpoints.restore_parameters(step, abstract)
         return Start(step, state, "from imported parameters", from_import=True)
+    num_steps = setup.config.num_steps
+    if step > num_steps:
+        raise UserError(
+            f"config.train.num_tokens {setup.config.train.num_tokens:.10g} ends the run at step {num_steps:,}, but it "
+            f"is at step {step:,} already: give at least {step * setup.work.num_tokens:,}"
+        )
     # Restored without ever being initialised, for the same reason; a finished run needs no state.
-    is_finished = step >= setup.config.num_steps
+    state = {} if step == num_steps else checkpoints.restore(step, setup.compiled.abstract_state)
+    if state and is_first():
+        _say_schedule(setup.config, stored, int(state["history"].num_taken))
     return Start(
         step,
-        {} if is_finished else checkpoints.restore(step, setup.compiled.abstract_state),
+        state,
         f"continued from the checkpoint of step {step:,}",
         first_window=tuple(stored["first_window"]),
         left_out=tuple((first, stop) for first, stop in stored["left_out"]),
         num_rollbacks=stored["num_rollbacks"],
         from_import=stored["from_import"],
+        # Checkpoints from before there was this field have none.
+        init_from=stored.get("init_from", ""),
         seconds=stored["seconds"],
+    )
+
+
+def _say_schedule(config: Config, stored: Mapping[str, Any], num_taken: int) -> None:
+    """What the learning rate does now, if the end of the run has moved."""
+    tokens = config.batch.batch_size * config.batch.sequence_length
+    then, now = max(1, round(stored["config"]["train"]["num_tokens"] / tokens)), config.num_steps
+    if then == now:
+        return
+    before, after = (learning_rate(config.optimizer, num_steps) for num_steps in (then, now))
+    print(
+        f"schedule: the run ends at step {now:,}, not {then:,}: the learning rate is {float(after(num_taken)):.3g} "
+        f"from here on, not {float(before(num_taken)):.3g}, and decays linearly to {float(after(now)):.3g} at the end"
     )
 
 

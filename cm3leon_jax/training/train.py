@@ -6,18 +6,18 @@ Leaves in the workdir: config.json, metrics.jsonl, tensorboard/, checkpoints/, s
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from cm3leon_jax import config_file
 from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.batches import BatchSource, iterate
+from cm3leon_jax.data.batches import iterate
 from cm3leon_jax.distributed import StallWatch, is_first
 from cm3leon_jax.errors import RESTART, NotFinite, UserError
 from cm3leon_jax.lock import lock
@@ -86,7 +86,7 @@ def _train(
     stopping = False
     source = setup.source(config.corpus.train_split, start)
     held_out_source = setup.source(config.corpus.held_out_split) if train.eval_every else None
-    log = MetricsLog(setup.workdir, start.step) if is_first() else None
+    log = MetricsLog(setup.workdir, start.step, dataclasses.asdict(config)) if is_first() else None
     progress = Progress("train", config.num_steps, start.step, shown=is_first())
     clock.went_back(start.seconds, ((log and log.last_seconds) or start.seconds) if is_restart else None)
     batches = iterate(source, start.step, config.num_steps)
@@ -120,7 +120,7 @@ def _train(
                 # What the run may go back to has no bad step before it.
                 save = save and (read.num_in_a_row == 0 or is_last or stopping)
             if save:
-                meta = setup.identity | _position(source, step, start) | {"seconds": clock.values()}
+                meta = setup.identity | start.record(source.window_of(step), clock.values())
                 with clock.paused_for_save():
                     if log:
                         log.flush()
@@ -164,15 +164,6 @@ def _diverged(error: NotFinite, since: int, checkpoints: Checkpoints) -> UserErr
         "start anew in another --workdir, or from what is good with config.train.init_from, with a lower "
         "config.optimizer.peak_learning_rate or beta2, or a larger epsilon"
     )
-
-
-def _position(source: BatchSource, step: int, start: Start) -> dict[str, Any]:
-    return {
-        "first_window": source.window_of(step),
-        "left_out": start.left_out,
-        "num_rollbacks": start.num_rollbacks,
-        "from_import": start.from_import,
-    }
 
 
 @dataclass
@@ -230,5 +221,7 @@ def _announce(setup: Setup, start: Start) -> None:
     if config.retrieval.enabled:
         how_many = "0 to " * (config.retrieval.draw == "uniform") + str(config.retrieval.num_drawn)
         print(f"retrieval: {how_many} neighbour{'s' * (config.retrieval.num_drawn != 1)} in front of each document")
+    if setup.pictures and setup.pictures.note:
+        print(f"samples: {setup.pictures.note}")
     if num_too_long := setup.source(config.corpus.train_split).num_too_long:
         print(f"note: {num_too_long:,} documents are longer than a sequence and lose their last segments")

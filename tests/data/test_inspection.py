@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cm3leon_jax import cli
-from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, RetrievalConfig, VocabularyConfig
+from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, RetrievalConfig, TrainConfig, VocabularyConfig
 from cm3leon_jax.data import inspection
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import NONE
@@ -82,6 +82,7 @@ def config(tmp_path, corpus, vocabulary, tiny_pictures):
         image_tokenizer=replace(tiny_pictures, path=str(tmp_path / "image_tokenizer")),
         vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
         batch=BatchConfig(batch_size=2, sequence_length=64),
+        train=TrainConfig(num_tokens=1e4),
     )
 
 
@@ -95,6 +96,20 @@ def test_prints_and_writes_a_page(config, tmp_path, corpus, monkeypatch, capsys,
     assert "<break> [picture 4x4]" in out and "sequence 2, " in out and "the page has no pictures" in out
     page = (tmp_path / "inspect.html").read_text()
     assert "&lt;break&gt;" in page and "[picture 4x4]" in page and "<script" not in page
+
+
+@pytest.mark.parametrize("harmful", ["\x1b]0;title\x07", "\x1b[2J", "\u202e", "\r", "\x9b31m", "\u2028", "\0"])
+def test_what_captions_hold_neither_steers_the_terminal_nor_hides(
+    config, tmp_path, corpus, vocabulary, monkeypatch, capsys, harmful
+):
+    monkeypatch.setattr(inspection.PreparedCorpus, "open", lambda path, vocabulary: corpus)
+    document = np.array(vocabulary.encode_text(f"red {harmful}cat"))
+    shown = inspection.Shown("a title", inspection.pieces(document, vocabulary, IMAGE_LENGTH))
+    monkeypatch.setattr(inspection, "_documents", lambda *arguments: iter([shown]))
+    assert inspection.run(config, tmp_path, argparse.Namespace(split=None, count=1, html=None)) == 0
+    out, page = capsys.readouterr().out, (tmp_path / "inspect.html").read_text()
+    assert harmful not in out and harmful not in page
+    assert harmful.encode("unicode_escape").decode() + "cat" in out
 
 
 def test_neighbours_are_shown_with_scores_and_by_what_they_were_found(config, tmp_path, corpus, monkeypatch, capsys):

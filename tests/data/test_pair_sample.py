@@ -33,6 +33,7 @@ def drawn(config: Config, documents: list[tuple], monkeypatch: pytest.MonkeyPatc
     """What is drawn from these documents, without a process of its own."""
     found = [Document(segments) for segments in documents]
     monkeypatch.setattr(reading, "read_documents", lambda corpus, split: iter(found))
+    monkeypatch.setattr(pair_sample, "provenance_of", lambda corpus: {"documents": {"from": "a test"}})
     folder = Path(config.bi_encoder.path) / "sample"
     pair_sample._draw(config, folder, pair_sample._provenance(config))
     return load_pair_sample(config)

@@ -1,13 +1,15 @@
 """Tasks: folders of captioned pictures, TFDS builders, and what is wrong with them by name."""
 
 import json
+import re
 from functools import cache
 
 import numpy as np
 import pytest
 
 from cm3leon_jax.config import CorpusConfig
-from cm3leon_jax.data.reading import open_mixture
+from cm3leon_jax.data.reading import open_mixture, skipped_report
+from cm3leon_jax.data.sources.folder_config import FolderConfig
 from cm3leon_jax.documents import Picture, Text, encode_png, open_picture
 from cm3leon_jax.errors import UserError
 
@@ -64,41 +66,47 @@ def test_all_captions_of_a_picture_are_on_one_side(tmp_path):
 
 def _no_caption(folder):
     (folder / "0.txt").unlink()
-    return "0.png has no caption"
+    return "1 x image without a caption: 0.png"
 
 
 def _no_picture(folder):
     (folder / "below" / "1.png").unlink()
-    return "1.txt has no picture"
+    return "1 x caption without an image: below/1.txt"
 
 
 def _not_json(folder):
-    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\nnot json\n')
-    return "metadata.jsonl:2 is malformed"
-
-
-def _no_text(folder):
-    (folder / "metadata.jsonl").write_text('{"file_name": "0.png"}\n')
-    return "metadata.jsonl:1 is malformed"
+    (folder / "metadata.jsonl").write_text("\n[[[[\n")
+    return "1 x metadata line that is malformed: metadata.jsonl:2"
 
 
 def _unknown_picture(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "nowhere.png", "text": "a"}\n')
-    return "metadata.jsonl:1 names nowhere.png"
+    return "1 x metadata line without its image: metadata.jsonl:1 .nowhere.png."
 
 
-def _picture_without_line(folder):
-    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n')
-    return "10.png has no line in"
-
-
-@pytest.mark.parametrize(
-    "spoil", [_no_caption, _no_picture, _not_json, _no_text, _unknown_picture, _picture_without_line]
-)
-def test_what_is_wrong_with_a_folder_is_named(folder, spoil):
+@pytest.mark.parametrize("spoil", [_no_caption, _no_picture, _not_json, _unknown_picture])
+def test_what_is_odd_in_a_folder_is_skipped_up_to_a_fraction(folder, spoil):
     message = spoil(folder)
-    with pytest.raises(UserError, match=message):
-        open_mixture(CorpusConfig(mixture=f"folder:{folder}"))
+    (task,) = open_mixture(CorpusConfig(mixture=f"folder:{folder}"))
+    skipped = task.skipped()
+    assert skipped.num_documents == 1 and re.fullmatch(message, skipped.in_one_line())
+    assert re.search(message, skipped_report([task]))
+    refused = rf"1 had to be skipped, more than config.corpus.max_skipped_fraction=0.07 .*{message}"
+    with pytest.raises(UserError, match=refused):
+        open_mixture(CorpusConfig(mixture=f"folder:{folder}", max_skipped_fraction=0.07))
+
+
+def test_the_home_folder_is_known_by_its_sign(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert documents(f"folder:~/{folder.name}", "train") == documents(f"folder:{folder}", "train")
+
+
+def test_the_config_says_how_a_folder_is_read(folder):
+    (folder / "0.txt").write_text("one\nzwei")
+    config = FolderConfig(held_out_fraction=0.5, caption_line="first")
+    (task,) = open_mixture(CorpusConfig(mixture=f"folder:{folder}", folder=config))
+    texts = {split: {document.text for document in task.documents(split)} for split in ("train", "validation")}
+    assert "one" in texts["train"] | texts["validation"] and len(texts["validation"]) > 2
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):
@@ -151,6 +159,20 @@ def test_tfds_builders_of_both_formats(tmp_path, file_format):
         assert (open_picture(picture.encoded, 8, 3) == int(caption.text[0])).all()
     with pytest.raises(UserError, match="has no feature 'label'"):
         tasks.add_tfds_task("tiny_again", builder_name, image_key="label", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route\nto the host"), AssertionError("download it by hand")])
+def test_a_data_set_that_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch, capsys, error):
+    from cm3leon_jax.data import tasks
+
+    def failing(self, **named):
+        raise error
+
+    monkeypatch.setattr(_tiny_builder(), "download_and_prepare", failing)
+    with pytest.raises(UserError, match=r"cannot download and prepare tiny_captions/1.0.0 \(.*copy it to ") as refused:
+        tasks.add_tfds_task("tiny_absent", "tiny_captions", caption_key="captions/text", data_dir=tmp_path)
+    assert str(error).splitlines()[0] in str(refused.value)
+    assert "tiny_captions/1.0.0 is not in" in capsys.readouterr().out
 
 
 def test_unknown_builders_are_named():

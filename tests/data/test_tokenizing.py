@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from cm3leon_jax.data import tokenizing
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.reading import TaskReader, open_mixture
 from cm3leon_jax.data.shard_writer import DocumentTokenizer, ShardWriter
+from cm3leon_jax.data.sources.folder import FolderSource
 from cm3leon_jax.documents import encode_png, open_picture
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import write_json
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.image_tokenizer.vqgan import VQGAN, parameters
 from cm3leon_jax.vocabulary import Vocabulary
@@ -110,7 +113,7 @@ def test_documents_are_read_back_as_they_were(config, vocabulary, image_tokenize
 
 def test_unreadable_pictures_are_skipped_counted_and_listed(config, capsys):
     run(config)
-    assert "skipped 2 documents (2 for unreadable picture)" in capsys.readouterr().out
+    assert "skipped 2 (2 for unreadable picture)" in capsys.readouterr().out
     corpus = PreparedCorpus.open(config.corpus.path)
     (task,) = corpus.manifest["tasks"].values()
     skipped = [entry["skipped"] for entry in task["splits"].values()]
@@ -165,6 +168,91 @@ def test_a_corpus_of_other_parts_is_refused(config, vocabulary, tmp_path):
         run(config)
 
 
+@pytest.mark.parametrize(
+    ("field", "split", "message"),
+    [
+        ("held_out_split", "validaton", "has no such split: its splits are train, validation"),
+        ("train_split", "trian", "has no such split: its splits are train, validation"),
+        ("held_out_split", "train", "which is also config.corpus.train_split"),
+    ],
+)
+def test_splits_that_hold_nothing_out_are_refused(config, field, split, message):
+    with pytest.raises(UserError, match=rf"config\.corpus\.{field} is '{split}'.*{message}"):
+        run(replace(config, corpus=replace(config.corpus, **{field: split})))
+    assert not Path(config.corpus.path, "plan.json").exists()
+
+
+def test_more_skipped_documents_than_allowed_are_refused_and_nothing_is_lost(config, capsys):
+    strict = replace(config, corpus=replace(config.corpus, max_skipped_fraction=0.04))
+    with pytest.raises(UserError, match=r"2 had to be skipped.*2 for unreadable picture; .*\.png: unreadable picture"):
+        run(strict)
+    shards = {name: found for name, found in files(Path(config.corpus.path)).items() if "shard" in name}
+    assert run(config) == 0
+    assert shards.items() <= files(Path(config.corpus.path)).items()
+
+
+def _one_more(folder):
+    (folder / "new.png").write_bytes((folder / "00.png").read_bytes())
+    (folder / "new.txt").write_text("one more")
+
+
+def _corrected(folder):
+    (folder / "01.txt").write_text("a corrected caption")
+
+
+@pytest.mark.parametrize("edit", [_one_more, _corrected])
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_folder_that_was_edited_is_refused(config, folder, tmp_path, edit, is_complete):
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    config = replace(config, corpus=replace(config.corpus, mixture=f"folder:{copy}"))
+    run(config)
+    if not is_complete:
+        Path(config.corpus.path, "manifest.json").unlink()
+    before = files(Path(config.corpus.path))
+    edit(copy)
+    with pytest.raises(UserError, match=r"from another state of the task .*captions: .*changed since then: .*delete"):
+        run(config)
+    assert files(Path(config.corpus.path)) == before
+
+
+def test_an_edit_while_prepare_runs_is_told_and_not_mixed_in(config, folder, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    config = replace(config, corpus=replace(config.corpus, mixture=f"folder:{copy}"))
+    write_splits = tokenizing._write_splits
+
+    def edited(*arguments):
+        _one_more(copy)
+        (copy / "02.png").write_bytes(b"another")
+        return write_splits(*arguments)
+
+    monkeypatch.setattr(tokenizing, "_write_splits", edited)
+    run(config)
+    out = capsys.readouterr().out
+    assert "skipped 3 (1 for image that was edited meanwhile, 2 for unreadable picture)" in out
+    assert "3 files were changed while this ran (02.png, new.png, new.txt)" in out
+    (task,) = PreparedCorpus.open(config.corpus.path).manifest["tasks"].values()
+    listed = [one for entry in task["splits"].values() for one in entry["skipped"]["first"]]
+    assert {one["where"] for one in listed} == {"02.png", "07.png", "20.png"}
+
+
+def test_parts_made_from_an_older_state_are_told(config, capsys):
+    folders = ((config.vocabulary.path, "trained_on.json"), (config.image_tokenizer.path, "sample/sample.json"))
+    run(config)
+    assert "older state" not in capsys.readouterr().out
+    (task,) = open_mixture(config.corpus)
+    files = [Path(folder, name) for folder, name in folders]
+    for file in files:
+        write_json(file, {"sources": {task.name: {**task.provenance(), "captions": "others"}}})
+    run(config)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "older state" in line]
+    assert [line.split(" was")[0] for line in lines] == ["the vocabulary", "the image tokenizer"]
+    assert all("captions: others, now " in line and "images" not in line for line in lines)
+    for file in files:
+        file.unlink()
+
+
 def test_a_mixture_without_readable_documents_is_refused(config, tmp_path):
     (tmp_path / "broken").mkdir()
     for index in range(3):
@@ -190,7 +278,7 @@ def test_what_a_task_follows_from_is_noted_and_binds_the_corpus(config, folder, 
     run(config)
     font = "second"
     before = files(Path(config.corpus.path))
-    message = rf"prepared with another font of the task {task.name} \(first, now it is second\): delete that folder"
+    message = rf"prepared from another state of the task {task.name} \(font: first, now second.*\): delete that folder"
     with pytest.raises(UserError, match=message):
         run(config)
     Path(config.corpus.path, "manifest.json").unlink()
@@ -200,7 +288,8 @@ def test_what_a_task_follows_from_is_noted_and_binds_the_corpus(config, folder, 
     assert files(Path(config.corpus.path)) == before
 
 
-def test_a_task_that_follows_from_its_name_alone_has_no_source(config):
+def test_a_task_that_follows_from_its_name_alone_has_no_source(config, monkeypatch):
+    monkeypatch.setattr(FolderSource, "provenance", lambda self: {})
     run(config)
     (task,) = open_mixture(config.corpus)
     assert task.provenance() == {}

@@ -23,7 +23,7 @@ def test_the_page_shows_everything(tmp_path):
         reconstructions=pictures(2),
         held_out=pictures(2),
         filled=pictures(2),
-        texts=["true & one", "two"],
+        texts=["true & one", "esc\x1b[31m \u202eback"],
         captions=["written one", "two"],
         captions_left_to_right=["read one", "two"],
         mask=np.arange(16) // 4 == 1,
@@ -32,8 +32,11 @@ def test_the_page_shows_everything(tmp_path):
     page = (tmp_path / "report.html").read_text()
     for shown in ("90.5%", "a handwritten &lt;seven&gt;", "true &amp; one", "written one", "read one", "<svg", "1,200"):
         assert shown in page
-    assert page.count("data:image/png;base64,") == 3 + 2
+    assert r"esc\x1b[31m \u202eback" in page and "\x1b" not in page and "\u202e" not in page
+    # Samples; held-out, hidden and filled in; captioned; original and reconstruction.
+    assert page.count("data:image/png;base64,") == 3 + 3 * 2 + 2 + 2 * 2
     assert not re.search(r'(src|href)="http', page)
+    assert len(re.findall("<img [^>]*alt=", page)) == page.count("<img ")
 
 
 def test_no_metrics_no_curves():

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -34,8 +35,8 @@ def run(trained, tiny_config, folder, monkeypatch):
 
     def command(*lines, prompt=None, samples=1, output="out", retrieve=0, **sampling) -> int:
         config = dataclasses.replace(tiny_config, sampling=dataclasses.replace(tiny_config.sampling, **sampling))
-        file = None if prompt else str(prompts_file(folder, *lines))
-        out = str(folder / output)
+        file = prompts_file(folder, *lines) if prompt is None else None
+        out = folder / output
         arguments = argparse.Namespace(prompts=file, prompt=prompt, samples=samples, retrieve=retrieve, output=out)
         return generate.run(config, folder, arguments)
 
@@ -92,7 +93,10 @@ def test_every_task_is_answered(run, folder, capsys):
     assert {path.name for path in out.iterdir()} == named
     for name in named - {"generations.jsonl"}:
         assert open_picture((out / name).read_bytes(), 8, 1).shape == (8, 8, 1)
-    assert f"16 answer(s) of the checkpoint of step 3 are in {out}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    num_images = len(named) - 1
+    assert f"16 answers of the checkpoint of step 3: {num_images} images and generations.jsonl in {out}" in said
+    assert all(f"\n    {a['text']}\n" in said for a in answers if a["text"] and a["text"].isprintable())
 
 
 def test_an_infill_keeps_what_lies_outside_of_its_region(trained, folder):
@@ -209,19 +213,21 @@ def test_where_all_records_fail_nothing_else_is_written(run, folder, capsys):
     assert "2 of 2 records have no answer" in capsys.readouterr().err
 
 
-def test_a_folder_holds_one_run_and_keeps_what_is_not_of_one(run, folder):
+def test_a_folder_that_is_not_of_a_run_is_refused_before_anything_is_computed(run, folder, monkeypatch):
+    def restored(config, workdir):
+        raise AssertionError("the model is restored")
+
+    monkeypatch.setattr(generate, "restore_model", restored)
     out = folder / "out"
     out.mkdir()
-    foreign = ("holiday.png", "0001.png", "00001.jpg", "x00001.png", "00001_a.png", "generations.json", "20240101.png")
-    for name in foreign:
-        (out / name).write_text("mine")
-    (out / "00007_2.png").write_text("old")
-    assert run({"prompt": "zero"}, "nonsense", {"prompt": "one"}) == 2
-    ours = {"generations.jsonl", "failed.jsonl", "00000.png", "00002.png"}
-    assert {path.name for path in out.iterdir()} == {*foreign, *ours}
-    assert run({"prompt": "zero"}) == 0
-    assert {path.name for path in out.iterdir()} == {*foreign, "generations.jsonl", "00000.png"}
-    assert all((out / name).read_text() == "mine" for name in foreign)
+    (out / "00000.png").write_text("mine")
+    # The folder of the prompts and their pictures; the workdir is the same here.
+    for output in ("out", "."):
+        with pytest.raises(UserError, match="is not empty"):
+            run({"prompt": "zero"}, output=output)
+    with pytest.raises(UserError, match=r"a.png cannot be made or used \(a file is there\): name another"):
+        run({"prompt": "zero"}, output="a.png")
+    assert (out / "00000.png").read_text() == "mine" and len(list(out.iterdir())) == 1
 
 
 def test_a_picture_that_the_run_would_remove_is_refused(run, folder):
@@ -238,8 +244,6 @@ def test_one_prompt_on_the_command_line(run, folder):
     assert [answer["prompt"] for answer in written(folder / "out")] == ["zero", "zero"]
     with pytest.raises(UserError, match=r"--prompt: a prompt of .* do not fit the model's 160 positions"):
         run(prompt="many words " * 200)
-    with pytest.raises(UserError, match=r"a.png cannot be made \(File exists\): name another with --output"):
-        run(prompt="zero", output="a.png")
     with pytest.raises(UserError, match="--samples=0: at least 1"):
         run(prompt="zero", samples=0)
 
@@ -278,3 +282,59 @@ def test_documents_that_were_found_stand_in_front_and_are_named(run, folder, voc
 def test_a_negative_number_of_documents_is_refused(run):
     with pytest.raises(UserError, match="--retrieve=-1: at least 0"):
         run(prompt="a seven", retrieve=-1)
+
+
+@pytest.mark.parametrize("empty", ["", "  ", "\n"])
+def test_arguments_that_are_empty(run, folder, empty):
+    with pytest.raises(UserError, match=r"--prompt is empty, .*: give it a text; to draw without one, give --prompts"):
+        run(prompt=empty)
+    with pytest.raises(UserError, match="--prompt is not UTF-8 text"):
+        run(prompt="caf\udce9")
+    # Without a text, but meant so.
+    assert run({"prompt": ""}) == 0
+    assert [a["prompt"] for a in written(folder / "out")] == [""]
+
+
+@pytest.mark.parametrize(("samples", "candidates"), [(10**9, 1), (1, 10**9), (10**18, 1)])
+def test_more_answers_than_fit_are_refused_before_any_is_asked_for(run, monkeypatch, samples, candidates):
+    monkeypatch.setattr(generate, "restore_model", lambda config, workdir: pytest.fail("the model is restored"))
+    with pytest.raises(UserError, match=r"which are kept in memory .* fit, so give at most") as caught:
+        run({"prompt": "a"}, {"prompt": "b"}, samples=samples, candidates=candidates)
+    most = int(str(caught.value).split("give at most ")[1].split(";")[0].replace(",", ""))
+    assert 10**5 < most < 10**7
+
+
+@pytest.mark.parametrize("window", [0, 4])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_from_numbers_that_are_not_finite_fail(run, trained, folder, monkeypatch, window, temperature):
+    decoder = Recording(trained.decoder)
+    decoder.load(jax.tree.map(lambda array: array * float("inf"), trained.parameters))
+    broken = dataclasses.replace(trained, decoder=decoder)
+    monkeypatch.setattr(generate, "restore_model", lambda config, workdir: broken)
+    sampling = {"temperature": temperature, "speculative_window": window}
+    assert run({"prompt": "zero"}, {"task": "caption", "image": "a.png"}, **sampling) == 2
+    failed = written(folder / "out", "failed.jsonl")
+    assert [failure["line"] for failure in failed] == [1, 2]
+    assert all("the scores of its answers are not finite" in failure["error"] for failure in failed)
+    assert [path.name for path in (folder / "out").iterdir()] == ["failed.jsonl"]
+    with pytest.raises(UserError, match="--prompt: the scores of its answers are not finite"):
+        run(prompt="zero", output="one", **sampling)
+    assert not (folder / "one").exists()
+
+
+@pytest.mark.parametrize("scorer", ["likelihood", "caption"])
+def test_candidates_without_a_finite_score_are_not_kept(run, folder, monkeypatch, scorer):
+    def scores(candidates, model):
+        return [float("nan") if place % 2 == 0 else -float(place) for place in range(len(candidates))]
+
+    monkeypatch.setitem(generate.SCORERS, scorer, scores)
+    assert run({"prompt": "zero"}, samples=3, candidates=4, scorer=scorer) == 0
+    assert [(a["sample"], a["score"]) for a in written(folder / "out")] == [(0, -1.0), (1, -3.0)]
+
+
+@pytest.mark.parametrize("window", [17, 1_000_000])
+def test_no_more_codes_are_guessed_than_a_picture_has(run, folder, window):
+    assert run({"prompt": "zero"}, speculative_window=16) == 0
+    expected = (folder / "out" / "00000.png").read_bytes()
+    assert run({"prompt": "zero"}, speculative_window=window) == 0
+    assert (folder / "out" / "00000.png").read_bytes() == expected

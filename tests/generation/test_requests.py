@@ -1,6 +1,7 @@
 """Prompts files: every task's lines, every mistake by line, and what the model is then given."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
+from cm3leon_jax.generation import requests as requests_module
 from cm3leon_jax.generation.requests import (
     MIDDLE_HALF,
     TASKS,
@@ -120,9 +122,6 @@ def test_missing_and_empty_prompts_files(tmp_path):
         read_requests(tmp_path / "empty.jsonl")
     with pytest.raises(UserError, match="cannot be read"):
         read_requests(tmp_path)
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\xfd")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_requests(tmp_path / "binary.jsonl")
 
 
 def test_pictures_are_read_once_and_the_bad_ones_say_why(folder, image_tokenizer):
@@ -216,3 +215,71 @@ def test_a_request_that_makes_no_sense(ask, line, message):
     prompt, *_ = ask
     with pytest.raises(UserError, match=message):
         prompt(**line)
+
+
+ODD_NAMES = (r"\ud800.png", r"x\u0000/00000.png", "", r"\udce9.png")
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_that_no_file_can_have_fails_alone(name, folder):
+    lines = (
+        f'{{"task": "caption", "image": "{name}"}}',
+        f'{{"prompt": "a", "retrieved": [{{"prompt": "a", "image": "{name}"}}]}}',
+        f'{{"task": "continue", "segments": ["a", {{"image": "{name}"}}]}}',
+    )
+    requests, failures = read(folder, {"prompt": "one"}, *lines)
+    assert len(requests) == 1 and [failure.line for failure in failures] == [2, 3, 4]
+    assert all(failure.error.isprintable() for failure in failures)
+
+
+@pytest.mark.parametrize("name", ["loop/00000.png", "n" * 300, "folder", "pipe", "gone.png", "broken.png"])
+def test_a_picture_that_cannot_be_opened_is_described(name, folder, image_tokenizer):
+    (folder / "loop").symlink_to("loop")
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
+    found = read_pictures([folder / name, folder / "a.png"], image_tokenizer)
+    assert isinstance(found[folder / name], str) and isinstance(found[folder / "a.png"], np.ndarray)
+
+
+def raw(folder, content: bytes):
+    (folder / "prompts.jsonl").write_bytes(content)
+    return read_requests(folder / "prompts.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"prompt": "caf\xe9"}', "not UTF-8 (byte 16 of the line)"),
+        (b"\x00", "not JSON"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b'{"prompt": "' + b"x" * (1 << 21) + b'"}', "longer than 1 MiB"),
+        (b"[" * 100_000, "not JSON that can be read"),
+        (b"NaN", "not an object"),
+        (b'{"prompt": "a", "\\ud800": 1}', r"no such field \ud800"),
+        (b'{"prompt": "a", "' + b"x" * 100_000 + b'": 1}', "no such field x"),
+    ],
+)
+def test_bytes_of_any_kind_fail_their_record_alone(line, message, folder):
+    for end in (b"\n", b"\r\n"):
+        requests, failures = raw(folder, b'{"prompt": "one"}' + end + line + end + b'{"prompt": "two"}')
+        assert [(request.line, request.prompt) for request in requests] == [(1, "one"), (3, "two")]
+        assert [failure.line for failure in failures] == [2]
+        assert failures[0].error.startswith(message) and len(failures[0].error) < 1500
+
+
+def test_byte_order_marks(folder):
+    requests, failures = raw(folder, b'\xef\xbb\xbf{"prompt": "one"}\n')
+    assert [request.prompt for request in requests] == ["one"] and not failures
+    for encoding in ("utf-16-le", "utf-16-be"):
+        with pytest.raises(UserError, match="is UTF-16 text: save it as UTF-8"):
+            raw(folder, '\ufeff{"prompt": "one"}\n'.encode(encoding))
+
+
+def test_files_without_an_end_are_refused(monkeypatch, folder):
+    monkeypatch.setattr(requests_module, "_LARGEST_FILE", 1 << 22)
+    for endless in ("/dev/zero", folder / "blank"):
+        (folder / "blank").write_bytes(b"\n" * ((1 << 22) + 1))
+        with pytest.raises(UserError, match="holds more than 4 MiB"):
+            read_requests(Path(endless))
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        read_requests(folder)

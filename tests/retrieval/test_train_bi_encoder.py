@@ -146,6 +146,7 @@ def test_word_statistics_are_counted_once(config, tmp_path, monkeypatch, capsys)
         for text, picture in zip(pairs.texts, pairs.pictures, strict=True)
     ]
     monkeypatch.setattr(reading, "read_documents", lambda corpus, split: iter(documents))
+    monkeypatch.setattr(train_bi_encoder, "provenance_of", lambda corpus: {})
     values = dict(kind="tfidf", embedding_dim=256, resolution=4)
     config = dataclasses.replace(config, bi_encoder=dataclasses.replace(config.bi_encoder, **values))
     assert run(config, tmp_path, Namespace()) == 0

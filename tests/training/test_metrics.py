@@ -4,11 +4,14 @@ import dataclasses
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cm3leon_jax.progress import read_step_log
-from cm3leon_jax.training.metrics import MetricsLog, StepWork
+from cm3leon_jax.training.goodput import RunClock
+from cm3leon_jax.training.loss import LossSums
+from cm3leon_jax.training.metrics import MetricsLog, StepWork, tag
 
 
 def test_what_an_interrupted_run_wrote_past_its_checkpoint_is_dropped(tmp_path):
@@ -50,7 +53,7 @@ def test_tensorboard_reads_curves_and_pictures_and_drops_what_was_done_again(tmp
     from tensorflow.data import TFRecordDataset
 
     for first_step in (0, 1):
-        log = MetricsLog(tmp_path, first_step)
+        log = MetricsLog(tmp_path, first_step, {"train": {"seed": 7}})
         for step in (1, 2):
             if step > first_step:
                 log.write(step, {"loss": step + 10.0 * first_step})
@@ -61,7 +64,11 @@ def test_tensorboard_reads_curves_and_pictures_and_drops_what_was_done_again(tmp
     events = [event_pb2.Event.FromString(record.numpy()) for record in TFRecordDataset([str(f) for f in files])]
     assert [e.step for e in events if e.HasField("session_log")] == [1, 2]
     points = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value if v.HasField("simple_value")]
-    assert points == [(1, "loss", 1.0), (2, "loss", 2.0), (2, "loss", 12.0)]
+    assert points == [(1, "loss/all", 1.0), (2, "loss/all", 2.0), (2, "loss/all", 12.0)]
+    texts = [(e.step, v.tensor.string_val[0]) for e in events for v in e.summary.value if "config" in v.tag]
+    # Once a start, as this one had it.
+    assert [step for step, _ in texts] == [0, 1]
+    assert all(b'"seed": 7' in text and text.startswith(b"```json\n") for _, text in texts)
     assert sum(v.HasField("image") for e in events for v in e.summary.value) == 2
 
 
@@ -71,3 +78,18 @@ def test_what_is_not_finite_is_null_in_json(tmp_path):
     log.close()
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     assert read_step_log(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None, "grad_norm": None, "rate": 0.5}]
+
+
+def test_every_curve_of_a_run_has_a_group():
+    split = LossSums(*(jnp.ones(()),) * 4).by_modality()
+    held_out = {f"held_out_{name}" for name in split}
+    clock = RunClock()
+    lap = clock.lap(1, StepWork(num_tokens=1, flops_per_token=1.0, num_devices=1, peak_flops=1.0))
+    names = {*split, *held_out, *lap, "learning_rate", "grad_norm", "skipped_steps"}
+    tags = {name: tag(name) for name in names}
+    assert len(set(tags.values())) == len(names)
+    groups = {"loss", "held_out_loss", "optimizer", "speed", "goodput"}
+    assert {one.split("/")[0] for one in tags.values()} == groups
+    assert tags["loss_image"] == "loss/image" and tags["held_out_loss_text"] == "held_out_loss/text"
+    # What others add finds a group by its first word.
+    assert tag("retrieval_num_drawn") == "retrieval/num_drawn"

@@ -12,6 +12,7 @@ import pytest
 from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, TrainConfig, VocabularyConfig
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.training.optimizer import learning_rate
 from cm3leon_jax.training.start import Setup, continued, set_up
 
 
@@ -142,3 +143,34 @@ def test_what_may_change_is_said_and_what_may_not_is_refused(setup, folder, caps
         assert "changed: config.train.save_every was 1000 and is 7" in capsys.readouterr().out
         with pytest.raises(UserError, match=r"config.train.seed was 0 and is 1; use those again"):
             continued(changed(seed=1), checkpoints)
+
+
+def of_length(setup, num_steps):
+    """The same run with another end."""
+    train = dataclasses.replace(setup.config.train, num_tokens=8.0 * 48 * num_steps)
+    return set_up(dataclasses.replace(setup.config, train=train), setup.workdir)
+
+
+@pytest.mark.parametrize("num_steps", [7, 9, 20, 1000])
+def test_the_end_of_a_run_may_move_and_its_schedule_is_said(setup, saved, folder, capsys, num_steps):
+    moved = of_length(setup, num_steps)
+    with Checkpoints(folder, keep=3) as checkpoints:
+        start = continued(moved, checkpoints)
+    assert start.step == 6
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(start.state), saved[1][6])
+    schedule = learning_rate(setup.config.optimizer, num_steps)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("schedule: ")]
+    # No step of this run was taken yet.
+    assert said == [
+        f"schedule: the run ends at step {num_steps:,}, not 10: the learning rate is {float(schedule(0)):.3g} from "
+        f"here on, not 0, and decays linearly to {float(schedule(num_steps)):.3g} at the end"
+    ]
+
+
+def test_a_run_that_ends_where_it_is_is_finished_and_one_that_is_past_its_end_is_refused(setup, folder, capsys):
+    with Checkpoints(folder, keep=3) as checkpoints:
+        start = continued(of_length(setup, 6), checkpoints)
+        assert (start.step, start.state) == (6, {})
+        with pytest.raises(UserError, match="ends the run at step 5, but it is at step 6 already: give at least 2,304"):
+            continued(of_length(setup, 5), checkpoints)
+    assert "schedule" not in capsys.readouterr().out

@@ -1,0 +1,101 @@
+"""What every source of documents is made of: the features of a Task, its preprocessor, and kinds of data sources.
+
+Where a task's data follow from more than its name, its data source is a `TracedSource` and says from what: this stands
+in the corpus manifest, and a corpus that was begun with another is refused. A `SlicedSource` reads any run of its
+examples alone, which spares each of several processes the examples of the others.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from cm3leon_jax.errors import UserError
+
+_PASS_THROUGH = seqio.PassThroughVocabulary(size=1)
+OUTPUT_FEATURES = {
+    "segments": seqio.Feature(_PASS_THROUGH, add_eos=False, dtype=tf.string, rank=1),
+    "is_image": seqio.Feature(_PASS_THROUGH, add_eos=False, dtype=tf.bool, rank=1),
+}
+CAPTIONED = {"image": tf.TensorSpec((), tf.string), "caption": tf.TensorSpec((), tf.string)}
+
+
+def captioned_picture(
+    dataset: tf.data.Dataset, image_key: str = "image", caption_key: str = "caption", picture_first: bool = False
+) -> tf.data.Dataset:
+    """A seqio preprocessor: examples with a picture and captions become documents, one a caption.
+
+    Args:
+      dataset: examples with the bytes of a picture file, or its pixels as uint8 [height, width, channels], under
+        `image_key`, and a string or a list of strings under `caption_key`; "a/b" names a nested feature.
+      image_key: where the picture is.
+      caption_key: where the caption or the captions are.
+      picture_first: whether the picture stands in front of the caption.
+    """
+
+    def documents(example: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+        picture, captions = feature_at(example, image_key), feature_at(example, caption_key)
+        if picture.dtype == tf.uint8:
+            picture = tf.io.encode_png(picture)
+        pictures = tf.fill(tf.shape(captions), picture)
+        segments = tf.stack([pictures, captions] if picture_first else [captions, pictures], axis=-1)
+        is_image = tf.broadcast_to(tf.constant([picture_first, not picture_first]), tf.shape(segments))
+        return {"segments": segments, "is_image": is_image}
+
+    dataset = dataset.map(documents, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.unbatch() if dataset.element_spec["segments"].shape.rank == 2 else dataset
+
+
+def feature_at(example: Any, key: str) -> Any:
+    """The feature that "a/b" names, below others."""
+    return functools.reduce(lambda value, part: value[part], key.split("/"), example)
+
+
+class TracedSource(seqio.FunctionDataSource):
+    """A function data source that says what its data follow from: texts by name, such as a file's hash."""
+
+    def __init__(self, *arguments: Any, provenance: Callable[[], dict[str, str]], **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.provenance = provenance
+
+
+class SlicedSource(seqio.FunctionDataSource):
+    """A data source that reads any run of its examples without those in front of it."""
+
+    def __init__(self, read: Callable[[str, int, int], tf.data.Dataset], sizes: Mapping[str, int]) -> None:
+        """
+        Args:
+          read: gives the examples of a split from one number up to, and without, another.
+          sizes: how many examples each split has.
+        """
+
+        def everything(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+            return read(split, 0, sizes[split])
+
+        super().__init__(everything, list(sizes), dict(sizes))
+        self._slice = read
+
+    def between(self, split: str, start: int, stop: int) -> tf.data.Dataset:
+        """A run of examples; the dataset knows how many they are."""
+        return self._slice(split, start, stop).apply(tf.data.experimental.assert_cardinality(stop - start))
+
+
+def add_task(name: str, source: seqio.DataSource, picture_first: bool) -> seqio.Task:
+    """Registers a task of captioned pictures, whose examples are {"image": ..., "caption": ...}.
+
+    Raises:
+      UserError: if there is a task of that name already, or it is no name.
+    """
+    try:
+        return seqio.TaskRegistry.add(
+            name,
+            source=source,
+            preprocessors=[functools.partial(captioned_picture, picture_first=picture_first)],
+            output_features=OUTPUT_FEATURES,
+        )
+    except ValueError as error:
+        raise UserError(f"the task {name!r} cannot be registered: {error}") from None

@@ -1,0 +1,333 @@
+"""The captioned images of a folder: which there are, in which split, what was skipped, and what they follow from.
+
+A caption stands in a `.txt` file of the image's stem beside it, or in a line of a metadata file in the image's folder
+or any above. What is odd is skipped and counted; the folder is read once, so that an edit afterwards does not mix two
+states of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+from tqdm import tqdm
+
+from cm3leon_jax.data.sources.captions import LONGEST, BadCaption, captions_in, cleaned
+from cm3leon_jax.data.sources.folder_config import FolderConfig
+from cm3leon_jax.data.sources.listing import (
+    METADATA_FILES,
+    UNSUPPORTED,
+    Listing,
+    list_files,
+    same_name,
+    stem_of,
+)
+from cm3leon_jax.data.sources.metadata import BadLine, read_metadata
+from cm3leon_jax.data.sources.skipped import Skipped, printable
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.images import IMAGE_SUFFIXES
+
+# Names of top folders that are splits, as Hugging Face's imagefolder knows them.
+_SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+
+class UnreadableImage(Exception):
+    """A file that is not, or no longer, what the folder's listing says; the text says why."""
+
+
+class Texts:
+    """Texts in a file of their own, so that memory does not grow with them."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this object
+        self._ends = array("q", [0])
+
+    def append(self, text: str) -> None:
+        """Adds one at the end."""
+        self._ends.append(self._ends[-1] + self._file.write(text.encode()))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        start, end = self._ends[index], self._ends[index + 1]
+        self._file.flush()
+        return os.pread(self._file.fileno(), end - start, start).decode()
+
+
+@dataclass(frozen=True)
+class FolderDocuments:
+    """The captioned images of a folder; a document is an image with one caption."""
+
+    folder: Path
+    listing: Listing
+    captions: Texts
+    # By document: which of the listing's images it has.
+    images: array
+    # By split: its documents, in an order whose first n are a fair sample.
+    splits: Mapping[str, Int64[np.ndarray, "n"]]
+    skipped: Skipped
+    compare_times: bool
+
+    def name(self, split: str, index: int) -> str:
+        """The file name of a document's image, from the folder on."""
+        return self.listing.images[self.images[self.splits[split][index]]]
+
+    def caption(self, split: str, index: int) -> str:
+        """The caption of a document."""
+        return self.captions[int(self.splits[split][index])]
+
+    def image(self, split: str, index: int) -> bytes:
+        """The image file of a document.
+
+        Raises:
+          UnreadableImage: if it is not the file that was listed.
+        """
+        number = self.images[self.splits[split][index]]
+        try:
+            # Should a pipe lie there now, this does not wait for its other end.
+            descriptor = os.open(self.folder / self.listing.images[number], os.O_RDONLY | os.O_NONBLOCK)
+            with os.fdopen(descriptor, "rb") as file:
+                status = os.fstat(descriptor)
+                if (status.st_size, status.st_mtime_ns) != (self.listing.sizes[number], self.listing.times[number]):
+                    raise UnreadableImage("image that was edited meanwhile")
+                return file.read()
+        except FileNotFoundError:
+            raise UnreadableImage("image that was removed meanwhile") from None
+        except OSError as error:
+            raise UnreadableImage(f"file that cannot be read: {error.strerror}") from None
+
+    def provenance(self) -> dict[str, str]:
+        """What the documents follow from: names and sizes of the images, the captions and splits, times of change."""
+        names, times, captions = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+        used = np.unique(np.array(self.images, np.int64)).tolist()
+        for number in used:
+            name = os.fsencode(self.listing.images[number])
+            names.update(b"%s\0%d\n" % (name, self.listing.sizes[number]))
+            times.update(b"%s\0%d\n" % (name, self.listing.times[number]))
+        for split, documents in self.splits.items():
+            captions.update(f"{split} {len(documents)}\n".encode())
+            for document in documents.tolist():
+                name = os.fsencode(self.listing.images[self.images[document]])
+                captions.update(b"%s\0%s\0" % (name, self.captions[document].encode()))
+        num_bytes = sum(self.listing.sizes[number] for number in used)
+        sizes = ", ".join(f"{len(documents):,} {split}" for split, documents in self.splits.items())
+        return {
+            "images": f"{len(used):,} of {num_bytes:,} bytes, {names.hexdigest()[:12]}",
+            "captions": f"{sizes}, {captions.hexdigest()[:12]}",
+            **({"times of change": times.hexdigest()[:12]} if self.compare_times else {}),
+        }
+
+    def changed_since(self, time: float) -> list[str]:
+        """Files of the folder that were written or put there after a time, in seconds since 1970."""
+        found = list_files(self.folder, Skipped())
+        names = sorted([*found.images, *found.captions, *found.metadata])
+        return [name for name in names if self._changed_at(name) > time]
+
+    def _changed_at(self, name: str) -> float:
+        try:
+            status = (self.folder / name).stat()
+        except OSError:
+            return 0.0
+        return max(status.st_mtime, status.st_ctime)
+
+
+def folder_task_name(folder: str | Path) -> str:
+    """The name of the task of a folder; seqio allows no slashes in it, and it becomes a folder of the corpus."""
+    return "folder_" + re.sub(r"\W+", "_", Path(folder).expanduser().resolve().name).strip("_")
+
+
+def read_folder(folder: Path, config: FolderConfig) -> FolderDocuments:
+    """Finds the captioned images of a folder and of all folders below.
+
+    Raises:
+      UserError: if there is no such folder, no image with a caption in it, or metadata without a column for captions.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder of pictures at {printable(str(folder))}: give the path of an existing folder")
+    skipped = Skipped()
+    listing = list_files(folder, skipped)
+    _sort_images(listing)
+    collected = _Collected(folder, config, listing, skipped)
+    for name in _one_per_folder(listing.metadata, skipped):
+        collected.add_metadata(name)
+    collected.add_caption_files()
+    if not len(collected.captions):
+        raise UserError(_without_documents(folder, listing, skipped))
+    images = collected.images
+    splits = _splits([listing.images[number] for number in images], config.held_out_fraction)
+    return FolderDocuments(folder, listing, collected.captions, images, splits, skipped, config.compare_times)
+
+
+def _sort_images(listing: Listing) -> None:
+    order = sorted(range(len(listing.images)), key=listing.images.__getitem__)
+    listing.images = [listing.images[number] for number in order]
+    listing.sizes = array("q", (listing.sizes[number] for number in order))
+    listing.times = array("q", (listing.times[number] for number in order))
+
+
+def _one_per_folder(names: Iterable[str], skipped: Skipped) -> Iterator[str]:
+    """The metadata files that are read: of each folder the first kind there is."""
+
+    def rank(name: str) -> tuple[str, int, str]:
+        parent, _, last = name.rpartition("/")
+        return parent, METADATA_FILES.index(last.lower()), last
+
+    parents = set[str]()
+    for name in sorted(names, key=rank):
+        parent = name.rpartition("/")[0]
+        if parent in parents:
+            skipped.add("second metadata file of a folder", name, is_document=False)
+        else:
+            parents.add(parent)
+            yield name
+
+
+class _Collected:
+    """Documents while they are found."""
+
+    def __init__(self, folder: Path, config: FolderConfig, listing: Listing, skipped: Skipped) -> None:
+        self.images = array("q")
+        self.captions = Texts()
+        self._folder, self._config, self._listing, self._skipped = folder, config, listing, skipped
+        self._numbers = {name: number for number, name in enumerate(listing.images)}
+        # Of the names that systems compose in different ways.
+        self._by_form = {same_name(name): number for name, number in self._numbers.items() if not name.isascii()}
+        self._seen: set[bytes] = set()
+        # Images that metadata name, whether or not their captions are sound.
+        self._named = np.zeros(len(listing.images), bool)
+
+    def add_metadata(self, name: str) -> None:
+        """Takes the lines of a metadata file."""
+        parent = name.rpartition("/")[0]
+        lost = {*self._listing.lost_stems, *map(stem_of, self._listing.unsupported)}
+        for line in read_metadata(self._folder / name, self._config):
+            place = f"{name}:{line.number}"
+            if isinstance(line, BadLine):
+                self._skipped.add(line.kind, place)
+                continue
+            image = self._find(parent, line.image)
+            if image is None:
+                # What was lost is counted already.
+                if stem_of(os.path.normpath(f"{parent}/{line.image}").lstrip("/")) not in lost:
+                    self._skipped.add("metadata line without its image", f"{place} ({line.image})")
+                continue
+            self._named[image] = True
+            for caption in line.captions:
+                self._add(image, place, functools.partial(_cleaned_alone, caption))
+
+    def add_caption_files(self) -> None:
+        """Takes the caption files beside the images that no metadata name, and counts what has no counterpart."""
+        listing = self._listing
+        # Of a caption file in two spellings of the suffix, the one in small letters is read.
+        files = {stem_of(name): name for name in sorted(listing.captions)}
+        used = set(listing.lost_stems)
+        for number, name in enumerate(tqdm(listing.images, unit=" captions", desc="captions", delay=2, disable=None)):
+            stem = stem_of(name)
+            used.add(stem)
+            if self._named[number]:
+                continue
+            if (file := files.get(stem)) is not None:
+                self._add(number, file, functools.partial(self._captions_of, file))
+            elif stem not in listing.lost_captions:
+                self._skipped.add("image without a caption", name)
+        for name in listing.unsupported:
+            # Beside the same image in another format it is not missed.
+            if (stem := stem_of(name)) not in used:
+                self._skipped.add(UNSUPPORTED, name)
+                used.add(stem)
+        for stem, name in files.items():
+            if stem not in used:
+                self._skipped.add("caption without an image", name)
+
+    def _captions_of(self, file: str) -> list[str]:
+        try:
+            with (self._folder / file).open("rb") as opened:
+                return captions_in(opened.read(LONGEST + 1), self._config.caption_line)
+        except OSError:
+            raise BadCaption("file that cannot be read") from None
+
+    def _add(self, image: int, place: str, captions: Callable[[], list[str]]) -> None:
+        try:
+            found = captions()
+        except BadCaption as error:
+            self._skipped.add(str(error), place)
+            return
+        for caption in found:
+            digest = hashlib.blake2b(b"%d %s" % (image, caption.encode()), digest_size=8).digest()
+            if digest in self._seen:
+                self._skipped.add("caption that an image has already", place)
+                continue
+            self._seen.add(digest)
+            self.images.append(image)
+            self.captions.append(caption)
+
+    def _find(self, parent: str, name: str) -> int | None:
+        """The image that a line of metadata in the folder `parent` names."""
+        for spelled in dict.fromkeys((name, name.replace("\\", "/"))):
+            path = os.path.normpath(os.path.join(parent, spelled))  # noqa: PTH118 - names, many, and not paths yet
+            if path.startswith("/"):
+                path = os.path.relpath(path, self._folder)
+            found = self._numbers.get(path, self._by_form.get(same_name(path)))
+            if found is not None:
+                return found
+        return None
+
+
+def _cleaned_alone(caption: str) -> list[str]:
+    return [cleaned(caption)]
+
+
+def _without_documents(folder: Path, listing: Listing, skipped: Skipped) -> str:
+    where = printable(str(folder))
+    if not listing.images and not skipped.by_kind:
+        return f"the folder {where} holds no pictures: put files ending in {', '.join(IMAGE_SUFFIXES)} there"
+    return (
+        f"the folder {where} holds no pictures with captions: write the caption of a.png to a.txt beside it, or to a "
+        f"line of metadata.jsonl; what is there: {skipped.in_one_line(800)}"
+    )
+
+
+def _splits(names: list[str], held_out_fraction: float) -> dict[str, Int64[np.ndarray, "n"]]:
+    """Documents by split: those of the folders named after splits where all lie in such, else chosen by a hash."""
+    tops = [_SPLIT_FOLDERS.get(name.partition("/")[0].lower()) if "/" in name else None for name in names]
+    own = {split: [index for index, top in enumerate(tops) if top == split] for split in dict.fromkeys(tops)}
+    if None in own or "train" not in own:
+        return _held_out(names, range(len(names)), held_out_fraction)
+    splits = {split: _in_order(names, documents)[0] for split, documents in sorted(own.items()) if split}
+    return splits if "validation" in splits else splits | _held_out(names, own["train"], held_out_fraction)
+
+
+def _held_out(names: list[str], documents: Iterable[int], fraction: float) -> dict[str, Int64[np.ndarray, "n"]]:
+    """Training and held-out documents; the captions of an image, and images of one stem, are on the same side."""
+    ordered, positions = _in_order(names, documents)
+    first_train = int(np.searchsorted(positions, np.uint64(int(fraction * 2**64)) if fraction else np.uint64(0)))
+    if fraction > 0 and positions[0] != positions[-1]:
+        first_train = max(first_train, int(np.searchsorted(positions, positions[0], "right")))
+    return {"train": ordered[first_train:], "validation": ordered[:first_train]}
+
+
+def _in_order(names: list[str], documents: Iterable[int]) -> tuple[Int64[np.ndarray, "n"], np.ndarray]:
+    """Documents by a hash of their image's name, so that the first n are a fair sample; with the hashes."""
+    numbers = np.array(list(documents), np.int64)
+    hashes = np.array([_hash(names[number]) for number in numbers.tolist()], np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    return numbers[order], hashes[order]
+
+
+def _hash(name: str) -> int:
+    stem = stem_of(name).encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.sha256(stem).digest()[:8], "big")

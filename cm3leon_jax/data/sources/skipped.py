@@ -1,0 +1,71 @@
+"""Counts of what a source passes over, by kind, with the first places of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+# Places of each kind that a report shows, and places that the manifest lists.
+_NUM_SHOWN = 5
+_NUM_LISTED = 1000
+_LONGEST_PLACE = 80
+
+
+def printable(name: str) -> str:
+    """A file name or a text of a file as it can be printed and written: other bytes and control characters escaped."""
+    text = name.encode("utf-8", "surrogateescape" if _holds_bytes(name) else "backslashreplace")
+    decoded = text.decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in decoded)
+
+
+def _holds_bytes(name: str) -> bool:
+    return all("\udc80" <= each <= "\udcff" for each in name if "\ud800" <= each <= "\udfff")
+
+
+@dataclass
+class Skipped:
+    """What was passed over: how many of each kind, and where the first of them are."""
+
+    by_kind: Counter[str] = field(default_factory=Counter)
+    # Of all that, what would otherwise have been documents.
+    num_documents: int = 0
+    _places: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, place: str, is_document: bool = True) -> None:
+        """Counts one."""
+        self.by_kind[kind] += 1
+        self.num_documents += is_document
+        places = self._places.setdefault(kind, [])
+        if len(places) < _NUM_LISTED:
+            places.append(printable(place))
+
+    def entry(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        listed = [{"where": place, "reason": kind} for kind, places in self._places.items() for place in places]
+        return {
+            "total": self.by_kind.total(),
+            "by_reason": dict(sorted(self.by_kind.items())),
+            "first": listed[:_NUM_LISTED],
+        }
+
+    def lines(self, num_shown: int = _NUM_SHOWN) -> list[str]:
+        """A line for each kind, the most frequent first."""
+        return [self._line(kind, count, num_shown) for kind, count in self.by_kind.most_common()]
+
+    def in_one_line(self, longest: int = 1000) -> str:
+        """All kinds in one line, with as many places of each as it has room for."""
+        for num_shown in range(_NUM_SHOWN, -1, -1):
+            text = "; ".join(self.lines(num_shown))
+            if len(text) <= longest:
+                break
+        return text
+
+    def _line(self, kind: str, count: int, num_shown: int) -> str:
+        shown = [_shortened(place) for place in self._places[kind][:num_shown]]
+        more = ["..."] if count > len(shown) > 0 else []
+        return f"{count:,} x {kind}" + (f": {', '.join([*shown, *more])}" if shown else "")
+
+
+def _shortened(place: str) -> str:
+    return place if len(place) <= _LONGEST_PLACE else f"{place[:30]}...{place[-(_LONGEST_PLACE - 33) :]}"
