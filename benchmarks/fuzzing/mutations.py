@@ -109,12 +109,12 @@ def mutated_json_text(text: str, rng: np.random.Generator) -> str:
         return _pick(("[" * 100_000, '{"a":' * 5_000, "1" * 5_000, "", "\ufeff" + text, text * 2), rng)
     try:
         return json.dumps(mutated_json(json.loads(text), rng), ensure_ascii=bool(rng.integers(2)))
-    except ValueError:
+    except (ValueError, RecursionError):
         lines = text.split("\n")
         number = int(rng.integers(len(lines)))
         try:
             lines[number] = json.dumps(mutated_json(json.loads(lines[number]), rng))
-        except ValueError:
+        except (ValueError, RecursionError):
             lines[number] = lines[number] * 2
         return "\n".join(lines)
 

@@ -9,18 +9,18 @@ import json
 import math
 import typing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from cm3leon_jax.data.sources.folder_config import FolderConfig
-from cm3leon_jax.data.sources.folder_documents import UnreadableImage, read_folder
 from PIL import Image
 
 from cm3leon_jax import config_file
 from cm3leon_jax.config import Config, ImageTokenizerConfig
+from cm3leon_jax.data.sources.folder_config import FolderConfig
+from cm3leon_jax.data.sources.folder_documents import UnreadableImage, read_folder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.requests import prompt_of, read_pictures, read_requests
+from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.images import UnreadablePicture, open_picture
 from cm3leon_jax.vocabulary import Vocabulary
 from fuzzing.mutations import EXTREMES, copied, mutate_folder, mutated_bytes, mutated_json_text, mutated_png
@@ -138,6 +138,16 @@ class Metadata(Captions):
             mutate_folder(work, rng, only=kept)
 
 
+class _SameCodes(ImageTokenizer):
+    """An image tokenizer without a network: its codes make no difference to what is read."""
+
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        self.config = config
+
+    def encode(self, pictures: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+        return np.zeros((len(pictures), self.config.image_length), np.int32)
+
+
 class Prompts:
     """A prompts file with the images that it names, as `generate` reads it."""
 
@@ -164,11 +174,7 @@ class Prompts:
     def open(self, base: Path) -> None:
         self._sizes = ImageTokenizerConfig(resolution=8, channel_multipliers=(1, 2), codebook_size=32)
         self._vocabulary = Vocabulary.train(["a red square"], 288, 32, 8, progress=False)
-        length = self._sizes.image_length
-        # The codes make no difference to what is read, and the network that finds them would take long.
-        self._image_tokenizer: Any = SimpleNamespace(
-            config=self._sizes, encode=lambda images, size: np.zeros((len(images), length), np.int32)
-        )
+        self._image_tokenizer = _SameCodes(self._sizes)
 
     def mutate(self, base: Path, work: Path, rng: np.random.Generator) -> None:
         copied(base, work)
