@@ -17,7 +17,7 @@ from flax import nnx
 from tokenizers import pre_tokenizers
 
 from cm3leon_jax import cli, config_file
-from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat, read_newest
+from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat
 from cm3leon_jax.config import BiEncoderConfig, Config
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.errors import RestartError, UserError
@@ -26,6 +26,7 @@ from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.interchange import clip_import, huggingface_export, huggingface_import
 from cm3leon_jax.model.sharding import make_mesh, shardings
 from cm3leon_jax.model.transformer import abstract_model
+from cm3leon_jax.newest_checkpoint import read_newest
 from cm3leon_jax.retrieval.clip import ClipArchitecture, Tower
 from cm3leon_jax.retrieval.clip_encoder import parameter_shapes
 from cm3leon_jax.retrieval.loading import load_bi_encoder
