@@ -9,22 +9,18 @@ with four neighbours of the same kind; the rows are those that training builds.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from cm3leon_jax.config import BatchConfig, ObjectiveConfig, RetrievalConfig
+from cm3leon_jax.data.array_files import read_files_record
 from cm3leon_jax.data.batches import BatchSource, open_retrieval
-from cm3leon_jax.data.corpus import FORMAT_VERSION, PreparedCorpus, offsets_file, token_dtype, tokens_file
-from cm3leon_jax.data.neighbours import (
-    RETRIEVAL_FORMAT,
-    documents_identity,
-    list_settings,
-    neighbours_file,
-    scores_file,
-)
+from cm3leon_jax.data.corpus import FORMAT_VERSION, PreparedCorpus, token_dtype
+from cm3leon_jax.data.neighbours import RETRIEVAL_FORMAT, documents_identity, list_settings, lists_record, save_lists
+from cm3leon_jax.data.shard_writer import TokenFile
+from cm3leon_jax.records import write_record
 from cm3leon_jax.vocabulary import Vocabulary
 
 IMAGE_LENGTH = 1024
@@ -56,28 +52,52 @@ def synthetic_corpus(path: Path, vocabulary: Vocabulary, num_documents: int) -> 
     documents = [np.concatenate([np.full(int(n), text), [vocabulary.break_], codes]) for n in captions]
     folder = path / "pairs" / "train"
     folder.mkdir(parents=True)
-    np.concatenate(documents).astype(token_dtype(vocabulary.size)).tofile(tokens_file(folder, 0))
-    np.save(offsets_file(folder, 0), np.cumsum([0, *map(len, documents)]))
+    with TokenFile(folder, 0, token_dtype(vocabulary.size)) as file:
+        for document in documents:
+            file.add(document)
+        files = file.close()
+    split = {
+        "num_documents": num_documents,
+        "num_tokens": files["num_tokens"],
+        "num_text_tokens": int(captions.sum()),
+        "num_image_tokens": num_documents * IMAGE_LENGTH,
+        "num_shards": 1,
+        "shards": [files],
+        "skipped": {"by_reason": {}, "first": []},
+    }
     manifest = {
         "format_version": FORMAT_VERSION,
+        "created_by": "a benchmark",
+        "mixture": "pairs",
+        "examples_per_shard": num_documents,
         "vocabulary": {"fingerprint": vocabulary.fingerprint, "size": vocabulary.size},
-        "image_tokenizer": {"image_length": IMAGE_LENGTH},
-        "tasks": {"pairs": {"rate": 1.0, "splits": {"train": {"num_documents": num_documents, "num_shards": 1}}}},
+        "image_tokenizer": {"image_length": IMAGE_LENGTH, "fingerprint": "random"},
+        "tasks": {"pairs": {"rate": 1.0, "splits": {"train": split}}},
     }
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_record(path / "manifest.json", manifest)
     corpus = PreparedCorpus.open(path, vocabulary)
     folder = path / "retrieval" / "pairs" / "train"
-    folder.mkdir(parents=True)
-    np.save(neighbours_file(folder, 0), rng.integers(0, num_documents, (num_documents, 4)))
-    np.save(scores_file(folder, 0), np.zeros((num_documents, 4), np.float32))
+    scores = np.zeros((num_documents, 4), np.float32)
+    save_lists(folder, 0, rng.integers(0, num_documents, scores.shape), scores)
+    lists = {
+        "num_documents": num_documents,
+        "num_without": 0,
+        "num_neighbours": scores.size,
+        "mean_score": 0.0,
+        "shards": [read_files_record(lists_record(folder, 0), "")],
+    }
     record = {
         "format_version": RETRIEVAL_FORMAT,
         "corpus": documents_identity(corpus),
         "settings": list_settings(RetrievalConfig()),
         "memory": ["pairs"],
         "fingerprint": "random",
+        "bi_encoder": "none",
+        "num_rows": 0,
+        "neighbours": {"pairs/train": lists},
+        "files": {},
     }
-    (path / "retrieval" / "manifest.json").write_text(json.dumps(record))
+    write_record(path / "retrieval" / "manifest.json", record)
     return corpus
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.reading import changes_since
+from cm3leon_jax.data.row_fit import row_losses
 from cm3leon_jax.data.shard_writer import DocumentTokenizer
 from cm3leon_jax.data.tokenizing import summary, write_token_shards
 from cm3leon_jax.distributed import barrier, is_first
@@ -56,7 +57,9 @@ def _run(config: Config) -> int:
     barrier("the left-overs of interrupted runs are removed")
     manifest = write_token_shards(config.corpus, tokens)
     if is_first():
-        print(summary(manifest), flush=True)
+        corpus = PreparedCorpus.open(config.corpus.path)
+        print(summary(manifest))
+        print(row_losses(corpus, tokens.vocabulary, config.batch, config.corpus.train_split), flush=True)
         _tell_older_states(config, {name: task["source"] for name, task in manifest["tasks"].items()})
     if encoder is not None:
         found = find_neighbours(config, PreparedCorpus.open(config.corpus.path), tokens, encoder)

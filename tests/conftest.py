@@ -10,23 +10,25 @@ from jaxtyping import install_import_hook
 
 install_import_hook("cm3leon_jax", "beartype.beartype")
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cm3leon_jax.config import ImageTokenizerConfig, ModelConfig, RetrievalConfig
-from cm3leon_jax.data.corpus import PreparedCorpus, offsets_file, token_dtype, tokens_file
+from cm3leon_jax.data.array_files import read_files_record
+from cm3leon_jax.data.corpus import FORMAT_VERSION, PreparedCorpus, token_dtype
 from cm3leon_jax.data.neighbours import (
     RETRIEVAL_FORMAT,
     documents_identity,
     list_settings,
-    neighbours_file,
-    scores_file,
+    lists_record,
+    save_lists,
 )
+from cm3leon_jax.data.shard_writer import TokenFile
 from cm3leon_jax.image_tokenizer import vqgan
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.records import write_record
 from cm3leon_jax.vocabulary import Vocabulary
 from tests.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - hooks
 
@@ -73,19 +75,33 @@ def write_corpus(path: Path, vocabulary: Vocabulary, documents: dict[str, dict[s
             folder = path / task / split
             folder.mkdir(parents=True)
             halves = [found[: len(found) // 2], found[len(found) // 2 :]]
+            shards = []
             for shard, half in enumerate(halves):
-                np.concatenate([np.zeros(0, np.int32), *half]).astype(token_dtype(vocabulary.size)).tofile(
-                    tokens_file(folder, shard)
-                )
-                np.save(offsets_file(folder, shard), np.cumsum([0, *map(len, half)]))
-            tasks[task]["splits"][split] = {"num_documents": len(found), "num_shards": 2}
+                with TokenFile(folder, shard, token_dtype(vocabulary.size)) as file:
+                    for ids in half:
+                        file.add(ids)
+                    shards.append(file.close())
+            num_image_tokens = sum(int(vocabulary.is_image(ids).sum()) for ids in found)
+            num_text_tokens = sum(int(vocabulary.is_text(ids).sum()) for ids in found)
+            tasks[task]["splits"][split] = {
+                "num_documents": len(found),
+                "num_tokens": sum(map(len, found)),
+                "num_text_tokens": num_text_tokens,
+                "num_image_tokens": num_image_tokens,
+                "num_shards": 2,
+                "shards": shards,
+                "skipped": {"total": 0, "by_reason": {}, "first": []},
+            }
     manifest = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
+        "created_by": "a test",
+        "mixture": "documents",
+        "examples_per_shard": 1000,
         "vocabulary": {"fingerprint": vocabulary.fingerprint, "size": vocabulary.size},
-        "image_tokenizer": {"image_length": IMAGE_LENGTH},
+        "image_tokenizer": {"image_length": IMAGE_LENGTH, "fingerprint": "an image tokenizer"},
         "tasks": tasks,
     }
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_record(path / "manifest.json", manifest)
     return path
 
 
@@ -112,13 +128,21 @@ def write_neighbours(
     corpus: PreparedCorpus, config: RetrievalConfig, memory: list[str], kept: dict[str, dict[str, np.ndarray]]
 ) -> None:
     """Neighbour lists {task: {split: int64 [documents, kept]}} beside a corpus of `write_corpus`."""
+    lists = {}
     for task, splits in kept.items():
         for split, places in splits.items():
             folder = corpus.path / "retrieval" / task / split
-            folder.mkdir(parents=True)
+            shards = []
             for shard, half in enumerate((places[: len(places) // 2], places[len(places) // 2 :])):
-                np.save(neighbours_file(folder, shard), half)
-                np.save(scores_file(folder, shard), np.full(half.shape, 0.5, np.float32))
+                save_lists(folder, shard, half, np.full(half.shape, 0.5, np.float32))
+                shards.append(read_files_record(lists_record(folder, shard), ""))
+            lists[f"{task}/{split}"] = {
+                "num_documents": len(places),
+                "num_without": 0,
+                "num_neighbours": places.size,
+                "mean_score": 0.5,
+                "shards": shards,
+            }
     manifest = {
         "format_version": RETRIEVAL_FORMAT,
         "bi_encoder": "an encoder",
@@ -126,5 +150,8 @@ def write_neighbours(
         "settings": list_settings(config),
         "memory": memory,
         "fingerprint": "some lists",
+        "num_rows": 0,
+        "neighbours": lists,
+        "files": {},
     }
-    (corpus.path / "retrieval" / "manifest.json").write_text(json.dumps(manifest))
+    write_record(corpus.path / "retrieval" / "manifest.json", manifest)

@@ -9,6 +9,7 @@ import pytest
 
 from cm3leon_jax import prepare
 from cm3leon_jax.config import BiEncoderConfig, Config, CorpusConfig, RetrievalConfig, VocabularyConfig
+from cm3leon_jax.data.array_files import read_files_record, save_arrays
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import NONE, NeighbourLists
 from cm3leon_jax.data.reading import read_documents
@@ -194,10 +195,11 @@ def test_a_memory_without_documents_of_both_modalities_is_said(config, monkeypat
 
     def without_pictures(*args):
         original(*args)
-        for file in args[5].glob("*-*.npy"):
-            vectors = np.load(file)
-            vectors[:, 1] = 0
-            np.save(file, vectors)
+        for record in args[5].glob("vectors-*.json"):
+            arrays = {name: np.load(record.with_name(name)) for name in read_files_record(record, "")}
+            for vectors in arrays.values():
+                vectors[:, 1] = 0
+            save_arrays(record, arrays)
 
     monkeypatch.setattr(neighbour_search, "write_vectors", without_pictures)
     with pytest.raises(UserError, match=r"the memory is empty: .*both_modalities"):

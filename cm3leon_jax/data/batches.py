@@ -40,7 +40,7 @@ from cm3leon_jax.vocabulary import Vocabulary
 _MASKS, _ROW_ORDER, _NEIGHBOURS = 21, 22, 23
 
 # `</s>` in front of a document and behind it.
-_NUM_ENDS = 2
+NUM_ENDS = 2
 
 # Rows that are assembled together: fewer calls than one by one, and their tokens still fit a core's cache.
 _ROWS_AT_ONCE = 16
@@ -156,10 +156,9 @@ class BatchSource:
         sizes = {task: documents.num_documents for task, documents in self._splits.items()}
         self._order = DocumentOrder(sizes, corpus.rates(), batch.seed)
         # Longest document that still fits a row with its ends; a row of L targets has L + 1 tokens.
-        self._longest = batch.sequence_length + 1 - _NUM_ENDS
+        self._longest = batch.sequence_length + 1 - NUM_ENDS
         if batch.packing == "whole" and self._longest < 1:
             raise UserError(f"config.batch.sequence_length {batch.sequence_length} holds no document")
-        self.num_too_long = sum(int((d.lengths > self._longest).sum()) for d in self._splits.values())
         dtype = next(iter(self._splits.values())).dtype
         self._end, self._break = np.array([vocabulary.end], dtype), np.array([vocabulary.break_], dtype)
         self._first_window, rows_before = first_window
@@ -200,7 +199,7 @@ class BatchSource:
         lengths += added
         key: tuple[int | np.ndarray, ...]
         if self._config.packing == "stream":
-            rows: list = stream_rows(lengths + _NUM_ENDS, self._config.sequence_length + 1)
+            rows: list = stream_rows(lengths + NUM_ENDS, self._config.sequence_length + 1)
             key = (window, np.arange(len(rows)))
         else:
             # A document is masked in a new way every time it comes.
@@ -210,7 +209,7 @@ class BatchSource:
             # A document that fills its row leaves no room for marks, and then has no masks.
             room = np.maximum(self._longest - lengths, 0) // TOKENS_PER_SPAN
             masks = dataclasses.replace(masks, counts=np.minimum(masks.counts, room))
-            used = np.minimum(lengths, self._longest) + _NUM_ENDS + TOKENS_PER_SPAN * masks.counts - 1
+            used = np.minimum(lengths, self._longest) + NUM_ENDS + TOKENS_PER_SPAN * masks.counts - 1
             rows = best_fit_rows(used, self._config.sequence_length)
         mixed = counter_random.permutation_at(np.arange(len(rows)), len(rows), self._config.seed, _ROW_ORDER, window)
         return WindowPlan(references, neighbours, masks, [rows[i] for i in mixed.tolist()])
@@ -273,7 +272,7 @@ class BatchSource:
             added = sum(map(len, parts))
             if added:
                 line.parts.extend((self._end, *parts, self._end))
-                stop = length + added + _NUM_ENDS
+                stop = length + added + NUM_ENDS
                 line.stretches.append(Stretch(row, length, stop, plan.masks, index))
                 length = stop
         return length

@@ -19,8 +19,10 @@ from jaxtyping import Int
 from cm3leon_jax import pages
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches import Batch, BatchSource, Retrieval, open_retrieval
+from cm3leon_jax.data.check import check_corpus
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import NONE
+from cm3leon_jax.data.row_fit import row_losses
 from cm3leon_jax.data.tokenizing import summary
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import replacing
@@ -70,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many documents and how many sequences (default: 8)",
     )
+    parser.add_argument("--check", action="store_true", help="read all of the corpus, say what is damaged; no page")
     parser.add_argument(
         "--html", type=output_file("--html"), metavar="FILE", help="the page (default: WORKDIR/inspect.html)"
     )
@@ -79,6 +82,9 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `inspect`."""
     vocabulary = Vocabulary.load(config.vocabulary.path)
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
+    if arguments.check:
+        print(check_corpus(corpus, vocabulary, config.corpus.train_split))
+        return 0
     split = arguments.split or config.corpus.train_split
     retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
     documents = list(_documents(corpus, vocabulary, split, arguments.count, retrieval))
@@ -88,6 +94,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     made_by, mixture = corpus.manifest["created_by"], corpus.manifest["mixture"]
     print(visible(f"{corpus.path}, made by {made_by} from {mixture!r}") + "\n")
     print(visible(summary(corpus.manifest), keep="\n"))
+    print(row_losses(corpus, vocabulary, config.batch, split))
     for heading, shown in (("documents", documents), ("sequences", sequences)):
         print(f"\n{heading} of {split!r}")
         for entry in shown:

@@ -3,6 +3,7 @@
     CORPUS/retrieval/manifest.json                     encoder, settings, and the tasks of the memory
     CORPUS/retrieval/TASK/SPLIT/neighbours-00000.npy   int64 [documents, kept]: places in the memory; -1 is none
     CORPUS/retrieval/TASK/SPLIT/scores-00000.npy       float32 [documents, kept]: products of query and neighbour
+    CORPUS/retrieval/TASK/SPLIT/lists-00000.json       the checksums of both
 
 The memory is the training documents of its tasks, end to end. Of the kept neighbours, the first were found by a
 document's text, the others by its pictures. `retrieval/neighbour_search.py` writes these files.
@@ -11,6 +12,7 @@ document's text, the others by its pictures. `retrieval/neighbour_search.py` wri
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from bisect import bisect_right
 from collections.abc import Mapping
 from functools import cached_property
@@ -23,11 +25,14 @@ from jaxtyping import Float32, Int, Int32, Int64, UInt
 
 from cm3leon_jax.config import RetrievalConfig
 from cm3leon_jax.data import counter_random
+from cm3leon_jax.data.array_files import open_array, save_arrays
 from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.manifest import NeighborsManifest
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json
+from cm3leon_jax.records import read_record
 
-RETRIEVAL_FORMAT = 1
+RETRIEVAL_FORMAT = 2
 NONE = -1
 
 _ORDER, _NUMBER = 31, 32
@@ -46,6 +51,19 @@ def neighbours_file(folder: Path, shard: int) -> Path:
 def scores_file(folder: Path, shard: int) -> Path:
     """Where their scores lie."""
     return folder / f"scores-{shard:05d}.npy"
+
+
+def lists_record(folder: Path, shard: int) -> Path:
+    """Where the record of a shard's lists lies."""
+    return folder / f"lists-{shard:05d}.json"
+
+
+def save_lists(
+    folder: Path, shard: int, places: Int64[np.ndarray, "n kept"], scores: Float32[np.ndarray, "n kept"]
+) -> None:
+    """Writes the lists of a shard."""
+    names = neighbours_file(folder, shard).name, scores_file(folder, shard).name
+    save_arrays(lists_record(folder, shard), dict(zip(names, (places, scores), strict=True)))
 
 
 def list_settings(config: RetrievalConfig) -> dict[str, Any]:
@@ -116,6 +134,7 @@ class NeighbourLists:
 
     def __init__(self, corpus: PreparedCorpus, manifest: Mapping[str, Any], train_split: str) -> None:
         self._corpus, self.manifest = corpus, manifest
+        self._opened: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
         self.memory = MemoryDocuments(corpus, tuple(manifest["memory"]), train_split)
 
     @classmethod
@@ -132,7 +151,7 @@ class NeighbourLists:
                 f"no neighbours at {folder}: run `cm3leon prepare` "
                 + (mend if config.enabled else "with --config.retrieval.enabled=True")
             )
-        manifest = read_json(folder / "manifest.json", "the manifest of the neighbours")
+        manifest = read_neighbors_manifest(folder)
         refuse_other_settings(folder, manifest, list_settings(config), corpus)
         return cls(corpus, manifest, train_split)
 
@@ -142,19 +161,50 @@ class NeighbourLists:
         return self.manifest["fingerprint"]
 
     def of_split(self, task: str, split: str) -> tuple[Int64[np.ndarray, "n kept"], Float32[np.ndarray, "n kept"]]:
-        """Neighbours and scores of all documents of a task and split."""
+        """Neighbours and scores of all documents of a task and split, checked when they are opened.
+
+        Raises:
+          UserError: if they are damaged.
+        """
+        if (task, split) not in self._opened:
+            self._opened[task, split] = self._open(task, split)
+        return self._opened[task, split]
+
+    def _open(self, task: str, split: str) -> tuple[np.ndarray, np.ndarray]:
         folder = self._corpus.path / "retrieval" / task / split
-        shards = range(self._corpus.manifest["tasks"][task]["splits"][split]["num_shards"])
-        try:
-            places = [np.load(neighbours_file(folder, shard), mmap_mode="r") for shard in shards]
-            scores = [np.load(scores_file(folder, shard), mmap_mode="r") for shard in shards]
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"the neighbours in {folder} are damaged ({error}): delete {self._corpus.path / 'retrieval'} and run "
-                "`cm3leon prepare` again"
-            ) from None
+        mend = "delete that file and run `cm3leon prepare` again, which writes it anew"
+        entry = self.manifest["neighbours"].get(f"{task}/{split}", {"shards": []})
+        num_documents = [
+            shard["num_documents"] for shard in self._corpus.manifest["tasks"][task]["splits"][split]["shards"]
+        ]
+        num_kept = sum(self.manifest["settings"][name] for name in ("num_by_text", "num_by_image"))
+        if len(entry["shards"]) != len(num_documents):
+            raise UserError(f"{folder.parent.parent / 'manifest.json'} does not tell of the lists in {folder}: {mend}")
+        places: list[np.ndarray] = []
+        scores: list[np.ndarray] = []
+        for shard, checksums in enumerate(entry["shards"]):
+            for file, found in ((neighbours_file(folder, shard), places), (scores_file(folder, shard), scores)):
+                found.append(open_array(file, checksums.get(file.name, 0), mend))
+                if found[-1].shape != (num_documents[shard], num_kept):
+                    raise UserError(f"{file} does not fit its documents: {mend}")
+            if places[-1].size and not (places[-1].min() >= NONE and places[-1].max() < len(self.memory)):
+                raise UserError(f"{neighbours_file(folder, shard)} names documents that are not there: {mend}")
         # One shard, the usual case, stays on disk.
         return (places[0], scores[0]) if len(places) == 1 else (np.concatenate(places), np.concatenate(scores))
+
+
+def read_neighbors_manifest(folder: Path) -> dict[str, Any]:
+    """Reads CORPUS/retrieval/manifest.json.
+
+    Raises:
+      UserError: if it is missing, of another version, or damaged.
+    """
+    file, what = folder / "manifest.json", "the manifest of the neighbours"
+    mend = f"delete {folder} and run `cm3leon prepare` again"
+    found = read_json(file, what)
+    if isinstance(found, dict) and found.get("format_version") != RETRIEVAL_FORMAT:
+        raise UserError(f"the neighbours at {folder} have another format version than {RETRIEVAL_FORMAT}: {mend}")
+    return read_record(file, what, NeighborsManifest, mend, sealed=True)
 
 
 def refuse_other_settings(
@@ -164,27 +214,32 @@ def refuse_other_settings(
     mend = f"delete {folder} and run `cm3leon prepare` again"
     if manifest.get("format_version") != RETRIEVAL_FORMAT:
         raise UserError(f"the neighbours at {folder} have another format version than {RETRIEVAL_FORMAT}: {mend}")
-    if manifest["corpus"] != documents_identity(corpus):
+    if manifest.get("corpus") != documents_identity(corpus):
         raise UserError(f"the neighbours at {folder} were found for another corpus than the one around them: {mend}")
+    stored = manifest["settings"]
     for name, value in settings.items():
-        if manifest["settings"].get(name) != value:
+        if stored.get(name) != value:
             raise UserError(
                 f"the neighbours at {folder} were found with config.retrieval.{name} = "
-                f"{manifest['settings'].get(name)!r}, now it is {value!r}: {mend}, or set it back"
+                f"{stored.get(name)!r}, now it is {value!r}: {mend}, or set it back"
             )
 
 
 def documents_identity(corpus: PreparedCorpus) -> dict[str, Any]:
-    """What tells whether the documents are the same: who tokenized them, and how many there are of how many tokens."""
+    """What tells whether the documents are the same: who tokenized them, how many there are, and their checksums."""
     manifest = corpus.manifest
     tasks = {
         name: {
-            split: [found["num_documents"], found.get("num_tokens"), found["num_shards"]]
+            split: [found["num_documents"], found["num_tokens"], found["num_shards"], _shards_checksum(found)]
             for split, found in task["splits"].items()
         }
         for name, task in manifest["tasks"].items()
     }
     return {"tasks": tasks, "image_tokenizer": manifest["image_tokenizer"].get("fingerprint")}
+
+
+def _shards_checksum(entry: Mapping[str, Any]) -> int:
+    return zlib.crc32(np.array([[shard["tokens"], shard["offsets"]] for shard in entry["shards"]], "<u4").tobytes())
 
 
 def draw_neighbours(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from cm3leon_jax.data.corpus import offsets_file, token_dtype, tokens_file
+from cm3leon_jax.data.array_files import save_array
+from cm3leon_jax.data.corpus import checksums_file, offsets_file, token_dtype, tokens_file
+from cm3leon_jax.data.manifest import ShardFiles, ShardRecord
 from cm3leon_jax.data.reading import Malformed
 from cm3leon_jax.documents import Document, Picture, UnreadablePicture, encode_png, open_picture
-from cm3leon_jax.files import replacing, write_json
+from cm3leon_jax.files import replacing
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.records import read_record, write_record
 from cm3leon_jax.vocabulary import Vocabulary
 
 # Skipped documents that are listed one by one; all of them are counted.
@@ -27,6 +31,12 @@ NUM_LISTED = 1000
 def record_file(folder: Path, shard: int) -> Path:
     """Where the record of a complete shard lies."""
     return folder / f"shard-{shard:05d}.json"
+
+
+def read_shard_record(file: Path) -> dict[str, Any]:
+    """Reads the record of a shard."""
+    mend = "delete it and run `cm3leon prepare` again, which writes that shard anew"
+    return read_record(file, "the record of a shard", ShardRecord, mend, sealed=True)
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,43 @@ class DocumentTokenizer:
         return ids
 
 
+class TokenFile:
+    """The tokens of a shard while they are written, with their offsets and checksums: whole at the end, or absent."""
+
+    def __init__(self, folder: Path, number: int, dtype: np.dtype) -> None:
+        self._folder, self._number, self._dtype = folder, number, dtype
+        self._offsets, self._checksums = array("q", [0]), array("I")
+        self._checksum = 0
+        self._open_files = ExitStack()
+
+    def __enter__(self) -> TokenFile:
+        temporary = self._open_files.enter_context(replacing(tokens_file(self._folder, self._number)))
+        self._file = self._open_files.enter_context(temporary.open("wb"))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._open_files.__exit__(*exception)
+
+    def add(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> None:
+        """Writes one document."""
+        data = np.asarray(ids, self._dtype).tobytes()
+        self._file.write(data)
+        self._offsets.append(self._offsets[-1] + len(ids))
+        self._checksums.append(zlib.crc32(data))
+        self._checksum = zlib.crc32(data, self._checksum)
+
+    def close(self) -> ShardFiles:
+        """Moves the files to their place; returns what they hold."""
+        self._open_files.close()
+        return {
+            "num_documents": len(self._checksums),
+            "num_tokens": self._offsets[-1],
+            "tokens": self._checksum,
+            "offsets": save_array(offsets_file(self._folder, self._number), np.array(self._offsets, "<i8")),
+            "checksums": save_array(checksums_file(self._folder, self._number), np.array(self._checksums, "<u4")),
+        }
+
+
 @dataclass
 class ShardWriter:
     """One shard while it is written: whole at its end, or absent."""
@@ -97,21 +144,17 @@ class ShardWriter:
     _counts: Counter[str] = field(default_factory=Counter)
     _skipped: Counter[str] = field(default_factory=Counter)
     _listed: list[dict[str, Any]] = field(default_factory=list)
-    _offsets: array = field(default_factory=lambda: array("q", [0]))
     _documents: deque[OpenedDocument] = field(default_factory=deque)
     _pictures: list[np.ndarray] = field(default_factory=list)
     # Ids of pictures whose document still waits for others.
     _codes: deque[np.ndarray] = field(default_factory=deque)
-    _open_files: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> ShardWriter:
-        self._dtype = token_dtype(self.tokens.vocabulary.size)
-        temporary = self._open_files.enter_context(replacing(tokens_file(self.folder, self.number)))
-        self._file = self._open_files.enter_context(temporary.open("wb"))
+        self._file = TokenFile(self.folder, self.number, token_dtype(self.tokens.vocabulary.size)).__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._open_files.__exit__(*exception)
+        self._file.__exit__(*exception)
 
     def add(self, index: int, document: OpenedDocument | Malformed) -> None:
         """Takes one example: a document, or one to be counted as skipped."""
@@ -142,9 +185,7 @@ class ShardWriter:
         if self._pictures:
             self._encode(len(self._pictures))
         self._write_ready()
-        self._open_files.close()
-        with replacing(offsets_file(self.folder, self.number)) as temporary, temporary.open("wb") as file:
-            np.save(file, np.asarray(self._offsets, "<i8"))
+        files = self._file.close()
         num_image_tokens = self._counts["num_pictures"] * self.tokens.image_tokenizer.config.image_length
         record = {
             "num_examples": self._counts["num_examples"],
@@ -155,8 +196,9 @@ class ShardWriter:
             "num_image_tokens": num_image_tokens,
             "skipped": {"by_reason": dict(sorted(self._skipped.items())), "first": self._listed},
             "last": last,
+            "files": files,
         }
-        write_json(record_file(self.folder, self.number), record)
+        write_record(record_file(self.folder, self.number), record)
         return record
 
     def _encode(self, count: int) -> None:
@@ -167,6 +209,4 @@ class ShardWriter:
         while self._documents and len(self._documents[0].pictures) <= len(self._codes):
             document = self._documents.popleft()
             codes = (self._codes.popleft() for _ in document.pictures)
-            ids = np.array(self.tokens.join(document, codes), self._dtype)
-            self._file.write(ids.tobytes())
-            self._offsets.append(self._offsets[-1] + len(ids))
+            self._file.add(self.tokens.join(document, codes))

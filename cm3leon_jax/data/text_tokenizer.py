@@ -17,10 +17,12 @@ from typing import Any
 from tqdm import tqdm
 
 from cm3leon_jax.config import Config
+from cm3leon_jax.data.manifest import OfVocabulary
 from cm3leon_jax.data.reading import folder_changes, provenance_of
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, write_json
 from cm3leon_jax.lock import lock
+from cm3leon_jax.records import read_record
 from cm3leon_jax.vocabulary import NUM_SPECIAL, Vocabulary
 
 # Bytes per token are measured on this many texts.
@@ -126,7 +128,10 @@ def _difference(config: Config, old: Vocabulary, path: Path) -> str:
 def _refuse_to_orphan_corpus(config: Config, old: Vocabulary, difference: str) -> None:
     for name in ("manifest.json", "plan.json"):
         file = Path(config.corpus.path) / name
-        if file.exists() and read_json(file, "the corpus")["vocabulary"]["fingerprint"] == old.fingerprint:
+        if not file.exists():
+            continue
+        stored = read_record(file, "the corpus", OfVocabulary, f"delete {config.corpus.path} and prepare it again")
+        if stored["vocabulary"]["fingerprint"] == old.fingerprint:
             raise UserError(
                 f"the corpus {config.corpus.path} was prepared with the vocabulary {config.vocabulary.path}, which "
                 f"does not fit the config any more ({difference}): delete that corpus, or choose another "

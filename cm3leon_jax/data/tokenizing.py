@@ -18,11 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 import cm3leon_jax
 from cm3leon_jax.config import CorpusConfig
-from cm3leon_jax.data.corpus import FORMAT_VERSION
+from cm3leon_jax.data.corpus import (
+    FORMAT_VERSION,
+    checksums_file,
+    offsets_file,
+    read_manifest,
+    token_dtype,
+    tokens_file,
+)
+from cm3leon_jax.data.manifest import Plan
 from cm3leon_jax.data.reading import (
     Malformed,
     Share,
@@ -32,13 +41,21 @@ from cm3leon_jax.data.reading import (
     skipped_report,
     source_changes,
 )
-from cm3leon_jax.data.shard_writer import NUM_LISTED, DocumentTokenizer, OpenedDocument, ShardWriter, record_file
+from cm3leon_jax.data.shard_writer import (
+    NUM_LISTED,
+    DocumentTokenizer,
+    OpenedDocument,
+    ShardWriter,
+    read_shard_record,
+    record_file,
+)
 from cm3leon_jax.data.sources.skipped import printable
-from cm3leon_jax.distributed import all_agree, is_first
+from cm3leon_jax.distributed import all_agree, barrier, is_first
 from cm3leon_jax.documents import Document
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, wait_for, write_json
+from cm3leon_jax.files import wait_for, write_json
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.records import read_record, write_record
 from cm3leon_jax.vocabulary import Vocabulary
 
 # Until what the first process wrote must be seen by the others.
@@ -61,13 +78,16 @@ def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer) -> dict[
     _check_splits(corpus, tasks)
     plan = _plan(corpus, tokens.vocabulary, tokens.image_tokenizer, tasks)
     _check_plan(path, plan, tasks)
+    if is_first():
+        _drop_incomplete(path, token_dtype(tokens.vocabulary.size))
+    barrier("records of shards without their files are gone")
     if all_agree((path / "manifest.json").exists()):
         if is_first():
             print(
                 f"the corpus {path} is complete: nothing to do (its folder has to be deleted to prepare it again, "
                 "its manifest.json to take in new rates of the mixture)"
             )
-        return read_json(path / "manifest.json", "the corpus manifest")
+        return read_manifest(path)
     if is_first():
         if report := skipped_report(tasks):
             print(report, flush=True)
@@ -149,7 +169,8 @@ def _plan(
 def _check_plan(path: Path, plan: dict[str, Any], tasks: Sequence[TaskReader]) -> None:
     if not (path / "plan.json").exists():
         return
-    plan_then = read_json(path / "plan.json", "the plan of the corpus")
+    mend = "delete that folder and run `cm3leon prepare` again"
+    plan_then = read_record(path / "plan.json", "the plan of the corpus", Plan, mend)
     found = _identity(plan_then)
     for name, now in _identity(plan).items():
         if (was := found.get(name)) != now:
@@ -181,10 +202,30 @@ def check_sources(stored: dict[str, Any], tasks: Sequence[TaskReader], path: Pat
 def _identity(plan: dict[str, Any]) -> dict[str, Any]:
     """Readable names of the plan's values, each with what tells it from another."""
     return {
-        name.replace("_", " "): value["fingerprint"] if isinstance(value, dict) else value
+        name.replace("_", " "): value.get("fingerprint") if isinstance(value, dict) else value
         for name, value in plan.items()
         if name != "sources"
     }
+
+
+def _drop_incomplete(path: Path, dtype: np.dtype) -> None:
+    """Forgets shards that lack a file or a part of their tokens, and a manifest that tells of them: they are redone."""
+    for record in sorted(path.glob("*/*/shard-*.json")):
+        folder, number = record.parent, int(record.stem.removeprefix("shard-"))
+        tokens, size = tokens_file(folder, number), read_shard_record(record)["files"]["num_tokens"] * dtype.itemsize
+        absent = [
+            file for file in (tokens, offsets_file(folder, number), checksums_file(folder, number)) if not file.exists()
+        ]
+        if absent or tokens.stat().st_size != size:
+            print(f"{(absent or [tokens])[0]} is missing or cut: its shard is written again")
+            record.unlink()
+    if not (path / "manifest.json").exists():
+        return
+    for name, task in read_manifest(path)["tasks"].items():
+        for split, entry in task["splits"].items():
+            folder = path / name / split
+            if not all(record_file(folder, number).exists() for number in range(entry["num_shards"])):
+                (path / "manifest.json").unlink(missing_ok=True)
 
 
 def _write_splits(
@@ -221,7 +262,7 @@ def _write_splits(
     for task in tasks:
         _refuse_many_skipped(corpus, task, manifest["tasks"][task.name])
     if is_first():
-        write_json(path / "manifest.json", manifest)
+        write_record(path / "manifest.json", manifest)
     return manifest
 
 
@@ -245,10 +286,7 @@ def _write_own_shards(
     folder.mkdir(parents=True, exist_ok=True)
     size, step = corpus.examples_per_shard, jax.process_count()
     own = range((jax.process_index() - turn) % step, sys.maxsize, step)
-    records = {
-        int(file.stem.removeprefix("shard-")): read_json(file, "the record of a shard")
-        for file in folder.glob("shard-*.json")
-    }
+    records = {int(file.stem.removeprefix("shard-")): read_shard_record(file) for file in folder.glob("shard-*.json")}
     end = next((number + 1 for number, record in records.items() if record["last"]), sys.maxsize)
 
     def is_missing(number: int) -> bool:
@@ -304,7 +342,7 @@ def _all_records(folder: Path) -> list[dict[str, Any]]:
     """The records of all shards of a split, as soon as the other processes have written theirs."""
     records: list[dict[str, Any]] = []
     while not records or not records[-1]["last"]:
-        records.append(read_json(wait_for(record_file(folder, len(records))), "the record of a shard"))
+        records.append(read_shard_record(wait_for(record_file(folder, len(records)))))
     return records
 
 
@@ -316,6 +354,7 @@ def _split_entry(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         **{name: sum(record[name] for record in records) for name in _COUNTS},
         "num_shards": len(records),
+        "shards": [record["files"] for record in records],
         "skipped": {
             "total": by_reason.total(),
             "by_reason": dict(sorted(by_reason.items())),

@@ -170,7 +170,9 @@ def _losses(config: Config, corpus: PreparedCorpus, model: TrainedModel) -> dict
     compiled = TrainStep(config, model.vocabulary, model.mesh)
     num_batches = -(-config.evaluate.num_loss_sequences // config.evaluate.loss_batch_size)
     losses = held_out_loss(compiled, model.parameters, source, num_batches, model.mesh)
-    perplexities = {name.replace("loss", "perplexity"): float(np.exp(value)) for name, value in losses.items()}
+    perplexities = {
+        name.replace("loss", "perplexity"): float(np.exp(value)) for name, value in losses.items() if "loss" in name
+    }
     return losses | perplexities
 
 

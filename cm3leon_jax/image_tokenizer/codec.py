@@ -7,25 +7,59 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import jax
 import numpy as np
 import safetensors.numpy
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt8
+from pydantic import with_config
 from safetensors import SafetensorError
+from typing_extensions import TypedDict
 
 from cm3leon_jax.config import ImageTokenizerConfig
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, replacing, write_json
+from cm3leon_jax.files import replacing, write_json
 from cm3leon_jax.image_tokenizer.pixels import from_unit_range, to_unit_range
 from cm3leon_jax.image_tokenizer.vqgan import abstract_vqgan, bind, parameters
+from cm3leon_jax.records import OPEN, PositiveCount, read_record
 
 CONFIG_FILE = "config.json"
 # Pictures in one call where the caller names no number.
 _DEFAULT_BATCH = 64
 WEIGHTS_FILE = "model.safetensors"
+
+
+_MEND = "delete the folder and run `cm3leon train-image-tokenizer` again"
+
+
+@with_config(OPEN)
+class _Values(TypedDict):
+    num_steps: PositiveCount
+
+
+@with_config(OPEN)
+class _Training(TypedDict):
+    values: _Values
+
+
+@with_config(OPEN)
+class ImageTokenizerRecord(TypedDict):
+    """The config.json of an image tokenizer; `training` is what it was trained by, if it was here."""
+
+    architecture: ImageTokenizerConfig
+    fingerprint: str
+    training: NotRequired[_Training | None]
+
+
+def read_image_tokenizer_record(path: Path) -> ImageTokenizerRecord:
+    """Reads an image tokenizer's config.json.
+
+    Raises:
+      UserError: if it is missing or damaged.
+    """
+    return read_record(path / CONFIG_FILE, "the image tokenizer's config", ImageTokenizerRecord, _MEND)
 
 
 class ImageTokenizer:
@@ -51,26 +85,17 @@ class ImageTokenizer:
         path = Path(path)
         if not (path / CONFIG_FILE).is_file() or not (path / WEIGHTS_FILE).is_file():
             raise UserError(f"no image tokenizer at {path}: run `cm3leon train-image-tokenizer` first")
-        stored = read_json(path / CONFIG_FILE, "the image tokenizer's config")
-        mend = "delete the folder and run `cm3leon train-image-tokenizer` again"
-        try:
-            values: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in stored["architecture"].items()
-            }
-            config = ImageTokenizerConfig(path=str(path), **values)
-            fingerprint = stored["fingerprint"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path / CONFIG_FILE} is not an image tokenizer's config ({error}); {mend}") from None
+        stored, mend = read_image_tokenizer_record(path), _MEND
+        config = dataclasses.replace(stored["architecture"], path=str(path))
         try:
             weights = safetensors.numpy.load_file(path / WEIGHTS_FILE)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path / WEIGHTS_FILE} is damaged ({error}); {mend}") from None
-        _check_shapes(config, weights, path / WEIGHTS_FILE, mend)
-        tokenizer = cls(config, weights)
-        if tokenizer.fingerprint != fingerprint:
+        # First of all: what was not written together need not even make a model.
+        if _fingerprint(config, {name: weights[name] for name in sorted(weights)}) != stored["fingerprint"]:
             raise UserError(f"{path / WEIGHTS_FILE} is not the file that {path / CONFIG_FILE} was written with; {mend}")
-        return tokenizer
+        _check_shapes(config, weights, path / WEIGHTS_FILE, mend)
+        return cls(config, weights)
 
     def save(self, path: str | Path, training: dict[str, Any] | None = None) -> None:
         """Writes the folder; `training` is kept as a record. The config is written last and seals the weights."""

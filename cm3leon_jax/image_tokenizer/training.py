@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from jaxtyping import UInt8
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, refuse_changes
 from cm3leon_jax.config import Config, ImageTokenizerTrainingConfig
 from cm3leon_jax.data.image_sample import load_image_sample
+from cm3leon_jax.data.manifest import OfImageTokenizer
 from cm3leon_jax.errors import RestartError, UserError
-from cm3leon_jax.files import read_json, remove_left_overs
-from cm3leon_jax.image_tokenizer.codec import CONFIG_FILE, ImageTokenizer, architecture
+from cm3leon_jax.files import remove_left_overs
+from cm3leon_jax.image_tokenizer.codec import CONFIG_FILE, ImageTokenizer, architecture, read_image_tokenizer_record
 from cm3leon_jax.image_tokenizer.lpips import SMALLEST_SIDE, load_lpips
 from cm3leon_jax.image_tokenizer.train_step import Recipe, TrainingState, initial_state, make_train_step
 from cm3leon_jax.lock import lock
 from cm3leon_jax.progress import TrainingLog
+from cm3leon_jax.records import read_record
 from cm3leon_jax.stop_signal import StopSignal
 
 METRICS_FILE = "image_tokenizer_metrics.jsonl"
@@ -212,7 +215,7 @@ def _record(config: Config) -> dict[str, Any]:
 def _is_finished(path: Path, record: dict[str, Any], num_steps: int) -> bool:
     if not (path / CONFIG_FILE).is_file():
         return False
-    stored = read_json(path / CONFIG_FILE, "the image tokenizer's config").get("training")
+    stored = read_image_tokenizer_record(path).get("training")
     if not stored:
         raise UserError(
             f"{path} holds an image tokenizer that was not trained by this command: use it as it is, "
@@ -223,7 +226,7 @@ def _is_finished(path: Path, record: dict[str, Any], num_steps: int) -> bool:
     return stored["values"]["num_steps"] == num_steps
 
 
-def _require_same(stored: dict[str, Any], record: dict[str, Any], path: Path) -> None:
+def _require_same(stored: Mapping[str, Any], record: dict[str, Any], path: Path) -> None:
     free = [f"values.{name}" for name in FREE_VALUES]
     refuse_changes(stored, record, free, f"config.image_tokenizer.path: {path} was")
 
@@ -233,8 +236,9 @@ def _refuse_to_orphan_corpus(config: Config) -> None:
     manifest = Path(config.corpus.path) / "manifest.json"
     stored = Path(config.image_tokenizer.path) / CONFIG_FILE
     if manifest.exists() and stored.exists():
-        prepared = read_json(manifest, "the corpus manifest")["image_tokenizer"]["fingerprint"]
-        if prepared == read_json(stored, "the image tokenizer's config")["fingerprint"]:
+        mend = f"delete {config.corpus.path} and prepare it again"
+        prepared = read_record(manifest, "the corpus manifest", OfImageTokenizer, mend)["image_tokenizer"]
+        if prepared["fingerprint"] == read_image_tokenizer_record(stored.parent)["fingerprint"]:
             raise UserError(
                 f"the corpus {config.corpus.path} was prepared with the image tokenizer {stored.parent}: training it "
                 "further would make that corpus unreadable; delete the corpus, or set another "

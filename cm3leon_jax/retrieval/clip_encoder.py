@@ -90,14 +90,15 @@ class ClipEncoder:
             architecture = ClipArchitecture(**{**stored["architecture"], **towers})
             marks, colours = Marks(**stored["marks"]), Colours(**{k: tuple(v) for k, v in stored["colours"].items()})
             fingerprint = stored["fingerprint"]
-        except (KeyError, TypeError, AttributeError) as error:
+            expected = parameter_shapes(architecture)
+        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, UserError) as error:
             raise UserError(f"{path / CONFIG_FILE} is not the config of a CLIP encoder ({error}); {mend}") from None
         try:
             weights = safetensors.numpy.load_file(path / WEIGHTS_FILE)
             tokenizer_json = (path / TOKENIZER_FILE).read_text(encoding="utf-8")
         except (OSError, SafetensorError, UnicodeDecodeError) as error:
             raise UserError(f"the bi-encoder {path} is damaged ({error}); {mend}") from None
-        _check_shapes(architecture, weights, path / WEIGHTS_FILE, mend)
+        _check_shapes(expected, weights, path / WEIGHTS_FILE, mend)
         try:
             encoder = cls(architecture, weights, tokenizer_json, marks, colours)
         except Exception as error:  # The tokenizers library raises a bare Exception for what it cannot parse.
@@ -165,8 +166,9 @@ def parameter_shapes(architecture: ClipArchitecture) -> dict[str, tuple[int, ...
     return {name: leaf.shape for name, leaf in found.items()}
 
 
-def _check_shapes(architecture: ClipArchitecture, weights: dict[str, np.ndarray], file: Path, mend: str) -> None:
-    expected = parameter_shapes(architecture)
+def _check_shapes(
+    expected: Mapping[str, tuple[int, ...]], weights: dict[str, np.ndarray], file: Path, mend: str
+) -> None:
     for name in sorted(expected.keys() | weights.keys()):
         found = weights[name].shape if name in weights else "absent"
         if name not in expected or found != expected[name]:

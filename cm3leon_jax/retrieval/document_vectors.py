@@ -2,6 +2,7 @@
 
     CORPUS/retrieval/TASK/SPLIT/vectors-00000.npy   float16 [documents, 2, dim]: of the text, of the pictures
     CORPUS/retrieval/TASK/SPLIT/queries-00000.npy   the same, each without a share of its tokens and patches
+    CORPUS/retrieval/TASK/SPLIT/vectors-00000.json  the checksums of both
 
 A document's own vector is the mean of the two, with unit norm (arXiv 2309.02591, section 2.1.2); a document that lacks
 text or pictures has zeros in its place.
@@ -20,12 +21,12 @@ from jaxtyping import Float16, Float32, Int64
 from tqdm import tqdm
 
 from cm3leon_jax.data import counter_random
+from cm3leon_jax.data.array_files import open_arrays, save_arrays
 from cm3leon_jax.data.reading import Malformed, Share, TaskReader
-from cm3leon_jax.data.shard_writer import DocumentTokenizer, OpenedDocument, record_file
+from cm3leon_jax.data.shard_writer import DocumentTokenizer, OpenedDocument, read_shard_record, record_file
 from cm3leon_jax.distributed import is_first
 from cm3leon_jax.documents import Document
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, replacing
 from cm3leon_jax.retrieval.bi_encoder import BiEncoder, unit
 
 # Documents encoded at a time.
@@ -40,6 +41,19 @@ def vectors_file(folder: Path, shard: int) -> Path:
 def queries_file(folder: Path, shard: int) -> Path:
     """Where the vectors lie that are searched for."""
     return folder / f"queries-{shard:05d}.npy"
+
+
+def vectors_record(folder: Path, shard: int) -> Path:
+    """Where the record of a shard's vectors lies."""
+    return folder / f"vectors-{shard:05d}.json"
+
+
+def open_vectors(folder: Path, shard: int) -> tuple[Float16[np.ndarray, "n 2 dim"], Float16[np.ndarray, "n 2 dim"]]:
+    """The vectors and the queries of a shard, memory-mapped after they were checked."""
+    names = vectors_file(folder, shard).name, queries_file(folder, shard).name
+    mend = "delete that file and run `cm3leon prepare` again, which writes it anew"
+    vectors, queries = open_arrays(vectors_record(folder, shard), names, mend)
+    return vectors, queries
 
 
 def whole_vectors(parts: Float16[np.ndarray, "n 2 dim"]) -> Float32[np.ndarray, "n dim"]:
@@ -79,11 +93,11 @@ def write_vectors(
       UserError: if the raw documents are no longer those of the token shards.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    records = [read_json(record_file(shards, shard), "the record of a shard") for shard in range(num_shards)]
+    records = [read_shard_record(record_file(shards, shard)) for shard in range(num_shards)]
     first_document = np.cumsum([0, *(record["num_documents"] for record in records)])
     step = jax.process_count()
     own = range((jax.process_index() - turn) % step, num_shards, step)
-    missing = [shard for shard in own if not queries_file(folder, shard).exists()]
+    missing = [shard for shard in own if not vectors_record(folder, shard).exists()]
     if not missing:
         return
     # One pass for all of them: to open the documents at a later one reads all before it.
@@ -120,9 +134,8 @@ def write_vectors(
                 f"the task {task.name} has other documents in {split!r} now than when {shards} was prepared: "
                 "delete the corpus and run `cm3leon prepare` again"
             )
-        for file, array in ((vectors_file(folder, shard), vectors), (queries_file(folder, shard), queries)):
-            with replacing(file) as temporary, temporary.open("wb") as opened:
-                np.save(opened, array)
+        names = vectors_file(folder, shard).name, queries_file(folder, shard).name
+        save_arrays(vectors_record(folder, shard), dict(zip(names, (vectors, queries), strict=True)))
 
 
 def _opened(

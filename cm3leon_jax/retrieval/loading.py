@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NotRequired
+
+from pydantic import with_config
+from typing_extensions import TypedDict
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json
+from cm3leon_jax.records import OPEN, read_record
 from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE, BiEncoder
 from cm3leon_jax.retrieval.clip_encoder import ClipEncoder
 from cm3leon_jax.retrieval.tfidf import TfidfEncoder
+
+
+@with_config(OPEN)
+class _Training(TypedDict):
+    values: dict[str, Any]
+
+
+@with_config(OPEN)
+class BiEncoderRecord(TypedDict):
+    """The config.json of a bi-encoder; `training` is what it was made by, if it was here."""
+
+    kind: str
+    architecture: dict[str, Any]
+    fingerprint: str
+    training: NotRequired[_Training | None]
+
+
+def read_bi_encoder_record(path: Path) -> BiEncoderRecord:
+    """Reads a bi-encoder's config.json.
+
+    Raises:
+      UserError: if it is missing or damaged.
+    """
+    return read_record(
+        path / CONFIG_FILE, "the bi-encoder's config", BiEncoderRecord, "delete the folder, make it again"
+    )
 
 
 def load_bi_encoder(path: str | Path) -> BiEncoder:
@@ -22,7 +52,7 @@ def load_bi_encoder(path: str | Path) -> BiEncoder:
         raise UserError(
             f"no bi-encoder at {path}: run `cm3leon train-bi-encoder` first, or `cm3leon import` a CLIP folder"
         )
-    kind = read_json(path / CONFIG_FILE, "the bi-encoder's config").get("kind")
+    kind = read_bi_encoder_record(path)["kind"]
     if kind == "clip":
         return ClipEncoder.load(path)
     if kind == "tfidf":

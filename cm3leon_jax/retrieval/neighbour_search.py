@@ -5,6 +5,7 @@ own. Started again, they make what is missing. Beside the lists there are then
 
     CORPUS/retrieval/memory.npy     float16 [rows, dim]: the vectors that are searched
     CORPUS/retrieval/places.npy     int64 [rows]: which document of the memory each of them is
+    CORPUS/retrieval/memory.json    the checksums of both
     CORPUS/retrieval/index.faiss    the same vectors, for one query at a time (retrieval/index.py)
 """
 
@@ -23,30 +24,44 @@ from jaxtyping import Float16, Float32, Int64
 from tqdm import tqdm
 
 from cm3leon_jax.config import Config, RetrievalConfig
+from cm3leon_jax.data.array_files import (
+    file_checksum,
+    open_arrays,
+    read_files_record,
+    save_array,
+    write_files_record,
+)
 from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.data.manifest import NeighborsPlan
 from cm3leon_jax.data.neighbours import (
     NONE,
     RETRIEVAL_FORMAT,
     MemoryDocuments,
     documents_identity,
     list_settings,
+    lists_record,
     memory_tasks,
     neighbours_file,
+    read_neighbors_manifest,
     refuse_other_settings,
+    save_lists,
     scores_file,
 )
 from cm3leon_jax.data.reading import TaskReader, open_mixture
 from cm3leon_jax.data.shard_writer import DocumentTokenizer
 from cm3leon_jax.data.tokenizing import check_sources
-from cm3leon_jax.distributed import all_agree, is_first
+from cm3leon_jax.distributed import all_agree, barrier, is_first
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, replacing, wait_for, write_json
+from cm3leon_jax.files import replacing, wait_for, write_json
 from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.records import read_record, write_record
 from cm3leon_jax.retrieval import index
 from cm3leon_jax.retrieval.bi_encoder import BiEncoder
 from cm3leon_jax.retrieval.choice import Candidates, Chosen, choose
-from cm3leon_jax.retrieval.document_vectors import queries_file, vectors_file, whole_vectors, write_vectors
+from cm3leon_jax.retrieval.document_vectors import open_vectors, vectors_record, whole_vectors, write_vectors
 from cm3leon_jax.retrieval.search import Search
+
+MEMORY_RECORD, INDEX_FILE = "memory.json", "index.faiss"
 
 # Documents whose neighbours are chosen at a time: their candidates' vectors are held together.
 _BLOCK = 1024
@@ -72,14 +87,19 @@ def find_neighbours(
     """
     folder = corpus.path / "retrieval"
     plan = _plan(config, corpus, encoder)
+    if is_first():
+        _drop_incomplete(folder, corpus)
+    barrier("records of arrays without their files are gone")
     if all_agree((folder / "manifest.json").exists()):
-        manifest = read_json(folder / "manifest.json", "the manifest of the neighbours")
+        manifest = read_neighbors_manifest(folder)
         _refuse_another_plan(folder, manifest, plan, corpus)
         if is_first():
             print(f"the neighbours {folder} are complete: nothing to do")
         return manifest
     if (folder / "plan.json").exists():
-        _refuse_another_plan(folder, read_json(folder / "plan.json", "the plan of the neighbours"), plan, corpus)
+        mend = f"delete {folder} and run `cm3leon prepare` again"
+        found = read_record(folder / "plan.json", "the plan of the neighbours", NeighborsPlan, mend)
+        _refuse_another_plan(folder, found, plan, corpus)
     if is_first():
         write_json(folder / "plan.json", plan)
 
@@ -88,17 +108,17 @@ def find_neighbours(
     check_sources(sources, tuple(readers.values()), corpus.path)
     for turn, (task, split) in enumerate(_splits(corpus)):
         _write_vectors(readers[task], split, corpus, tokens, encoder, config.retrieval, turn)
-    _wait_for_shards(corpus, queries_file)
+    _wait_for_shards(corpus, vectors_record)
     documents = MemoryDocuments(corpus, tuple(plan["memory"]), config.corpus.train_split)
     if is_first():
         _write_memory(folder, corpus, documents, config)
-    wait_for(folder / "places.npy")
+    wait_for(folder / MEMORY_RECORD)
     memory = Memory.open(folder)
     mesh = make_mesh(config.mesh)
     search = Search(memory.vectors, mesh, config.retrieval.search, config.retrieval.search_recall)
     for task, split in _splits(corpus):
         _write_lists(task, split, corpus, documents, memory, search, config)
-    _wait_for_shards(corpus, scores_file)
+    _wait_for_shards(corpus, lists_record)
     measured: dict[str, float] = {}
     if config.retrieval.search == "approximate":
         recall = measured_recall(memory.vectors, search, mesh, config.retrieval.num_candidates)
@@ -106,12 +126,15 @@ def find_neighbours(
     if is_first():
         manifest = plan | {
             "num_rows": len(memory.vectors),
-            "index": index.build(memory.vectors, folder / "index.faiss"),
+            "index": index.build(memory.vectors, folder / INDEX_FILE),
             "neighbours": {f"{task}/{split}": _list_counts(task, split, corpus) for task, split in _splits(corpus)},
+            "files": read_files_record(folder / MEMORY_RECORD, "run `cm3leon prepare` again")
+            | {INDEX_FILE: file_checksum(folder / INDEX_FILE)},
             **measured,
         }
-        write_json(folder / "manifest.json", manifest)
-    return read_json(wait_for(folder / "manifest.json"), "the manifest of the neighbours")
+        write_record(folder / "manifest.json", manifest)
+    wait_for(folder / "manifest.json")
+    return read_neighbors_manifest(folder)
 
 
 def neighbour_summary(manifest: dict[str, Any]) -> str:
@@ -145,13 +168,10 @@ class Memory:
 
     @classmethod
     def open(cls, folder: Path) -> Memory:
-        """Maps what `prepare` wrote."""
-        try:
-            return cls(np.load(folder / "memory.npy", mmap_mode="r"), np.load(folder / "places.npy", mmap_mode="r"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"the neighbours at {folder} are damaged ({error}): delete {folder} and run `cm3leon prepare` again"
-            ) from None
+        """Maps what `prepare` wrote, after it was checked."""
+        mend = f"delete {folder / MEMORY_RECORD} and run `cm3leon prepare` again"
+        vectors, places = open_arrays(folder / MEMORY_RECORD, ("memory.npy", "places.npy"), mend)
+        return cls(vectors, places)
 
     def candidates(
         self, queries: Float32[np.ndarray, "n dim"], rows: Int64[np.ndarray, "n C"], count: int
@@ -201,6 +221,21 @@ def _refuse_another_plan(folder: Path, found: dict[str, Any], plan: dict[str, An
         )
 
 
+def _drop_incomplete(folder: Path, corpus: PreparedCorpus) -> None:
+    """Forgets arrays that lack a file, and a manifest that tells of them: they are made again."""
+    records = [folder / MEMORY_RECORD]
+    for task, split in _splits(corpus):
+        for shard in range(_num_shards(corpus, task, split)):
+            records += [kind(folder / task / split, shard) for kind in (vectors_record, lists_record)]
+    mend = "delete it and run `cm3leon prepare` again"
+    for record in filter(Path.exists, records):
+        if absent := [name for name in read_files_record(record, mend) if not record.with_name(name).exists()]:
+            print(f"{record.with_name(absent[0])} is missing: it is made again")
+            record.unlink()
+    if not all(record.exists() for record in (*records, folder / INDEX_FILE)):
+        (folder / "manifest.json").unlink(missing_ok=True)
+
+
 def _splits(corpus: PreparedCorpus) -> list[tuple[str, str]]:
     return [(name, split) for name, task in corpus.manifest["tasks"].items() for split in task["splits"]]
 
@@ -243,7 +278,7 @@ def _num_shards(corpus: PreparedCorpus, task: str, split: str) -> int:
 
 def _write_memory(folder: Path, corpus: PreparedCorpus, documents: MemoryDocuments, config: Config) -> None:
     """Gathers the vectors of all documents that can be neighbours."""
-    if (folder / "places.npy").exists():
+    if (folder / MEMORY_RECORD).exists():
         return
     split = config.corpus.train_split
     places: list[np.ndarray] = []
@@ -252,7 +287,7 @@ def _write_memory(folder: Path, corpus: PreparedCorpus, documents: MemoryDocumen
         parts = []
         for task in documents.tasks:
             for shard in range(_num_shards(corpus, task, split)):
-                vectors = np.load(vectors_file(folder / task / split, shard), mmap_mode="r")
+                vectors, _ = open_vectors(folder / task / split, shard)
                 is_there = (np.asarray(vectors) != 0).any(axis=2)
                 fits = is_there.all(axis=1) if config.retrieval.both_modalities else is_there.any(axis=1)
                 places.append(first + np.flatnonzero(fits))
@@ -269,15 +304,15 @@ def _write_memory(folder: Path, corpus: PreparedCorpus, documents: MemoryDocumen
         memory = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(len(rows), dim))
         start = 0
         for task, shard, fits in parts:
-            vectors = np.load(vectors_file(folder / task / split, shard), mmap_mode="r")
+            vectors, _ = open_vectors(folder / task / split, shard)
             found = whole_vectors(vectors[fits])
             memory[start : start + len(found)] = found
             start += len(found)
         memory.flush()
         del memory
-    # Written last: it says that the vectors are complete.
-    with replacing(folder / "places.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, rows.astype(np.int64))
+    checksums = {"memory.npy": file_checksum(folder / "memory.npy")}
+    checksums["places.npy"] = save_array(folder / "places.npy", rows.astype(np.int64))
+    write_files_record(folder / MEMORY_RECORD, checksums)
 
 
 def _write_lists(
@@ -292,13 +327,14 @@ def _write_lists(
     """Writes the lists of a task and split where they are missing, as many shards at a time as there are processes."""
     folder = corpus.path / "retrieval" / task / split
     first_place = documents.first_place(task) if split == config.corpus.train_split else None
-    vectors = [np.load(vectors_file(folder, shard), mmap_mode="r") for shard in range(_num_shards(corpus, task, split))]
+    opened = [open_vectors(folder, shard) for shard in range(_num_shards(corpus, task, split))]
+    vectors = [own for own, _ in opened]
     first_document = np.cumsum([0, *map(len, vectors)])
     # The search takes all processes, so they must agree on what it is for.
-    missing = [shard for shard in range(len(vectors)) if not all_agree(scores_file(folder, shard).exists())]
+    missing = [shard for shard in range(len(vectors)) if not all_agree(lists_record(folder, shard).exists())]
     for start in range(0, len(missing), jax.process_count()):
         together = missing[start : start + jax.process_count()]
-        queries = [np.load(queries_file(folder, shard), mmap_mode="r") for shard in together]
+        queries = [opened[shard][1] for shard in together]
         shard = together[jax.process_index()] if jax.process_index() < len(together) else None
         if shard is None:
             # Fewer shards than processes are left: this one only takes part in the search.
@@ -310,21 +346,19 @@ def _write_lists(
         what = f"neighbours {task} {split}"
         rows, scores = _chosen(vectors[shard], queries, own, memory, search, config.retrieval, what)
         places = np.where(rows == NONE, NONE, memory.places[np.maximum(rows, 0)])
-        for file, array in (
-            (neighbours_file(folder, shard), places.astype(np.int64)),
-            (scores_file(folder, shard), scores),
-        ):
-            with replacing(file) as temporary, temporary.open("wb") as opened:
-                np.save(opened, array)
+        save_lists(folder, shard, places.astype(np.int64), scores)
 
 
 def _list_counts(task: str, split: str, corpus: PreparedCorpus) -> dict[str, Any]:
     """The numbers of the lists of a task and split."""
     folder = corpus.path / "retrieval" / task / split
     num_documents = num_neighbours = num_without = 0
-    total_score = 0.0
+    total_score, shards = 0.0, []
     for shard in range(_num_shards(corpus, task, split)):
-        places, scores = np.load(neighbours_file(folder, shard)), np.load(scores_file(folder, shard))
+        record = lists_record(folder, shard)
+        names = neighbours_file(folder, shard).name, scores_file(folder, shard).name
+        places, scores = open_arrays(record, names, f"delete {record} and run `cm3leon prepare` again")
+        shards.append(read_files_record(record, ""))
         has = places != NONE
         num_documents += len(places)
         num_neighbours += int(has.sum())
@@ -335,6 +369,7 @@ def _list_counts(task: str, split: str, corpus: PreparedCorpus) -> dict[str, Any
         "num_without": num_without,
         "num_neighbours": num_neighbours,
         "mean_score": total_score / max(1, num_neighbours),
+        "shards": shards,
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from cm3leon_jax.config import Config, RetrievalConfig
+from cm3leon_jax.data.array_files import check_file
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import NONE, MemoryDocuments, NeighbourLists
 from cm3leon_jax.errors import UserError
@@ -16,7 +17,7 @@ from cm3leon_jax.retrieval.bi_encoder import BiEncoder
 from cm3leon_jax.retrieval.choice import Chosen, choose
 from cm3leon_jax.retrieval.index import Index
 from cm3leon_jax.retrieval.loading import load_bi_encoder
-from cm3leon_jax.retrieval.neighbour_search import Memory
+from cm3leon_jax.retrieval.neighbour_search import INDEX_FILE, Memory
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,13 @@ class Retriever:
         folder, made_with = corpus.path / "retrieval", lists.manifest["bi_encoder"]
         if made_with != encoder.fingerprint:
             raise UserError(
-                f"the index {folder / 'index.faiss'} was built with another bi-encoder (fingerprint {made_with}) than "
+                f"the index {folder / INDEX_FILE} was built with another bi-encoder (fingerprint {made_with}) than "
                 f"the one at {config.bi_encoder.path} ({encoder.fingerprint}): point config.bi_encoder.path to that "
                 f"one, or delete {folder} and run `cm3leon prepare` again"
             )
-        return cls(encoder, Index.open(folder / "index.faiss"), Memory.open(folder), lists.memory, config.retrieval)
+        mend = f"delete {folder / INDEX_FILE} and run `cm3leon prepare` again"
+        check_file(folder / INDEX_FILE, lists.manifest["files"].get(INDEX_FILE, 0), mend)
+        return cls(encoder, Index.open(folder / INDEX_FILE), Memory.open(folder), lists.memory, config.retrieval)
 
     def by_text(self, texts: Sequence[str], count: int) -> list[list[Neighbour]]:
         """The nearest documents of each text, best first; fewer where fewer are near enough."""

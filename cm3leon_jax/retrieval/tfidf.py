@@ -120,7 +120,7 @@ class TfidfEncoder:
                 arrays["mean_thumbnail"],
             )
             matches = encoder.fingerprint == stored["fingerprint"]
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise UserError(f"the bi-encoder {path} is damaged ({error}); {mend}") from None
         if not matches:
             raise UserError(f"{path / WEIGHTS_FILE} is not the file that {path / CONFIG_FILE} was written with; {mend}")

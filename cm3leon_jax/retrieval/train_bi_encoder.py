@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,20 @@ from jaxtyping import Bool, Int64
 
 from cm3leon_jax.checkpoints import refuse_changes
 from cm3leon_jax.config import Config
+from cm3leon_jax.data.manifest import OfBiEncoder
 from cm3leon_jax.data.pair_sample import PairSample, load_pair_sample
 from cm3leon_jax.data.reading import provenance_of
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, remove_left_overs, write_json
+from cm3leon_jax.files import remove_left_overs, write_json
 from cm3leon_jax.lock import lock
 from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.records import read_record
 from cm3leon_jax.retrieval import clip_training
 from cm3leon_jax.retrieval.bi_encoder import CONFIG_FILE, BiEncoder
 from cm3leon_jax.retrieval.clip import ClipArchitecture
 from cm3leon_jax.retrieval.clip_encoder import ClipEncoder
 from cm3leon_jax.retrieval.clip_inputs import ClipTokenizer, Colours, Marks
-from cm3leon_jax.retrieval.loading import load_bi_encoder
+from cm3leon_jax.retrieval.loading import load_bi_encoder, read_bi_encoder_record
 from cm3leon_jax.vocabulary import Vocabulary
 
 METRICS_FILE = "bi_encoder_metrics.jsonl"
@@ -181,7 +184,7 @@ def _record(config: Config) -> dict[str, Any]:
 def _is_finished(path: Path, record: dict[str, Any]) -> bool:
     if not (path / CONFIG_FILE).is_file():
         return False
-    stored = read_json(path / CONFIG_FILE, "the bi-encoder's config").get("training")
+    stored = read_bi_encoder_record(path).get("training")
     if not stored:
         raise UserError(
             f"{path} holds a bi-encoder that was not trained by this command: use it as it is, or set another "
@@ -195,7 +198,7 @@ def _is_finished(path: Path, record: dict[str, Any]) -> bool:
     return True
 
 
-def _require_same(stored: dict[str, Any], record: dict[str, Any], path: Path) -> None:
+def _require_same(stored: Mapping[str, Any], record: dict[str, Any], path: Path) -> None:
     free = [f"values.{name}" for name in FREE_VALUES]
     refuse_changes(stored, record, free, f"config.bi_encoder.path: {path} was")
 
@@ -205,8 +208,9 @@ def _refuse_to_orphan_neighbours(config: Config) -> None:
     manifest = Path(config.corpus.path) / "retrieval" / "manifest.json"
     stored = Path(config.bi_encoder.path) / CONFIG_FILE
     if manifest.exists() and stored.exists():
-        found_by = read_json(manifest, "the manifest of the neighbours")["bi_encoder"]
-        if found_by == read_json(stored, "the bi-encoder's config")["fingerprint"]:
+        mend = f"delete {manifest.parent} and run `cm3leon prepare` again"
+        found_by = read_record(manifest, "the manifest of the neighbours", OfBiEncoder, mend)["bi_encoder"]
+        if found_by == read_bi_encoder_record(stored.parent)["fingerprint"]:
             raise UserError(
                 f"the neighbours in {manifest.parent} were found with the bi-encoder {stored.parent}, which would be "
                 "replaced: delete that folder, or set another config.bi_encoder.path"

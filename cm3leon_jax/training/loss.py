@@ -6,6 +6,7 @@ sides are made together with the loss, while a chunk of the scores is at hand, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -33,12 +34,33 @@ class LossSums(NamedTuple):
         return (self.text + self.image) / jnp.maximum(self.num_text + self.num_image, 1)
 
     def by_modality(self) -> dict[str, Float[Array, ""]]:
-        """Nats a token: of all, of text and marks, of pictures."""
+        """Nats a token: of all, of text and marks, of pictures; and how many tokens of the two there are.
+
+        Where there are none, the loss means nothing: `without_absent` leaves it out.
+        """
         return {
             "loss": self.mean,
             "loss_text": self.text / jnp.maximum(self.num_text, 1),
             "loss_image": self.image / jnp.maximum(self.num_image, 1),
+            "num_text": self.num_text,
+            "num_image": self.num_image,
         }
+
+
+def without_absent(values: Mapping[str, float]) -> dict[str, float]:
+    """What was measured, without the losses of modalities that had no targets, under whatever prefix."""
+    absent = {
+        name.replace("num_", "loss_")
+        for name, value in values.items()
+        if name.endswith(("num_text", "num_image")) and not value
+    }
+    return {name: value for name, value in values.items() if name not in absent}
+
+
+def absent_modalities(values: Mapping[str, float]) -> str:
+    """Says which modality a batch has no targets of; nothing where it has both."""
+    absent = [name for name in ("text", "image") if values.get(f"num_{name}") == 0]
+    return f", no {' and no '.join(absent)} tokens" if absent else ""
 
 
 def loss_sums(losses: Float[Array, "B L"], targets: Int[Array, "B L"], vocabulary: Vocabulary) -> LossSums:

@@ -20,6 +20,7 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches import BatchSource, Retrieval, open_retrieval
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.data.neighbours import LIST_FIELDS
+from cm3leon_jax.data.row_fit import row_losses
 from cm3leon_jax.distributed import is_first
 from cm3leon_jax.errors import RestartError, UserError
 from cm3leon_jax.model.flops import flops_per_token
@@ -135,6 +136,7 @@ def set_up(config: Config, workdir: Path) -> Setup:
     vocabulary = Vocabulary.load(config.vocabulary.path)
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
     retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
+    row_losses(corpus, vocabulary, config.batch, config.corpus.train_split).refuse_most_images()
     mesh = make_mesh(config.mesh)
     refuse_uneven_batch(config.batch.batch_size, mesh, config.train.num_microbatches)
     chip = accelerators.by_device_kind(mesh.devices.flat[0].device_kind)

@@ -18,6 +18,7 @@ from cm3leon_jax import config_file
 from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches import iterate
+from cm3leon_jax.data.row_fit import row_losses
 from cm3leon_jax.distributed import StallWatch, is_first
 from cm3leon_jax.errors import RESTART, NotFinite, UserError
 from cm3leon_jax.lock import lock
@@ -28,6 +29,7 @@ from cm3leon_jax.stop_signal import StopSignal
 from cm3leon_jax.training.cpu_memory import keep_freed_memory
 from cm3leon_jax.training.goodput import RunClock
 from cm3leon_jax.training.held_out import held_out_loss
+from cm3leon_jax.training.loss import absent_modalities, without_absent
 from cm3leon_jax.training.metrics import MetricsLog, StepWork
 from cm3leon_jax.training.profile import Profile
 from cm3leon_jax.training.skipping import BadStretch
@@ -191,9 +193,10 @@ class StepReader:
             )
         if held_out or step == 1 or _is_due(step, self.config.train.log_every, step == self.config.num_steps):
             values |= {**self.clock.lap(step, self.work), **(held_out or {})}
+            values, absent = without_absent(values), absent_modalities(values)
             mfu = f", MFU {values['mfu']:.1%}" if "mfu" in values else ""
             rate, goodput = f"{values['tokens_per_second']:,.0f} tokens/s", f"goodput {values['goodput']:.0%}"
-            self.progress.say(step, f"loss {values['loss']:.3f}, {rate}{mfu}, {goodput}")
+            self.progress.say(step, f"loss {values['loss']:.3f}, {rate}{mfu}, {goodput}{absent}")
             if self.log:
                 self.log.write(step, values)
 
@@ -223,5 +226,4 @@ def _announce(setup: Setup, start: Start) -> None:
         print(f"retrieval: {how_many} neighbour{'s' * (config.retrieval.num_drawn != 1)} in front of each document")
     if setup.pictures and setup.pictures.note:
         print(f"samples: {setup.pictures.note}")
-    if num_too_long := setup.source(config.corpus.train_split).num_too_long:
-        print(f"note: {num_too_long:,} documents are longer than a sequence and lose their last segments")
+    print(row_losses(setup.corpus, setup.vocabulary, config.batch, config.corpus.train_split))

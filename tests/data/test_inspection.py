@@ -90,7 +90,7 @@ def config(tmp_path, corpus, vocabulary, tiny_pictures):
 def test_prints_and_writes_a_page(config, tmp_path, corpus, monkeypatch, capsys, packing):
     monkeypatch.setattr(inspection.PreparedCorpus, "open", lambda path, vocabulary: corpus)
     config = replace(config, batch=replace(config.batch, packing=packing))
-    arguments = argparse.Namespace(split=None, count=3, html=None)
+    arguments = argparse.Namespace(check=False, split=None, count=3, html=None)
     assert inspection.run(config, tmp_path, arguments) == 0
     out = capsys.readouterr().out
     assert "<break> [picture 4x4]" in out and "sequence 2, " in out and "the page has no pictures" in out
@@ -106,7 +106,7 @@ def test_what_captions_hold_neither_steers_the_terminal_nor_hides(
     document = np.array(vocabulary.encode_text(f"red {harmful}cat"))
     shown = inspection.Shown("a title", inspection.pieces(document, vocabulary, IMAGE_LENGTH))
     monkeypatch.setattr(inspection, "_documents", lambda *arguments: iter([shown]))
-    assert inspection.run(config, tmp_path, argparse.Namespace(split=None, count=1, html=None)) == 0
+    assert inspection.run(config, tmp_path, argparse.Namespace(check=False, split=None, count=1, html=None)) == 0
     out, page = capsys.readouterr().out, (tmp_path / "inspect.html").read_text()
     assert harmful not in out and harmful not in page
     assert harmful.encode("unicode_escape").decode() + "cat" in out
@@ -127,7 +127,7 @@ def test_neighbours_are_shown_with_scores_and_by_what_they_were_found(config, tm
     kept["first"]["train"][1] = NONE
     write_neighbours(elsewhere, retrieval, ["first", "second"], kept)
     monkeypatch.setattr(inspection.PreparedCorpus, "open", lambda path, vocabulary: elsewhere)
-    arguments = argparse.Namespace(split=None, count=4, html=None)
+    arguments = argparse.Namespace(check=False, split=None, count=4, html=None)
     assert inspection.run(replace(config, retrieval=retrieval), tmp_path, arguments) == 0
     out, page = capsys.readouterr().out, (tmp_path / "inspect.html").read_text()
     assert out.count("by text, 0.50, first 3: ") == out.count("by picture, 0.50, second 1: ") == 3
@@ -138,7 +138,7 @@ def test_neighbours_are_shown_with_scores_and_by_what_they_were_found(config, tm
 def test_a_wrong_count_and_split_are_named(config, tmp_path, corpus, monkeypatch):
     monkeypatch.setattr(inspection.PreparedCorpus, "open", lambda path, vocabulary: corpus)
     with pytest.raises(UserError, match="no documents in the split 'test'"):
-        inspection.run(config, tmp_path, argparse.Namespace(split="test", count=1, html=None))
+        inspection.run(config, tmp_path, argparse.Namespace(check=False, split="test", count=1, html=None))
 
 
 def test_help_explains_the_command(capsys):

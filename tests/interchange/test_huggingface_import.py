@@ -17,6 +17,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.restoring import restore_model
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.progress import read_step_log
+from cm3leon_jax.records import write_record
 from cm3leon_jax.training import start, train
 from cm3leon_jax.vocabulary import Vocabulary
 from tests.conftest import random_document, write_corpus
@@ -129,7 +130,7 @@ def prepared(tmp_path, make_run):
     corpus = write_corpus(tmp_path / "corpus", run.vocabulary, {"captions": documents})
     manifest = json.loads((corpus / "manifest.json").read_text())
     manifest["image_tokenizer"]["fingerprint"] = ImageTokenizer.load(run.config.image_tokenizer.path).fingerprint
-    (corpus / "manifest.json").write_text(json.dumps(manifest))
+    write_record(corpus / "manifest.json", manifest)
     config = dataclasses.replace(
         at(run.config, there),
         corpus=CorpusConfig(path=str(corpus)),
@@ -189,7 +190,7 @@ def test_an_import_is_not_trained_as_another_model(prepared):
         train.run(wider, there, Namespace(profile=""))
     manifest = json.loads((there.parent / "corpus" / "manifest.json").read_text())
     manifest["image_tokenizer"]["fingerprint"] = "another"
-    (there.parent / "corpus" / "manifest.json").write_text(json.dumps(manifest))
+    write_record(there.parent / "corpus" / "manifest.json", manifest)
     with pytest.raises(UserError, match=r"corpus.image_tokenizer was .* and is 'another'"):
         train.run(config, there, Namespace(profile=""))
 

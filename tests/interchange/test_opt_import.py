@@ -19,6 +19,7 @@ from cm3leon_jax.config import MeshConfig, TrainConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.restoring import restore_model
 from cm3leon_jax.model.transformer import Transformer, abstract_model
+from cm3leon_jax.records import write_record
 from cm3leon_jax.training import train
 from cm3leon_jax.vocabulary import SPECIAL_TOKENS, Vocabulary
 from tests.conftest import random_document, write_corpus
@@ -180,7 +181,7 @@ def test_an_opt_is_trained_on_with_the_image_tokenizer_that_comes_later(config, 
     corpus = write_corpus(there / "corpus", vocabulary, {"captions": documents})
     manifest = json.loads((corpus / "manifest.json").read_text())
     manifest["image_tokenizer"]["fingerprint"] = image_tokenizer.fingerprint
-    (corpus / "manifest.json").write_text(json.dumps(manifest))
+    write_record(corpus / "manifest.json", manifest)
     image_tokenizer.save(config.image_tokenizer.path)
     config = dataclasses.replace(
         config, train=TrainConfig(compilation_cache="", num_tokens=8.0 * 32, eval_every=0, sample_every=0)
