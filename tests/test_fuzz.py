@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3leon_jax.data import corpus
 from cm3leon_jax.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -36,11 +35,7 @@ def test_every_kind_is_tried():
     assert COUNTS.keys() == fuzz.kinds().keys()
 
 
-# A corpus without sums is read with other bits than were written.
-NO_SUMS = pytest.mark.xfail(not hasattr(corpus, "checksums_file"), reason="a corpus of format version 1 has no sums")
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=NO_SUMS if name == "corpus" else ()) for name in COUNTS])
+@pytest.mark.parametrize("name", COUNTS)
 def test_mutants_are_read_skipped_or_refused(name, tmp_path):
     fuzz.make_bases([name], tmp_path / "base")
     kind, base = fuzz.kinds()[name](), tmp_path / "base" / name
