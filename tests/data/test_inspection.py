@@ -106,7 +106,7 @@ def test_what_captions_hold_neither_steers_the_terminal_nor_hides(
     document = np.array(vocabulary.encode_text(f"red {harmful}cat"))
     shown = inspection.Shown("a title", inspection.pieces(document, vocabulary, IMAGE_LENGTH))
     monkeypatch.setattr(inspection, "_documents", lambda *arguments: iter([shown]))
-    assert inspection.run(config, tmp_path, argparse.Namespace(split=None, count=1, html=None)) == 0
+    assert inspection.run(config, tmp_path, argparse.Namespace(check=False, split=None, count=1, html=None)) == 0
     out, page = capsys.readouterr().out, (tmp_path / "inspect.html").read_text()
     assert harmful not in out and harmful not in page
     assert harmful.encode("unicode_escape").decode() + "cat" in out
