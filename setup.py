@@ -38,6 +38,7 @@ DATA = [
     "importlib_resources",  # tensorflow-datasets needs it without saying so
     "sentencepiece<0.2.2",  # 0.2.2 needs a newer protobuf than TensorFlow allows
     "emoji>=2.14",
+    "pyarrow>=20",  # metadata.parquet of folders
 ]
 RETRIEVAL = ["faiss-cpu>=1.12"]
 # Its inner functions are called: one version.
@@ -67,6 +68,17 @@ setup(
     description="Train CM3Leon: one transformer over interleaved text and image codes, on JAX",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The cm3leon_jax authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["jax", "flax", "multimodal", "image generation", "CM3Leon", "pretraining", "retrieval", "TPU"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["cm3leon_jax*"]),
     cmdclass={"build_py": BuildWithShipped},
@@ -84,6 +96,8 @@ setup(
         "jaxtyping>=0.3.4",
         "numpy>=2",
         "pillow>=11.3",
+        "pydantic>=2.11",
+        "typing_extensions>=4.12",
         "safetensors>=0.6",
         "tensorstore>=0.1.84",
         "tokenizers>=0.22",

@@ -10,9 +10,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,16 +24,20 @@ from jaxtyping import Shaped
 
 from cm3leon_jax.bit_sums import bit_sum_of_part, sums_and_finiteness
 from cm3leon_jax.config import Config, ModelConfig
-from cm3leon_jax.errors import FailedSave, NotFinite, RestartError, UserError
+from cm3leon_jax.errors import FailedSave, NotFinite, UserError
 from cm3leon_jax.files import is_full_disk
 from cm3leon_jax.model.sharding import parameter_name
 
 # Most bytes of the pieces in which an array is written: what must be decompressed to read any part of a piece.
 _CHUNK_BYTES = 16 << 20
-# How often a newest step is looked for that a run deletes while it is read.
-_MOST_LOOKS = 10
 
-_Found = TypeVar("_Found")
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """Whether a message has no exception of Orbax's threads in it, which is raised where the save is waited for."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_is_not_raised)
 
 
 class DamagedCheckpoint(Exception):
@@ -314,48 +319,6 @@ class StreamedParameters:
         for name, found in self._read.items():
             if self._written.get(f"parameters.{name}") != found % (1 << 32):
                 raise DamagedCheckpoint(f"{self._folder} has other bits in parameters.{name} than were written")
-
-
-def read_newest(workdir: Path, keep: int, read: Callable[[Checkpoints, int], _Found]) -> _Found:
-    """What `read` makes of the newest complete step of a run, which may be training meanwhile.
-
-    Training deletes its older steps. Where a reader comes to miss files and there is a newer step, it reads that one.
-
-    Args:
-      workdir: of the run.
-      keep: as in `Checkpoints`.
-      read: called with the run's checkpoints and the step; once more if need be.
-
-    Raises:
-      UserError: if there is no step, or the newest one is damaged.
-      RestartError: if every newest step was deleted before it was read.
-    """
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"no checkpoints in {workdir}: run `cm3leon train` first, or give its --workdir")
-    with Checkpoints(workdir / "checkpoints", keep, read_only=True) as checkpoints:
-        for _ in range(_MOST_LOOKS):
-            step = checkpoints.latest_step
-            if step is None:
-                raise UserError(f"no complete checkpoint in {workdir}/checkpoints: run `cm3leon train` first")
-            try:
-                return read(checkpoints, step)
-            except (UserError, RestartError, jax.errors.JaxRuntimeError):
-                raise
-            except Exception as error:
-                checkpoints.look_again()
-                if checkpoints.latest_step == step:
-                    if not isinstance(error, DamagedCheckpoint):
-                        raise
-                    before = "rename that folder, and the one before is used"
-                    mend = before if len(checkpoints.steps) > 1 else "there is none before it: bring back a copy"
-                    raise UserError(f"the newest checkpoint is damaged: {error}; {mend}") from None
-                if jax.process_count() > 1:
-                    # The others may wait for this one to read its part.
-                    break
-    raise RestartError(
-        f"the run in {workdir} is training, and deleted its step {step:,} before it was read; run the same command "
-        "again, or train with a longer config.train.save_every or more config.train.keep_checkpoints"
-    )
 
 
 def refuse_another_model(meta: Mapping[str, Any], config: Config, what: str, **others: tuple[Any, Any]) -> None:

@@ -371,20 +371,24 @@ class ModelConfig(Part):
     gated: bool = False
     # "layer", or "rms", which neither centres nor shifts (arXiv 1910.07467).
     norm: str = "layer"
-    # Norms every query and key head before their product, for stability at high learning rates (arXiv 2302.05442,
-    # section 2.1).
-    query_key_norm: bool = False
+    # "layer" or "rms" normalizes every query and key head before their product, for stability at high learning rates
+    # (arXiv 2302.05442, section 2.1); with one learned scale for all heads, or one per head (Chameleon,
+    # arXiv 2405.09818, section 2.3).
+    query_key_norm: str = "none"
+    query_key_norm_per_head: bool = False
     # "xla" runs everywhere; "splash" is the fused one for TPUs, "tokamax" that for GPUs; "auto" takes the fused one
     # where there is one.
     attention: str = "auto"
     # The paper has neither biases nor learned scales and shifts after its layer norms; OPT has both.
     biases: bool = False
     affine_norms: bool = False
-    # "before": each layer norms what it reads, and a last norm follows the last layer; "after": each layer norms the
-    # sum it leaves, as OPT-350M does.
-    norm_position: str = "before"
+    # Where the norm of each sublayer is: on its "input" (with a final norm after the last layer), on its "output"
+    # before it is added (Chameleon-34B; a final norm, too), or on the "sum" (OPT-350M).
+    norm_position: str = "input"
     # Width of the token embeddings; 0: model_dim. Others are projected to and from it (OPT-350M).
     embedding_dim: NonNegativeInt = 0
+    # Whether the embedding table is the output layer's as well, as in the paper and in OPT.
+    tied_embeddings: bool = True
     # "learned": a table of absolute positions, the paper's; "rotary": queries and keys are turned by their position
     # (arXiv 2104.09864), which makes "one row up" the same step everywhere in a picture; "learned+rotary": both.
     positions: str = "learned"
@@ -394,6 +398,8 @@ class ModelConfig(Part):
     # Half of what rotary positions turn goes by the place in the picture instead (as in arXiv 2409.12191, section 2.1):
     # so the same place of two pictures is always the same distance, and copying from a neighbour is soon learned.
     rotary_pictures: bool = False
+    # Wavelengths of the rotary pairs go up to 2 pi times about this many tokens.
+    rotary_base: Annotated[float, Range(above=1)] = 10_000.0
     layer_norm_epsilon: Positive = 1e-5
     init_std: NonNegative = 0.006
     position_init_std: NonNegative = 0.0002
@@ -421,7 +427,12 @@ class ModelConfig(Part):
         _one_of("model", self, "activation", "relu", "gelu", "gelu_tanh", "silu")
         _one_of("model", self, "norm", "layer", "rms")
         _one_of("model", self, "attention", "auto", "xla", "splash", "tokamax")
-        _one_of("model", self, "norm_position", "before", "after")
+        _one_of("model", self, "norm_position", "input", "output", "sum")
+        _one_of("model", self, "query_key_norm", "none", "layer", "rms")
+        _require(
+            self.query_key_norm != "none" or not self.query_key_norm_per_head,
+            "model.query_key_norm_per_head needs model.query_key_norm: set it to 'layer' or 'rms'",
+        )
         _one_of("model", self, "positions", "learned", "rotary", "learned+rotary")
         _require(
             not self.rotary_pictures or ("rotary" in self.positions and self.picture_places > 0),
@@ -647,12 +658,6 @@ class Config:
             f"{self.batch.sequence_length}: {self.retrieval.num_drawn + 1} pictures of "
             f"{self.image_tokenizer.image_length} codes with their texts take at least {least}; lower the one or "
             "raise the other",
-        )
-        most = 2**31 - 1
-        _require(
-            self.num_steps <= most,
-            f"train.num_tokens {self.train.num_tokens:g} takes {self.num_steps:g} steps, and {most} can be counted; "
-            "lower it, or raise batch.batch_size or batch.sequence_length",
         )
         is_digit = (self.image_tokenizer.resolution, self.image_tokenizer.in_channels) == (8, 1)
         _require(

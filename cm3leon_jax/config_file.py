@@ -212,17 +212,14 @@ def _empty_paths(config: Config, workdir: Path) -> Config:
     return _with_texts(config, emptied)
 
 
-def _with_texts(config: Config, changed: Callable[[str, paths.IsPath | None, str], str]) -> Config:
-    """A config with each text of its parts replaced; `changed` is also told which kind of path it is, and its name."""
-    parts = {}
-    for part in dataclasses.fields(config):
-        values = getattr(config, part.name)
-        texts = {}
-        for name, hint in typing.get_type_hints(type(values), include_extras=True).items():
-            if isinstance(text := getattr(values, name), str):
-                kind = next(
-                    (note for note in getattr(hint, "__metadata__", ()) if isinstance(note, paths.IsPath)), None
-                )
-                texts[name] = changed(text, kind, f"config.{part.name}.{name}")
-        parts[part.name] = dataclasses.replace(values, **texts)
-    return dataclasses.replace(config, **parts)
+def _with_texts(values: Any, changed: Callable[[str, paths.IsPath | None, str], str], where: str = "config") -> Any:
+    """A config with each of its texts replaced; `changed` is also told which kind of path it is, and its name."""
+    changes = {}
+    for name, hint in typing.get_type_hints(type(values), include_extras=True).items():
+        value = getattr(values, name)
+        if dataclasses.is_dataclass(value):
+            changes[name] = _with_texts(value, changed, f"{where}.{name}")
+        elif isinstance(value, str):
+            kind = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, paths.IsPath)), None)
+            changes[name] = changed(value, kind, f"{where}.{name}")
+    return dataclasses.replace(values, **changes)

@@ -16,13 +16,13 @@ from cm3leon_jax.checkpoints import (
     Checkpoints,
     DamagedCheckpoint,
     flat,
-    read_newest,
     refuse_another_model,
     refuse_changes,
 )
 from cm3leon_jax.config import BatchConfig, Config, MeshConfig, TrainConfig
 from cm3leon_jax.errors import FailedSave, NotFinite, RestartError, UserError
 from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.newest_checkpoint import read_newest
 from cm3leon_jax.training.step import TrainStep
 
 

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import importlib.util
+import operator
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -219,17 +221,21 @@ def test_json_that_is_no_config(tmp_path):
             config_file.load(str(tmp_path / "config.json"), "runs/x")
 
 
-PATHS = [
-    (part.name, name, kind)
-    for part in dataclasses.fields(Config)
-    for name, hint in typing.get_type_hints(typing.get_type_hints(Config)[part.name], include_extras=True).items()
-    for kind in getattr(hint, "__metadata__", ())
-    if isinstance(kind, IsPath)
-]
+def fields_of(cls: type, prefix: str = "") -> Iterator[tuple[str, IsPath | None]]:
+    """The dotted names of all fields, each with the kind of path that it holds, if any."""
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from fields_of(hint, f"{prefix}{name}.")
+        else:
+            notes = getattr(hint, "__metadata__", ())
+            yield prefix + name, next((note for note in notes if isinstance(note, IsPath)), None)
 
 
-@pytest.mark.parametrize(("part", "name", "kind"), PATHS)
-def test_every_path_of_the_config_is_checked(part, name, kind, monkeypatch):
+PATHS = [(name, kind) for name, kind in fields_of(Config) if kind]
+
+
+@pytest.mark.parametrize(("name", "kind"), PATHS)
+def test_every_path_of_the_config_is_checked(name, kind, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     for text, message in (
         ("gs://bucket/x", "gs:// is not supported yet"),
@@ -238,17 +244,15 @@ def test_every_path_of_the_config_is_checked(part, name, kind, monkeypatch):
         ("a\0b", "NUL"),
         ("caf\udce9", "not UTF-8"),
     ):
-        with pytest.raises(UserError, match=rf"config\.{part}\.{name}.*{message}"):
-            config_file.load("demo", "runs/x", {f"{part}.{name}": kind.behind + text})
-    config = config_file.load("demo", "runs/x", {f"{part}.{name}": kind.behind + "~/y"})
-    assert getattr(getattr(config, part), name) == kind.behind + "/home/me/y"
+        with pytest.raises(UserError, match=rf"config\.{name}.*{message}"):
+            config_file.load("demo", "runs/x", {name: kind.behind + text})
+    config = config_file.load("demo", "runs/x", {name: kind.behind + "~/y"})
+    assert operator.attrgetter(name)(config) == kind.behind + "/home/me/y"
 
 
 def test_fields_that_are_named_like_paths_are_paths():
-    checked = {(part, name) for part, name, _ in PATHS}
-    for part, cls in typing.get_type_hints(Config).items():
-        for name in typing.get_type_hints(cls):
-            assert (part, name) in checked or not re.search(r"(^|_)(path|paths|file|folder|dir|cache)$", name), name
+    for name, kind in fields_of(Config):
+        assert kind or not re.search(r"[._](path|paths|file|folder|dir|cache)$", name), name
 
 
 ODD = st.recursive(

@@ -91,7 +91,7 @@ def decode(
     B, M = task.plan.shape
     S = len(task.start) // B
     ids = jnp.asarray(grammar.candidate_ids(entries, vocabulary))
-    table = model.token_embedding[...]
+    table = model.output_table
     if len(ids) < vocabulary.size:
         table = table[ids]
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from flax import nnx
 from jax.sharding import Mesh
 
-from cm3leon_jax.checkpoints import Checkpoints, abstract_on, read_newest, refuse_another_model
+from cm3leon_jax.checkpoints import Checkpoints, abstract_on, refuse_another_model
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
 from cm3leon_jax.model.sharding import make_mesh, shardings
 from cm3leon_jax.model.transformer import abstract_model
+from cm3leon_jax.newest_checkpoint import read_newest
 from cm3leon_jax.retrieval.clip_encoder import ClipEncoder
 from cm3leon_jax.retrieval.loading import load_bi_encoder
 from cm3leon_jax.vocabulary import Vocabulary

@@ -51,7 +51,7 @@ def decode_speculatively(
     B, M = task.plan.shape
     S, W, greedy = len(task.start) // B, window, filters.temperature == 0
     ids = jnp.asarray(grammar.candidate_ids(frozenset({IMAGE_CODE}), vocabulary))
-    table = model.token_embedding[...][ids]
+    table = model.output_table[ids]
     rows = jnp.arange(B)
 
     def distributions(hidden: Float[Array, "R n D"]) -> tuple[Float[Array, "B n K"], Float[Array, "B n K"]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cm3leon_jax.checkpoints import Checkpoints, StreamedParameters, read_newest, refuse_another_model
+from cm3leon_jax.checkpoints import Checkpoints, StreamedParameters, refuse_another_model
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus import PreparedCorpus
 from cm3leon_jax.errors import UserError
@@ -31,6 +31,7 @@ from cm3leon_jax.interchange.tokenizer_files import write_tokenizer
 from cm3leon_jax.interchange.writing_weights import DTYPES, LazyTensor, parse_size, write_weights
 from cm3leon_jax.lock import lock
 from cm3leon_jax.model.transformer import abstract_model
+from cm3leon_jax.newest_checkpoint import read_newest
 from cm3leon_jax.paths import output_folder
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary

@@ -73,7 +73,7 @@ def _architecture(model: ModelConfig, vocabulary: Vocabulary, sequence_length: i
             ("layers, width, heads", f"{model.num_layers}, {model.model_dim:,}, {model.num_heads}"),
             ("feed-forward width, activation", f"{model.hidden_dim:,}, {model.activation}"),
             ("biases", "yes" if model.biases else "none"),
-            ("layer norms", f"{model.norm_position} each part, {norms}"),
+            ("layer norms", f"on the {model.norm_position} of each sublayer, {norms}"),
             ("positions", f"{sequence_length:,}, learned"),
             ("rows of the embedding table", f"{v.size:,}, of width {model.token_dim:,}"),
             ("text tokens", f"ids 4 to {v.first_image_code - 1:,}, a byte-level BPE"),

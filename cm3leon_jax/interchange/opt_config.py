@@ -21,12 +21,14 @@ _NORM_EPSILON = 1e-5
 def refuse_what_opt_lacks(config: ModelConfig) -> None:
     """Refuses to export a model with parts that OPT has no place for; names every field."""
     fixed = {"positions": "learned", "picture_places": 0, "layer_norm_epsilon": _NORM_EPSILON, "norm": "layer"}
-    fixed |= {"key_value_heads": config.num_heads, "gated": False, "query_key_norm": False}
+    fixed |= {"key_value_heads": config.num_heads, "gated": False, "query_key_norm": "none", "tied_embeddings": True}
     wrong = [
         f"config.model.{name} is {getattr(config, name)!r} and can only be {value!r}"
         for name, value in fixed.items()
         if getattr(config, name) != value
     ]
+    if config.norm_position == "output":
+        wrong.append("config.model.norm_position is 'output' and can only be 'input' or 'sum'")
     if config.activation not in _ACTIVATIONS:
         wrong.append(f"config.model.activation is {config.activation!r} and can only be {' or '.join(_ACTIVATIONS)}")
     if wrong:
@@ -54,7 +56,7 @@ def opt_config(config: ModelConfig, vocabulary_size: int, sequence_length: int, 
         "activation_function": _ACTIVATIONS[config.activation],
         "enable_bias": config.biases,
         "layer_norm_elementwise_affine": config.affine_norms,
-        "do_layer_norm_before": config.norm_position == "before",
+        "do_layer_norm_before": config.norm_position == "input",
         "_remove_final_layer_norm": False,
         "tie_word_embeddings": True,
         "init_std": config.init_std,
@@ -102,7 +104,7 @@ def model_fields(opt: Mapping[str, Any], where: str) -> dict[str, Any]:
         "activation": ours[theirs],
         "biases": stored.flag("enable_bias", True),
         "affine_norms": stored.flag("layer_norm_elementwise_affine", True),
-        "norm_position": "before" if before else "after",
+        "norm_position": "input" if before else "sum",
         "embedding_dim": 0 if embedded == width else embedded,
         "positions": "learned",
         "picture_places": 0,

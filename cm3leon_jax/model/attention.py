@@ -139,19 +139,21 @@ _IMPLEMENTATIONS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
 
 
 def rotary_angles(
-    positions: Int[Array, "B L"], picture_places: Int[Array, "B L"] | None, head_dim: int
+    positions: Int[Array, "B L"], picture_places: Int[Array, "B L"] | None, head_dim: int, base: float = 10_000.0
 ) -> Float[Array, "B L P"]:
     """How far each pair of a head is turned at each token (Su et al., arXiv 2104.09864, section 3.2.2).
+
+    `base` is the longest wavelength of the pairs, in tokens, divided by 2 pi.
 
     Given picture places, every other pair turns by those instead: the same place of two pictures is then the same
     distance apart wherever the pictures stand (as the axes of Qwen2-VL share the pairs, arXiv 2409.12191, section 2.1).
     """
     half, pair = head_dim // 2, jnp.arange(head_dim // 2)
     if picture_places is None:
-        return positions[..., None] * 10_000.0 ** (-pair / half)
+        return positions[..., None] * base ** (-pair / half)
     by = jnp.where(pair % 2 == 0, picture_places[..., None], positions[..., None])
     # Either kind has frequencies from the highest on.
-    return by * 10_000.0 ** (-(pair - pair % 2) / half)
+    return by * base ** (-(pair - pair % 2) / half)
 
 
 def rotate(x: Float[Array, "B L H Dh"], angles: Float[Array, "B L P"]) -> Float[Array, "B L H Dh"]:

@@ -1,7 +1,8 @@
 """The CM3Leon transformer (arXiv 2309.02591, section 2.3): OPT's decoder without biases, dropout or learned norms.
 
-What OPT has beside it (biases, learned norms, norms after the sum, projected embeddings) and what others have in its
-place (RMS norm, gated feed-forward, grouped heads, rotary positions, normed queries and keys) are values of the config.
+What other families have (OPT's biases, learned norms, norms on sums and projected embeddings; Llama's RMS norm, gated
+feed-forward, grouped heads, rotary positions and untied output layer; Chameleon's normalized queries and keys, and
+its norms on what a sublayer gives) are values of the config.
 
 Shapes: B batch, L length, S cached slots, D model, N layers, H heads, K key/value heads, Dh head size, F feed-forward,
 V vocabulary, E embedding. Parameters and activations carry the logical names of their axes; which mesh axis each falls
@@ -42,12 +43,17 @@ def _plus(x: Float[Array, "... d"], bias: nnx.Param | None) -> Float[Array, "...
 
 
 class Norm(nnx.Module):
-    """Layer norm, or RMS norm as the config says, in float32; with a learned scale (and bias) where it is affine."""
+    """Layer norm ("layer") or RMS norm ("rms") over the last axis, in float32.
 
-    def __init__(self, config: ModelConfig, size: int, logical_axis: str, is_affine: bool) -> None:
-        self.epsilon, self.centres = config.layer_norm_epsilon, config.norm == "layer"
-        self.scale = nnx.Param(jnp.ones(size), logical_axes=(logical_axis,)) if is_affine else None
-        self.bias = nnx.Param(jnp.zeros(size), logical_axes=(logical_axis,)) if is_affine and self.centres else None
+    Where it is affine it has a learned scale, and layer norm a bias too: of `shape`, whose axes are `logical_axes`.
+    """
+
+    def __init__(
+        self, kind: str, epsilon: float, shape: tuple[int, ...], logical_axes: tuple[str, ...], is_affine: bool
+    ) -> None:
+        self.epsilon, self.centres = epsilon, kind == "layer"
+        self.scale = nnx.Param(jnp.ones(shape), logical_axes=logical_axes) if is_affine else None
+        self.bias = nnx.Param(jnp.zeros(shape), logical_axes=logical_axes) if is_affine and self.centres else None
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Variance 1 over the last axis; mean 0 too, but for RMS norm."""
@@ -72,6 +78,20 @@ class Places(NamedTuple):
     cache_index: Int[Array, ""] | Int[Array, "B"]
 
 
+def _model_norm(config: ModelConfig) -> Norm:
+    """A norm over the model's width."""
+    return Norm(config.norm, config.layer_norm_epsilon, (config.model_dim,), ("embed",), config.affine_norms)
+
+
+def _head_norm(config: ModelConfig, num_heads: int) -> Norm | None:
+    """The norm of every query or key head, with one scale for all heads or one for each, as the config says."""
+    if config.query_key_norm == "none":
+        return None
+    shape, axes = (num_heads, config.head_dim), ("heads", "head")
+    first = 0 if config.query_key_norm_per_head else 1
+    return Norm(config.query_key_norm, config.layer_norm_epsilon, shape[first:], axes[first:], is_affine=True)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention; its output projection starts at zero."""
 
@@ -86,9 +106,9 @@ class Attention(nnx.Module):
         self.key_bias = bias(shape=(K, Dh), logical_axes=("heads", "head"))
         self.value_bias = bias(shape=(K, Dh), logical_axes=("heads", "head"))
         self.output_bias = bias(shape=(D,), logical_axes=("embed",))
-        self.query_norm = Norm(config, Dh, "head", is_affine=True) if config.query_key_norm else None
-        self.key_norm = Norm(config, Dh, "head", is_affine=True) if config.query_key_norm else None
+        self.query_norm, self.key_norm = (_head_norm(config, heads) for heads in (H, K))
         self.rotary, self.rotary_pictures = "rotary" in config.positions, config.rotary_pictures
+        self.rotary_base = config.rotary_base
         self.implementation = config.attention
 
     def __call__(
@@ -102,7 +122,7 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if self.rotary:
             pictures = places.picture_place if self.rotary_pictures else None
-            angles = rotary_angles(places.position, pictures, query.shape[-1])
+            angles = rotary_angles(places.position, pictures, query.shape[-1], self.rotary_base)
             query, key = rotate(query, angles), rotate(key, angles)
         if cache is None:
             query, key, value = (constrained(part, "batch", None, "heads", None) for part in (query, key, value))
@@ -152,21 +172,22 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         self.attention = Attention(config, rngs)
         self.feed_forward = FeedForward(config, rngs)
-        self.attention_norm = Norm(config, config.model_dim, "embed", config.affine_norms)
-        self.feed_forward_norm = Norm(config, config.model_dim, "embed", config.affine_norms)
-        self.norms_first = config.norm_position == "before"
+        self.attention_norm, self.feed_forward_norm = _model_norm(config), _model_norm(config)
+        self.norm_position = config.norm_position
 
     def __call__(
         self, x: Float[Array, "B L D"], places: Places, cache: LayerCache | None
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
-        """x + attention, then x + feed-forward; the norms are on what each reads, or on the sums."""
-        if self.norms_first:
-            mixed, cache = self.attention(self.attention_norm(x), places, cache)
-            x = constrained(x + mixed, "batch", "sequence", None)
-            return constrained(x + self.feed_forward(self.feed_forward_norm(x)), "batch", "sequence", None), cache
-        mixed, cache = self.attention(x, places, cache)
-        x = constrained(self.attention_norm(x + mixed), "batch", "sequence", None)
-        return constrained(self.feed_forward_norm(x + self.feed_forward(x)), "batch", "sequence", None), cache
+        """x + attention, then x + feed-forward; the norms are on each sublayer's input, its output, or the sum."""
+        attended, cache = self.attention(self._at("input", self.attention_norm, x), places, cache)
+        x = self._at("sum", self.attention_norm, x + self._at("output", self.attention_norm, attended))
+        x = constrained(x, "batch", "sequence", None)
+        fed = self.feed_forward(self._at("input", self.feed_forward_norm, x))
+        x = self._at("sum", self.feed_forward_norm, x + self._at("output", self.feed_forward_norm, fed))
+        return constrained(x, "batch", "sequence", None), cache
+
+    def _at(self, position: str, norm: Norm, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return norm(x) if position == self.norm_position else x
 
 
 @jax.custom_vjp
@@ -190,12 +211,14 @@ _REMAT_POLICIES = {
 
 
 class Transformer(nnx.Module):
-    """Tokens to hidden states to logits; the embedding table is also the output layer."""
+    """Tokens to hidden states to logits; the embedding table is the output layer too, unless the config unties them."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, sequence_length: int, rngs: nnx.Rngs) -> None:
         D, E, V = config.model_dim, config.token_dim, vocabulary_size
         self.config = config
         self.token_embedding = _parameter(rngs, (V, E), config.init_std, ("vocab", "embed"))
+        if not config.tied_embeddings:
+            self.output_embedding = _parameter(rngs, (V, E), config.init_std, ("vocab", "embed"))
         if "learned" in config.positions:
             self.position_embedding = _parameter(
                 rngs, (sequence_length, D), config.position_init_std, ("position", "embed")
@@ -215,8 +238,8 @@ class Transformer(nnx.Module):
 
         # One module whose parameters have a leading axis of layers; a list of modules after `unstacked`.
         self.blocks: Block | nnx.List = stacked(rngs)
-        has_last_norm = config.norm_position == "before"
-        self.last_norm = Norm(config, D, "embed", config.affine_norms) if has_last_norm else None
+        # Where norms are on the sums, the last layer's is the last of all.
+        self.last_norm = None if config.norm_position == "sum" else _model_norm(config)
 
     def __call__(
         self,
@@ -316,13 +339,18 @@ class Transformer(nnx.Module):
         return model
 
     def logits(self, hidden: Float[Array, "... D"], table: Float[Array, "W E"] | None = None) -> Float[Array, "... W"]:
-        """Scores of the next token, float32: of every id, or of those whose rows of the embedding table are given."""
+        """Scores of the next token, float32: of every id, or of those whose rows of the output table are given."""
         hidden = self.output_features(hidden)
-        table = self.token_embedding[...] if table is None else table
+        table = self.output_table if table is None else table
         return jnp.einsum("...E,VE->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
+    @property
+    def output_table(self) -> Float[Array, "V E"]:
+        """The row of each id that hidden states are multiplied with to score it as the next token."""
+        return (self.token_embedding if self.config.tied_embeddings else self.output_embedding)[...]
+
     def output_features(self, hidden: Float[Array, "... D"]) -> Float[Array, "... E"]:
-        """What is multiplied with the embedding table to score the next token."""
+        """What is multiplied with the output table to score the next token."""
         if self.config.token_dim == self.config.model_dim:
             return hidden
         return jnp.einsum("...D,DE->...E", hidden, self.project_out[...].astype(hidden.dtype))

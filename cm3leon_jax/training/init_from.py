@@ -19,11 +19,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from cm3leon_jax.checkpoints import Checkpoints, DamagedCheckpoint, abstract_on, read_newest
+from cm3leon_jax.checkpoints import Checkpoints, DamagedCheckpoint, abstract_on
 from cm3leon_jax.config import Config, ModelConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.model.sharding import shardings
 from cm3leon_jax.model.transformer import abstract_model
+from cm3leon_jax.newest_checkpoint import read_newest
 from cm3leon_jax.vocabulary import Vocabulary
 
 # How a model is computed and how it begins, not what it is.

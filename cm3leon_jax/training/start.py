@@ -56,6 +56,9 @@ FREE_AFTER_IMPORT = (
     *("config.train", "config.model.compute_dtype", "config.model.init_std", "config.model.position_init_std"),
 )
 
+# The step counts in 32 bits on every device.
+_MOST_STEPS = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -125,6 +128,11 @@ def set_up(config: Config, workdir: Path) -> Setup:
     Raises:
       UserError: if the config, the corpus and the devices do not go together.
     """
+    if config.num_steps > _MOST_STEPS:
+        raise UserError(
+            f"config.train.num_tokens {config.train.num_tokens:g} takes {config.num_steps:g} steps, and {_MOST_STEPS} "
+            "can be counted; lower it, or raise config.batch.batch_size or config.batch.sequence_length"
+        )
     vocabulary = Vocabulary.load(config.vocabulary.path)
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
     retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)

@@ -74,7 +74,7 @@ def objective_loss(
     hidden = model(batch["tokens"], batch["positions"], batch["document_start"], batch["picture_places"])
     counts = (batch["targets"] != vocabulary.pad).astype(jnp.float32)
     weights = counts / jnp.maximum(counts.sum() if num_tokens is None else num_tokens, 1)
-    features, table = model.output_features(hidden), model.token_embedding[...]
+    features, table = model.output_features(hidden), model.output_table
     num_chunks = loss_chunks(batch["targets"].size, vocabulary.size, least_chunks)
     loss, losses = head_loss(features, table, batch["targets"], weights, z_loss, num_chunks)
     return loss, loss_sums(losses, batch["targets"], vocabulary)

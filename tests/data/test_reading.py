@@ -177,6 +177,7 @@ def _captioned(folder, many: bool) -> CorpusConfig:
 def test_rates_are_taken_or_refused_and_zero_leaves_a_task_out(rates):
     import seqio
 
+    open_mixture(DIGITS)
     names = ("digits_text_first", "digits_picture_first", "emoji")[: len(rates)]
     wrong = any(not math.isfinite(rate) or rate < 0 for rate in rates)
     seqio.MixtureRegistry.add("of_any_rates", list(zip(names, rates, strict=False)))

@@ -23,8 +23,8 @@ SHAPES = [
     dict(biases=True, affine_norms=True),
     dict(biases=True, activation="gelu", sequence_length=48),
     dict(affine_norms=True, activation="gelu_tanh", model_dim=48, num_heads=3),
-    dict(biases=True, affine_norms=True, norm_position="after", embedding_dim=16),
-    dict(norm_position="after", scan_layers=False, num_layers=1),
+    dict(biases=True, affine_norms=True, norm_position="sum", embedding_dim=16),
+    dict(norm_position="sum", scan_layers=False, num_layers=1),
     dict(embedding_dim=64, num_text_tokens=500),
 ]
 

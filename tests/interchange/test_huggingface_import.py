@@ -29,7 +29,7 @@ from tests.interchange.conftest import assert_equal, at, import_folder, imported
     [
         (dict(), "5GB"),
         (dict(biases=True, affine_norms=True), "20KB"),
-        (dict(norm_position="after", affine_norms=True, embedding_dim=16), "20KB"),
+        (dict(norm_position="sum", affine_norms=True, embedding_dim=16), "20KB"),
     ],
 )
 def test_there_and_back_is_bit_for_bit(make_run, tmp_path, changes, shard_size, capsys):

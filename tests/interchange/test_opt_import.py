@@ -107,7 +107,7 @@ def as_safetensors(model, folder):
         (dict(activation_function="gelu"), dict(activation="gelu"), lambda m, f: as_bin(m, f, parts=3, prefix=False)),
         (
             dict(do_layer_norm_before=False, embedded=16),
-            dict(norm_position="after", embedding_dim=16),
+            dict(norm_position="sum", embedding_dim=16),
             as_safetensors,
         ),
         (

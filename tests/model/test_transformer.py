@@ -100,9 +100,11 @@ def test_scanned_looped_and_rematerialised_layers_agree(tiny_model, remat):
         dict(positions="learned+rotary", picture_places=4),
         dict(positions="rotary", picture_places=4, rotary_pictures=True),
         dict(biases=True, affine_norms=True, activation="gelu"),
-        dict(biases=True, norm_position="after", embedding_dim=16),
+        dict(biases=True, norm_position="sum", embedding_dim=16),
         dict(norm="rms", affine_norms=True, gated=True, activation="silu", num_key_value_heads=2, positions="rotary"),
-        dict(query_key_norm=True, biases=True, gated=True, num_key_value_heads=1),
+        dict(query_key_norm="layer", biases=True, gated=True, num_key_value_heads=1),
+        dict(query_key_norm="rms", positions="rotary", rotary_base=500_000.0, tied_embeddings=False),
+        dict(norm_position="output", norm="rms", query_key_norm="layer", query_key_norm_per_head=True),
     ],
 )
 def test_cached_steps_equal_the_whole_forward(tiny_model, changes):
@@ -137,8 +139,7 @@ def test_bfloat16_stays_near_float32(tiny_model):
 
 
 def test_layer_norm_has_mean_zero_and_variance_one():
-    normed = Norm(ModelConfig(), 64, "embed", is_affine=False)(
-        3.0 + 7.0 * jax.random.normal(jax.random.key(6), (5, 64))
-    )
+    norm = Norm("layer", 1e-5, (64,), ("embed",), is_affine=False)
+    normed = norm(3.0 + 7.0 * jax.random.normal(jax.random.key(6), (5, 64)))
     np.testing.assert_allclose(normed.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(normed.std(-1), 1, atol=1e-3)

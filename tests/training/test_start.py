@@ -174,3 +174,9 @@ def test_a_run_that_ends_where_it_is_is_finished_and_one_that_is_past_its_end_is
         with pytest.raises(UserError, match="ends the run at step 5, but it is at step 6 already: give at least 2,304"):
             continued(of_length(setup, 5), checkpoints)
     assert "schedule" not in capsys.readouterr().out
+
+
+def test_more_steps_than_can_be_counted(setup):
+    config = dataclasses.replace(setup.config, train=TrainConfig(num_tokens=1e30))
+    with pytest.raises(UserError, match=r"train\.num_tokens 1e\+30 takes .* steps"):
+        set_up(config, setup.workdir)
