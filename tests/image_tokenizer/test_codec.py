@@ -105,7 +105,7 @@ def test_a_missing_or_damaged_folder_is_explained(tokenizer: ImageTokenizer, tmp
     with pytest.raises(UserError, match="is not the file that"):
         ImageTokenizer.load(tmp_path)
     config.write_text(json.dumps({"architecture": {"sides": 3}}))
-    with pytest.raises(UserError, match="the image tokenizer's config is damaged: .*fingerprint: field required"):
+    with pytest.raises(UserError, match=r"the image tokenizer's config is damaged: .*fingerprint: field required"):
         ImageTokenizer.load(tmp_path)
 
 
