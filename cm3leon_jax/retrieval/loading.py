@@ -17,7 +17,7 @@ from cm3leon_jax.retrieval.tfidf import TfidfEncoder
 
 @with_config(OPEN)
 class _Training(TypedDict):
-    values: dict[str, Any]
+    values: NotRequired[dict[str, Any]]
 
 
 @with_config(OPEN)

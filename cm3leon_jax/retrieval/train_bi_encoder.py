@@ -192,7 +192,7 @@ def _is_finished(path: Path, record: dict[str, Any]) -> bool:
         )
     _require_same(stored, record, path)
     fingerprint = load_bi_encoder(path).fingerprint
-    if stored["values"].get("num_steps") != record["values"].get("num_steps"):
+    if stored.get("values", {}).get("num_steps") != record["values"].get("num_steps"):
         return False
     print(f"the bi-encoder {fingerprint} at {path} is already made with this config: nothing to do")
     return True

@@ -88,7 +88,7 @@ def test_every_curve_of_a_run_has_a_group():
     names = {*split, *held_out, *lap, "learning_rate", "grad_norm", "skipped_steps"}
     tags = {name: tag(name) for name in names}
     assert len(set(tags.values())) == len(names)
-    groups = {"loss", "held_out_loss", "optimizer", "speed", "goodput"}
+    groups = {"loss", "held_out_loss", "num_targets", "held_out_num_targets", "optimizer", "speed", "goodput"}
     assert {one.split("/")[0] for one in tags.values()} == groups
     assert tags["loss_image"] == "loss/image" and tags["held_out_loss_text"] == "held_out_loss/text"
     # What others add finds a group by its first word.
