@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,21 @@ def _is_not_raised(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(_is_not_raised)
+
+
+def _without_late_reads(unraisable: sys.UnraisableHookArgs) -> None:
+    """Shows an exception that nobody can catch, unless it is a read or write that Orbax no longer waits for.
+
+    Where one read or write of a step fails, Orbax closes its event loop. TensorStore then has nowhere to say that the
+    others ended, and prints that, one traceback each, from threads of its own.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        _show_unraisable(unraisable)
+
+
+_show_unraisable = sys.unraisablehook
+sys.unraisablehook = _without_late_reads
 
 
 class DamagedCheckpoint(Exception):

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cm3leon_jax import checkpoints
 from cm3leon_jax.bit_sums import bit_sum_of_part, bit_sums
 from cm3leon_jax.checkpoints import (
     Checkpoints,
@@ -288,3 +290,12 @@ def test_parts_add_up_to_the_sum_of_the_whole(dtype):
             parts[1:] = [(array[cut:, :2], (cut, 0)), (array[cut:, 2:], (cut, 2))]
         found = sum(bit_sum_of_part(np.ascontiguousarray(part), start) for part, start in parts)
         assert found % (1 << 32) == bit_sums({"a": array})["a"]
+
+
+def test_of_what_nobody_can_catch_only_late_reads_are_hidden(monkeypatch):
+    shown = []
+    monkeypatch.setattr(checkpoints, "_show_unraisable", shown.append)
+    errors = [RuntimeError("Event loop is closed"), RuntimeError("another"), ValueError("Event loop is closed")]
+    for error in errors:
+        checkpoints._without_late_reads(SimpleNamespace(exc_value=error))
+    assert [unraisable.exc_value for unraisable in shown] == errors[1:]
