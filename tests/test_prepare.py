@@ -216,3 +216,30 @@ def test_a_retriever_finds_by_text_and_by_picture_what_the_lists_would_hold(conf
     (by_picture,) = retriever.by_picture(picture_of(1, noise=1)[None], 2)
     assert all("nine" in vocabulary.decode_text(neighbour.tokens.tolist()) for neighbour in by_picture)
     assert retriever.by_text(["qqq", ""], 2) == [[], []]
+
+
+@pytest.mark.slow
+def test_a_file_that_was_deleted_is_written_again_and_nothing_else(config, capsys):
+    run(config)
+    folder = Path(config.corpus.path)
+    whole = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for pattern in (
+        *("tokens-00001.bin", "offsets-00000.npy", "checksums-00000.npy", "shard-00000.json", "manifest.json"),
+        *("vectors-00000.npy", "queries-00000.npy", "neighbours-00000.npy", "scores-00000.npy", "lists-00000.json"),
+        *("memory.npy", "places.npy", "memory.json", "index.faiss"),
+    ):
+        file = next(folder.rglob(pattern))
+        before = {file: file.stat().st_mtime_ns for file in folder.rglob("tokens-*.bin")}
+        file.unlink()
+        assert run(config) == 0, file
+        found = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        assert {name for name in whole if found.get(name) != whole[name]} == set() and found.keys() == whole.keys(), (
+            file
+        )
+        after = {file: file.stat().st_mtime_ns for file in folder.rglob("tokens-*.bin")}
+        assert sum(before[file] != after[file] for file in before) <= 1
+    tokens = next(folder.rglob("tokens-00000.bin"))
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    capsys.readouterr()
+    assert run(config) == 0 and f"{tokens} is missing or cut" in capsys.readouterr().out
+    assert tokens.read_bytes() == whole[tokens]

@@ -59,7 +59,7 @@ def _check_shard(folder: Path, shard: int, files: dict[str, Any], vocabulary: Vo
     # Alone it would be shard 0.
     split = TaskSplit(folder, [files], token_dtype(vocabulary.size), first_shard=shard)  # type: ignore[list-item]
     for index in range(split.num_documents):
-        ids = split.stored(index)
+        ids = split.stored(index, anew=True)
         if len(ids) and int(ids.max()) >= vocabulary.size:
             raise UserError(
                 f"{file} holds the id {int(ids.max())}, the vocabulary {vocabulary.size}: {mend_shard(file)}"
