@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch", reason="parity with transformers needs torc
 
 def ours(model: Any) -> Clip:
     stored = {
-        name: StoredTensor(tuple(tensor.shape), lambda index, tensor=tensor: tensor[index].numpy())
+        name: StoredTensor(name, Path("there"), tuple(tensor.shape), lambda index, tensor=tensor: tensor[index].numpy())
         for name, tensor in model.state_dict().items()
     }
     architecture = read_architecture(model.config.to_dict(), Path("there"))

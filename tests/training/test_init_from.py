@@ -155,7 +155,7 @@ def test_what_is_no_run_or_lacks_its_vocabulary_is_refused(
             started(setup)
 
     refused("no checkpoints there", tmp_path / "nowhere")
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True, exist_ok=True)
     refused("where this run is to be", tmp_path / "run")
     rng = np.random.default_rng(0)
     documents = [random_document(other_vocabulary, rng) for _ in range(12)]
