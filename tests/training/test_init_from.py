@@ -17,6 +17,8 @@ from cm3leon_jax.training.start import continued, set_up
 from cm3leon_jax.vocabulary import Vocabulary
 from tests.conftest import random_document, write_corpus
 
+pytestmark = pytest.mark.slow
+
 OTHER_CAPTIONS = ("a drawing of the number 9", "three green squares", "zero, in pencil")
 
 
