@@ -7,12 +7,10 @@ cannot be read are left out, counted, and listed in manifest.json.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +48,7 @@ from cm3leon_jax.data.shard_writer import (
     record_file,
 )
 from cm3leon_jax.data.sources.skipped import printable
+from cm3leon_jax.data.threads import mapped_ahead
 from cm3leon_jax.distributed import all_agree, barrier, is_first
 from cm3leon_jax.documents import Document
 from cm3leon_jax.errors import UserError
@@ -367,20 +366,7 @@ def _opened_ahead(
     tokens: DocumentTokenizer, examples: Iterable[tuple[int, Document | Malformed]]
 ) -> Iterator[tuple[int, OpenedDocument | Malformed]]:
     """Opens documents in order, in threads, a few batches ahead: while pictures are encoded, others are opened."""
-    running: deque[tuple[int, Future[OpenedDocument | Malformed]]] = deque()
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        try:
-            for index, document in examples:
-                running.append((index, threads.submit(tokens.open, document)))
-                if len(running) > 2 * tokens.batch_size:
-                    index, opened = running.popleft()
-                    yield index, opened.result()
-            while running:
-                index, opened = running.popleft()
-                yield index, opened.result()
-        finally:
-            for _, opened in running:
-                opened.cancel()
+    return mapped_ahead(tokens.open, examples, num_ahead=2 * tokens.batch_size)
 
 
 def summary(manifest: dict[str, Any]) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import seqio
@@ -14,8 +11,7 @@ import tensorflow as tf
 from cm3leon_jax.data.sources.base import CAPTIONED, SlicedSource, add_task
 from cm3leon_jax.data.sources.folder_config import FolderConfig
 from cm3leon_jax.data.sources.folder_documents import FolderDocuments, UnreadableImage, read_folder
-
-_THREADS = min(16, os.cpu_count() or 1)
+from cm3leon_jax.data.threads import NUM_THREADS, mapped_ahead
 
 
 class FolderSource(SlicedSource):
@@ -49,20 +45,8 @@ class FolderSource(SlicedSource):
 
     def _images(self, split: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         """Image files in order, read in threads, a few ahead."""
-        running: deque[tuple[int, Future[bytes]]] = deque()
-        with ThreadPoolExecutor(_THREADS) as threads:
-            try:
-                for index in range(start, stop):
-                    running.append((index, threads.submit(self._image, split, index)))
-                    if len(running) > 2 * _THREADS:
-                        index, image = running.popleft()
-                        yield index, image.result()
-                while running:
-                    index, image = running.popleft()
-                    yield index, image.result()
-            finally:
-                for _, image in running:
-                    image.cancel()
+        numbers = ((index, index) for index in range(start, stop))
+        return mapped_ahead(lambda index: self._image(split, index), numbers, num_ahead=2 * NUM_THREADS)
 
     def _image(self, split: str, index: int) -> bytes:
         try:
