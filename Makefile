@@ -1,10 +1,10 @@
-# make demo: from a bare checkout to pictures.   make test: every check.   make lock: new exact versions.
+# make demo: from a bare checkout to images.   make test: every check.   make lock: new exact versions.
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/cm3leon
-DEMO := --config=configs/demo.py --workdir=runs/demo
+DEMO := --config=examples/digits/demo.py --workdir=runs/demo
 
 .PHONY: env demo test test-fast lint lock clean
 

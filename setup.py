@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 # Folders of the checkout that a wheel carries, in cm3leon_jax/shipped/ (`config_file.shipped_folder`).
-SHIPPED = ("configs", "launch")
+SHIPPED = ("configs", "examples", "launch")
 
 
 class BuildWithShipped(build_py):
@@ -27,7 +27,12 @@ class BuildWithShipped(build_py):
 
     def _shipped(self) -> dict[str, str]:
         built = Path(self.build_lib) / "cm3leon_jax" / "shipped"
-        files = (file for folder in SHIPPED for file in (ROOT / folder).iterdir() if file.is_file())
+        files = (
+            file
+            for folder in SHIPPED
+            for file in (ROOT / folder).rglob("*")
+            if file.is_file() and file.suffix != ".pyc"
+        )
         return {str(file): str(built / file.relative_to(ROOT)) for file in sorted(files)}
 
 
@@ -83,7 +88,7 @@ setup(
     packages=find_packages(include=["cm3leon_jax*"]),
     cmdclass={"build_py": BuildWithShipped},
     package_data={
-        "cm3leon_jax": ["py.typed", "page.css.jinja", "evaluation/report.html.jinja", "data/inspect.html.jinja"]
+        "cm3leon_jax": ["py.typed", "page.css.jinja", "evaluation/report.html.jinja", "commands/inspect.html.jinja"]
     },
     install_requires=[
         "jax>=0.10,<0.13",

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from cm3leon_jax import config_file
-from cm3leon_jax.evaluation.digits import DigitReader
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.ranking import SCORERS, Candidate
 from cm3leon_jax.generation.requests import Request
 from cm3leon_jax.generation.restoring import restore_model
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from examples.digits.classifier import DigitClassifier
 
 CANDIDATES = 8
 # The demo has no CLIP.
@@ -30,9 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", default="runs/demo")
     arguments = parser.parse_args()
-    config = config_file.load("configs/demo.py", arguments.workdir, {})
+    config = config_file.load("examples/digits/demo.py", arguments.workdir, {})
     model = restore_model(config, Path(arguments.workdir))
-    reader, length = DigitReader(), config.image_tokenizer.image_length
+    reader, length = DigitClassifier(), config.image_tokenizer.image_length
     texts = [text for text in config.evaluate.prompts for _ in range(config.evaluate.samples_per_prompt)]
     print(f"{'method':12} {'guidance':>8} {'first':>7} " + " ".join(f"{name:>11}" for name in NAMES))
     for method, guidance in (("top_p", 1.0), ("top_p", 3.0), ("contrastive", 3.0), ("mixed", 3.0)):
@@ -41,8 +45,8 @@ def main() -> None:
         answers = model.decoder(asked, sampling)
         codes = np.array([model.vocabulary.decode_image(np.array(answer.tokens)) for answer in answers])
         candidates = [
-            Candidate(Request(line=1, number=index // CANDIDATES, prompt=texts[index // CANDIDATES]), answer, picture)
-            for index, (answer, picture) in enumerate(zip(answers, codes, strict=True))
+            Candidate(Request(line=1, number=index // CANDIDATES, prompt=texts[index // CANDIDATES]), answer, image)
+            for index, (answer, image) in enumerate(zip(answers, codes, strict=True))
         ]
         kept = {"first": np.zeros(len(texts), int)}
         for name in NAMES:

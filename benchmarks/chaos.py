@@ -42,14 +42,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from chaos_comparison import Comparison, compared
 
-from cm3leon_jax.data import digits
-from cm3leon_jax.documents import encode_png
+from cm3leon_jax.images import encode_png
 from cm3leon_jax.progress import read_step_log
 
 T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-NUM_DEVICES, NUM_PICTURES = 8, 600
+NUM_DEVICES, NUM_IMAGES = 8, 600
 EVAL_EVERY, SAVE_EVERY = 15, 10
 HEARTBEAT, GRACE = 10, 15
 # No sign of life for so long, however busy the machine, and somebody would have to look after the run.
@@ -58,16 +57,20 @@ PATIENCE = 240.0
 CONFIG = """
 from ml_collections import ConfigDict
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from examples.digits import images as digits  # noqa: E402 - the examples lie beside
+
 def get_config():
     config = ConfigDict()
     config.corpus = dict(
-        mixture="folder:{folder}/pictures", examples_per_shard=32, encode_batch_size=4, num_sample_pictures=4)
+        mixture="folder:{folder}/images", examples_per_shard=32, encode_batch_size=4, num_sample_images=4)
     config.vocabulary = dict(path="{folder}/vocabulary", num_text_tokens=280, num_masks=4)
     config.image_tokenizer = dict(
         path="{folder}/image_tokenizer", resolution=8, in_channels=1, base_channels=8, channel_multipliers=(1, 2),
         num_res_blocks=1, norm_groups=4, latent_channels=8, embedding_dim=4, codebook_size=16)
     config.image_tokenizer_training = dict(num_images=0, num_steps=6, batch_size=16, discriminator_weight=0.0)
-    config.bi_encoder = dict(path="{folder}/bi_encoder", kind="tfidf", embedding_dim=512, resolution=8)
+    config.encoder = dict(path="{folder}/encoder", kind="tfidf", embedding_dim=512, resolution=8)
     config.retrieval = dict(enabled=True, num_drawn=1)
     config.model = dict(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="none")
     config.batch = dict(batch_size=16, sequence_length=96)
@@ -82,7 +85,7 @@ def get_config():
 
 # How many processes a round has: one of these at every start.
 ROUNDS = ((2,), (2, 4), (1, 2, 4), (1,))
-PREPARING = ("prepare, start-up", "prepare, tokens", "prepare, neighbours")
+PREPARING = ("prepare, start-up", "prepare, tokens", "prepare, neighbors")
 MOMENTS = ("start-up", "step", "evaluation", "saving", "saved")
 KILLS = (
     *(("one", number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)),
@@ -161,7 +164,7 @@ class NeedsAHand(Exception):
 
 @dataclass
 class Round:
-    """A run from raw pictures to its last step, and what became of it."""
+    """A run from raw images to its last step, and what became of it."""
 
     processes: str
     reference: int
@@ -172,7 +175,7 @@ class Round:
 
 @dataclass
 class Workplace:
-    """The raw pictures, the tokenizers and the config that all runs share."""
+    """The raw images, the tokenizers and the config that all runs share."""
 
     folder: Path
     num_steps: int
@@ -189,11 +192,11 @@ class Workplace:
     def made(cls, folder: Path, num_steps: int) -> Iterator[Workplace]:
         """Makes what all runs share; in the end, ends whatever still runs."""
         place = cls(folder, num_steps)
-        (folder / "pictures").mkdir(parents=True)
+        (folder / "images").mkdir(parents=True)
         pixels, labels = digits.load("train")
-        for index in range(NUM_PICTURES):
-            (folder / "pictures" / f"{index:04d}.png").write_bytes(encode_png(pixels[index]))
-            (folder / "pictures" / f"{index:04d}.txt").write_text(digits.caption(int(labels[index]), index))
+        for index in range(NUM_IMAGES):
+            (folder / "images" / f"{index:04d}.png").write_bytes(encode_png(pixels[index]))
+            (folder / "images" / f"{index:04d}.txt").write_text(digits.caption(int(labels[index]), index))
         place.config.write_text(
             CONFIG.replace("{folder}", str(folder))
             .replace("{heartbeat}", str(HEARTBEAT))
@@ -205,7 +208,7 @@ class Workplace:
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{REPOSITORY}/benchmarks/chaos_program.py" "$@"\n')
         program.chmod(0o755)
         try:
-            for command in ("train-text-tokenizer", "train-image-tokenizer", "train-bi-encoder"):
+            for command in ("train-text-tokenizer", "train-image-tokenizer", "train-encoder"):
                 _succeed(
                     subprocess.run([program, *place.arguments(command, folder / "tokenizers")], env=place.environment)
                 )
@@ -444,7 +447,7 @@ class Driven:
         if not self._until(lambda: time.monotonic() >= deadline, "a moment"):
             return ""
         if moment == "prepare":
-            stage = "neighbours" if (self._run / "corpus" / "retrieval").exists() else "tokens"
+            stage = "neighbors" if (self._run / "corpus" / "retrieval").exists() else "tokens"
             return f"prepare, {stage if there_before < self._num_files() else 'start-up'}"
         # The moment may have passed before the delay had.
         is_past = {

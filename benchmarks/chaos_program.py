@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cm3leon_jax import cli
-from cm3leon_jax.data import batches
-from cm3leon_jax.data.batches import Batch, BatchSource
+from cm3leon_jax.data.batches import source as batches
+from cm3leon_jax.data.batches.source import Batch, BatchSource
 
 
 def row_sums(batch: Batch) -> list[int]:

@@ -36,9 +36,9 @@ def write_run(root: Path, layers: int, width: int) -> dict[str, float]:
     import numpy as np
 
     from cm3leon_jax.checkpoints import Checkpoints
-    from cm3leon_jax.image_tokenizer import vqgan
-    from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
-    from cm3leon_jax.model.transformer import abstract_model
+    from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
+    from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+    from cm3leon_jax.models.transformer import abstract_model
     from cm3leon_jax.vocabulary import Vocabulary
 
     config = run_config(root / "run", layers, width)
@@ -69,7 +69,8 @@ def write_run(root: Path, layers: int, width: int) -> dict[str, float]:
 
 def measured(command: str, root: Path, arguments: Namespace) -> dict[str, float]:
     """Runs one command in this process."""
-    from cm3leon_jax.interchange import huggingface_export, huggingface_import
+    from cm3leon_jax.huggingface import export as huggingface_export
+    from cm3leon_jax.huggingface import importing as huggingface_import
 
     workdir = root / ("run" if command == "export" else "again")
     config = run_config(workdir, arguments.layers, arguments.width)
@@ -86,12 +87,16 @@ def measured(command: str, root: Path, arguments: Namespace) -> dict[str, float]
 
 def run_config(workdir: Path, layers: int, width: int):
     """The config of a run in `workdir`."""
-    from cm3leon_jax import config as c
+    from cm3leon_jax.config import Config
+    from cm3leon_jax.data.batches.config import BatchConfig
+    from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
+    from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+    from cm3leon_jax.models.config import ModelConfig
 
-    return c.Config(
-        corpus=c.CorpusConfig(path=str(workdir / "corpus")),
-        vocabulary=c.VocabularyConfig(str(workdir / "vocabulary"), NUM_TEXT_TOKENS, NUM_MASKS),
-        image_tokenizer=c.ImageTokenizerConfig(
+    return Config(
+        corpus=CorpusConfig(path=str(workdir / "corpus")),
+        vocabulary=VocabularyConfig(str(workdir / "vocabulary"), NUM_TEXT_TOKENS, NUM_MASKS),
+        image_tokenizer=ImageTokenizerConfig(
             path=str(workdir / "image_tokenizer"),
             resolution=8,
             in_channels=1,
@@ -103,8 +108,8 @@ def run_config(workdir: Path, layers: int, width: int):
             embedding_dim=3,
             codebook_size=64,
         ),
-        batch=c.BatchConfig(batch_size=1, sequence_length=SEQUENCE_LENGTH),
-        model=c.ModelConfig(num_layers=layers, model_dim=width, num_heads=width // 64),
+        batch=BatchConfig(batch_size=1, sequence_length=SEQUENCE_LENGTH),
+        model=ModelConfig(num_layers=layers, model_dim=width, num_heads=width // 64),
     )
 
 

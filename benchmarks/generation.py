@@ -1,12 +1,12 @@
-"""Drawing pictures: our decoder beside `transformers` generate, on the same exported weights, in one run.
+"""Drawing images: our decoder beside `transformers` generate, on the same exported weights, in one run.
 
     python benchmarks/generation.py --model=25M --batch=1 --codes=256
     python benchmarks/generation.py --model=125M --batch=16 --codes=64
     python benchmarks/generation.py --model=350M --batch=8 --codes=1024      # on a GPU: bfloat16
 
 Random weights are written as a checkpoint, exported with `cm3leon export`, and read back by both. Guidance is on: each
-picture takes two streams. The two take turns, each in a process of its own, and the best of the repeats counts. Ours is
-timed twice: drawing codes as a picture needs (scores for codes alone), and drawing from the whole vocabulary, which is
+image takes two streams. The two take turns, each in a process of its own, and the best of the repeats counts. Ours is
+timed twice: drawing codes as an image needs (scores for codes alone), and drawing from the whole vocabulary, which is
 what the peer does.
 
 The roofline is what must move in a step (weights, the rows of the output table in use, keys and values, on average)
@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 GUIDANCE = 3.0
-WINDOW = 4
-SPECULATIVE = f"{WINDOW} codes a pass"
+SHUFFLE_BLOCK = 4
+SPECULATIVE = f"{SHUFFLE_BLOCK} codes a pass"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +59,9 @@ def make_folder(size: Size, num_codes: int, dtype: str, root: Path) -> Path:
     from cm3leon_jax import config_file
     from cm3leon_jax.checkpoints import Checkpoints
     from cm3leon_jax.cli import main
-    from cm3leon_jax.image_tokenizer import vqgan
-    from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
-    from cm3leon_jax.model.transformer import Transformer
+    from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
+    from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+    from cm3leon_jax.models.transformer import Transformer
     from cm3leon_jax.vocabulary import Vocabulary
 
     side = round(num_codes**0.5)
@@ -92,7 +92,7 @@ def make_folder(size: Size, num_codes: int, dtype: str, root: Path) -> Path:
     file.write_text(f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({values!r})\n")
     config = config_file.load(str(file), str(root), {})
     vocabulary = Vocabulary.train(
-        ["a picture of something"] * 4, size.num_text_tokens, NUM_CODES, num_masks=8, progress=False
+        ["an image of something"] * 4, size.num_text_tokens, NUM_CODES, num_masks=8, progress=False
     )
     vocabulary.save(config.vocabulary.path)
     image = config.image_tokenizer
@@ -117,14 +117,14 @@ def make_folder(size: Size, num_codes: int, dtype: str, root: Path) -> Path:
 
 def texts(number: int) -> list[str]:
     """Prompts of one length, all different."""
-    return [f"a picture of something, number {index:02d}" for index in range(number)]
+    return [f"an image of something, number {index:02d}" for index in range(number)]
 
 
 def ours(root: Path, batch: int, num_codes: int) -> dict[str, Callable[[int], int]]:
     """What our process runs, by name; each takes a seed and returns the number of steps."""
     from cm3leon_jax import config_file
-    from cm3leon_jax.config import SamplingConfig
     from cm3leon_jax.generation import prompts
+    from cm3leon_jax.generation.config import SamplingConfig
     from cm3leon_jax.generation.restoring import restore_model
 
     model = restore_model(config_file.load(str(root / "measured.py"), str(root), {}), root)
@@ -139,9 +139,9 @@ def ours(root: Path, batch: int, num_codes: int) -> dict[str, Callable[[int], in
         return model.decoder(prompts, changed)[0].num_passes
 
     return {
-        "pictures": lambda seed: run(asked, seed),
+        "images": lambda seed: run(asked, seed),
         "whole vocabulary": lambda seed: run(anything, seed),
-        SPECULATIVE: lambda seed: run(asked, seed, WINDOW),
+        SPECULATIVE: lambda seed: run(asked, seed, SHUFFLE_BLOCK),
     }
 
 
@@ -216,7 +216,7 @@ def bandwidth() -> float:
 
 
 def step_bytes(size: Size, batch: int, num_codes: int, width: int) -> float:
-    """Bytes that a step of drawing pictures must read, on average over the steps."""
+    """Bytes that a step of drawing images must read, on average over the steps."""
     D = size.model_dim
     weights = size.num_layers * 12 * D * D + NUM_CODES * D
     slots = 16 + num_codes / 2
@@ -236,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(SIZES), default="25M")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--codes", type=int, default=256, help="codes of a picture, a square number")
+    parser.add_argument("--codes", type=int, default=256, help="codes of an image, a square number")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     # Threads that wait for work without a pause would take the other side's processor.
@@ -265,9 +265,9 @@ def main() -> None:
             process.join()
     limit = step_bytes(size, batch, codes, 4 if dtype == "float32" else 2) / reached
     peer = best["transformers"]
-    print(f"\n{arguments.model}, {batch} pictures of {codes} codes, guidance {GUIDANCE}, {dtype}")
+    print(f"\n{arguments.model}, {batch} images of {codes} codes, guidance {GUIDANCE}, {dtype}")
     print(
-        f"{'':18} {'ms/step':>9} {'tokens/s':>9} {'pictures/s':>11} {'CPU s':>8} {'ratio, wall':>12} {'ratio, CPU':>11}"
+        f"{'':18} {'ms/step':>9} {'tokens/s':>9} {'images/s':>11} {'CPU s':>8} {'ratio, wall':>12} {'ratio, CPU':>11}"
     )
     speculative = best.pop(SPECULATIVE)
     for name, (wall, cpu, _) in best.items():

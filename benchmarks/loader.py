@@ -2,8 +2,8 @@
 
     python benchmarks/loader.py
 
-Documents are one picture of 1,024 codes and a caption of 9 tokens on average, in a vocabulary of 64,640 ids; each gets
-two of its four neighbours in front. Ours and Grain shuffle, look neighbours up, mask (CM3) and pack; Grain reads the
+Documents are one image of 1,024 codes and a caption of 9 tokens on average, in a vocabulary of 64,640 ids; each gets
+two of its four neighbors in front. Ours and Grain shuffle, look neighbors up, mask (CM3) and pack; Grain reads the
 same files through the same functions. seqio is spared all but packing: it gets whole examples, in order, from memory
 or from TFRecords of `tf.Example` as its cache has them.
 
@@ -32,15 +32,16 @@ import grain
 import numpy as np
 from packing import synthetic_corpus
 
-from cm3leon_jax.config import BatchConfig, ObjectiveConfig, RetrievalConfig
-from cm3leon_jax.data.batches import BatchSource, iterate, open_retrieval
-from cm3leon_jax.data.corpus import PreparedCorpus
-from cm3leon_jax.data.objective import draw_spans, move_spans, picture_places, segments
+from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
+from cm3leon_jax.data.batches.objective import apply_span_masks, positions_in_image, sample_spans, segments
+from cm3leon_jax.data.batches.source import BatchSource, iterate, open_retrieval
+from cm3leon_jax.data.corpus.prepared import PreparedCorpus
+from cm3leon_jax.retrieval.config import RetrievalConfig
 from cm3leon_jax.vocabulary import Vocabulary
 
 RETRIEVAL = RetrievalConfig(enabled=True, num_drawn=2)
 OBJECTIVE = ObjectiveConfig()
-# Rows that Grain fills at once; with two neighbours any number packs as well.
+# Rows that Grain fills at once; with two neighbors any number packs as well.
 GRAIN_BINS = 16
 
 Batches = Iterator[np.ndarray]
@@ -135,9 +136,9 @@ def _contenders(
 
 
 def _framed(parts: list[np.ndarray], vocabulary: Vocabulary) -> np.ndarray:
-    """`</s> (neighbour <break>) .. document </s>`."""
+    """`</s> (neighbor <break>) .. document </s>`."""
     mark = np.array([vocabulary.break_], np.int32)
-    with_breaks = [part for neighbour in parts[:-1] for part in (neighbour, mark)]
+    with_breaks = [part for neighbor in parts[:-1] for part in (neighbor, mark)]
     end = np.array([vocabulary.end], np.int32)
     return np.concatenate([end, *with_breaks, parts[-1], end], dtype=np.int32)
 
@@ -155,9 +156,9 @@ def _grain_batches(
         drawn = rng.permutation(kept[index])[: RETRIEVAL.num_drawn]
         tokens = _framed([memory.stored(int(place)) for place in drawn] + [documents.stored(index)], vocabulary)
         count = min(int(rng.poisson(OBJECTIVE.mean_spans)), OBJECTIVE.max_spans)
-        is_whole = rng.random() < OBJECTIVE.whole_segment_share
-        spans = draw_spans(len(tokens), segments(tokens, vocabulary), count, is_whole, rng)
-        masked, places = move_spans(tokens, picture_places(tokens, vocabulary), spans, vocabulary)
+        is_whole = rng.random() < OBJECTIVE.segment_mask_prob
+        spans = sample_spans(len(tokens), segments(tokens, vocabulary), count, is_whole, rng)
+        masked, places = apply_span_masks(tokens, positions_in_image(tokens, vocabulary), spans, vocabulary)
         return {"tokens": masked, "places": places}
 
     examples = grain.MapDataset.range(documents.num_documents).seed(0).shuffle().repeat().random_map(example)
@@ -171,7 +172,7 @@ def _grain_batches(
 
 
 def _inlined(corpus: PreparedCorpus, vocabulary: Vocabulary, count: int) -> list[np.ndarray]:
-    """Documents behind their first two neighbours."""
+    """Documents behind their first two neighbors."""
     documents = corpus.task_split("pairs", "train")
     retrieval = open_retrieval(corpus, RETRIEVAL, "train")
     assert retrieval is not None

@@ -1,9 +1,9 @@
-"""How much of a batch is real tokens: packing policy, sequence length and number of neighbours, at the paper's sizes.
+"""How much of a batch is real tokens: packing policy, sequence length and number of neighbors, at the paper's sizes.
 
     python benchmarks/packing.py
 
-Documents are one picture of 1,024 codes with a caption of 9 tokens on average (340M pairs held 3B text tokens), each
-with four neighbours of the same kind; the rows are those that training builds.
+Documents are one image of 1,024 codes with a caption of 9 tokens on average (340M pairs held 3B text tokens), each
+with four neighbors of the same kind; the rows are those that training builds.
 """
 
 from __future__ import annotations
@@ -14,13 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
-from cm3leon_jax.config import BatchConfig, ObjectiveConfig, RetrievalConfig
-from cm3leon_jax.data.array_files import read_files_record
-from cm3leon_jax.data.batches import BatchSource, open_retrieval
-from cm3leon_jax.data.corpus import FORMAT_VERSION, PreparedCorpus, token_dtype
-from cm3leon_jax.data.neighbours import RETRIEVAL_FORMAT, documents_identity, list_settings, lists_record, save_lists
-from cm3leon_jax.data.shard_writer import TokenFile
+from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
+from cm3leon_jax.data.batches.source import BatchSource, open_retrieval
+from cm3leon_jax.data.corpus.array_files import read_files_record
+from cm3leon_jax.data.corpus.neighbors import (
+    RETRIEVAL_FORMAT,
+    documents_identity,
+    list_settings,
+    lists_record,
+    save_lists,
+)
+from cm3leon_jax.data.corpus.prepared import FORMAT_VERSION, PreparedCorpus, token_dtype
+from cm3leon_jax.data.corpus.shard_writer import TokenFile
 from cm3leon_jax.records import write_record
+from cm3leon_jax.retrieval.config import RetrievalConfig
 from cm3leon_jax.vocabulary import Vocabulary
 
 IMAGE_LENGTH = 1024
@@ -36,7 +43,7 @@ def main() -> None:
     vocabulary = Vocabulary.train(texts, num_text_tokens=512, num_image_codes=8192, num_masks=64, progress=False)
     with tempfile.TemporaryDirectory() as folder:
         corpus = synthetic_corpus(Path(folder), vocabulary, arguments.documents)
-        print("neighbours  packing  length   real tokens   examples a row   rows begun inside   neighbours kept")
+        print("neighbors  packing  length   real tokens   examples a row   rows begun inside   neighbors kept")
         for num_drawn, draw in ((0, "fixed"), (2, "uniform"), (2, "fixed"), (3, "fixed")):
             for packing in ("stream", "whole"):
                 for length in (4096, 4224):
@@ -44,7 +51,7 @@ def main() -> None:
 
 
 def synthetic_corpus(path: Path, vocabulary: Vocabulary, num_documents: int) -> PreparedCorpus:
-    """A prepared corpus of one task, `pairs`, whose documents have four random neighbours."""
+    """A prepared corpus of one task, `pairs`, whose documents have four random neighbors."""
     rng = np.random.default_rng(0)
     # Log-normal with the mean asked for; captions of the web have a long tail.
     captions = np.clip(np.rint(rng.lognormal(np.log(MEAN_CAPTION) - 0.5 * 0.6**2, 0.6, num_documents)), 1, 100)
@@ -82,7 +89,7 @@ def synthetic_corpus(path: Path, vocabulary: Vocabulary, num_documents: int) -> 
     lists = {
         "num_documents": num_documents,
         "num_without": 0,
-        "num_neighbours": scores.size,
+        "num_neighbors": scores.size,
         "mean_score": 0.0,
         "shards": [read_files_record(lists_record(folder, 0), "")],
     }
@@ -92,9 +99,9 @@ def synthetic_corpus(path: Path, vocabulary: Vocabulary, num_documents: int) -> 
         "settings": list_settings(RetrievalConfig()),
         "memory": ["pairs"],
         "fingerprint": "random",
-        "bi_encoder": "none",
+        "encoder": "none",
         "num_rows": 0,
-        "neighbours": {"pairs/train": lists},
+        "neighbors": {"pairs/train": lists},
         "files": {},
     }
     write_record(path / "retrieval" / "manifest.json", record)
@@ -120,7 +127,7 @@ def _measure(
         begun += int((found.tokens[:, 0] != vocabulary.end).sum())
         breaks += int((found.targets == vocabulary.break_).sum())
     wanted = num_drawn / 2 if draw == "uniform" else num_drawn
-    # Beside the one of its own, a document has two breaks for each neighbour.
+    # Beside the one of its own, a document has two breaks for each neighbor.
     kept = (breaks / examples - 1) / 2 / wanted if wanted and packing == "whole" else 1.0
     what = f"0 to {num_drawn}" if draw == "uniform" else f"{num_drawn}"
     print(

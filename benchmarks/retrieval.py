@@ -1,10 +1,10 @@
-"""What retrieved documents are worth: held-out perplexity of pictures with neighbours, without, and with random ones.
+"""What retrieved documents are worth: held-out perplexity of images with neighbors, without, and with random ones.
 
-For runs of configs/emoji.py: python benchmarks/retrieval.py RUN [RUN ..] [--steps=500,1000]
+For runs of examples/emoji/emoji.py: python benchmarks/retrieval.py RUN [RUN ..] [--steps=500,1000]
 
-Beside the models stands what needs none: a unigram of each place of a picture, mixed with copying the code that the
-neighbours have at the same place. Every document is scored as it is (nothing masked), its picture's codes alone; the
-neighbours are those found by its text, since by its picture would tell what is to be predicted.
+Beside the models stands what needs none: a unigram of each place of an image, mixed with copying the code that the
+neighbors have at the same place. Every document is scored as it is (nothing masked), its image's codes alone; the
+neighbors are those found by its text, since by its image would tell what is to be predicted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -27,32 +28,35 @@ from jaxtyping import Array, Bool, Float, Int
 from cm3leon_jax import config_file
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on
 from cm3leon_jax.config import Config
-from cm3leon_jax.data import emoji
-from cm3leon_jax.data.corpus import PreparedCorpus
-from cm3leon_jax.data.neighbours import NONE, NeighbourLists
-from cm3leon_jax.data.objective import picture_places
-from cm3leon_jax.model.sharding import make_mesh, shardings
-from cm3leon_jax.model.transformer import abstract_model
+from cm3leon_jax.data.batches.objective import positions_in_image
+from cm3leon_jax.data.corpus.neighbors import NONE, NeighborLists
+from cm3leon_jax.data.corpus.prepared import PreparedCorpus
+from cm3leon_jax.models.sharding import make_mesh, shardings
+from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.vocabulary import Vocabulary
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from examples.emoji import images as emoji
 
 _ROWS = 24
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """The held-out documents, their neighbours by text, and which of them have a variant in training."""
+    """The held-out documents, their neighbors by text, and which of them have a variant in training."""
 
     documents: list[Int[np.ndarray, "n"]]
-    neighbours: Int[np.ndarray, "documents kept"]
+    neighbors: Int[np.ndarray, "documents kept"]
     has_sibling: Bool[np.ndarray, "documents"]
-    lists: NeighbourLists
+    lists: NeighborLists
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="workdirs of finished or running trainings")
     parser.add_argument("--steps", default="", help="checkpoints to look at, such as 500,1000 (default: the last)")
-    parser.add_argument("--neighbours", default="", help="comparisons to make, such as 'none,top 1' (default: all)")
+    parser.add_argument("--neighbors", default="", help="comparisons to make, such as 'none,top 1' (default: all)")
     parser.add_argument("--output", type=Path, help="also write the table as JSON lines")
     arguments = parser.parse_args()
     lines = []
@@ -70,7 +74,7 @@ def main() -> None:
                 graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
                 parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
                 losses = partial(nats, graph=graph, parameters=parameters, vocabulary=vocabulary, mesh=mesh)
-                asked = [name for name in arguments.neighbours.split(",") if name] or list(choices(held_out))
+                asked = [name for name in arguments.neighbors.split(",") if name] or list(choices(held_out))
                 found = {name: losses(rows_with(held_out, choices(held_out)[name], vocabulary)) for name in asked}
                 lines += _show(str(run), step, found, held_out)
     if arguments.output:
@@ -83,7 +87,7 @@ def _config(run: Path) -> Config:
 
 
 def _held_out(config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary) -> HeldOut:
-    lists = NeighbourLists.open(corpus, dataclasses.replace(config.retrieval, enabled=True), config.corpus.train_split)
+    lists = NeighborLists.open(corpus, dataclasses.replace(config.retrieval, enabled=True), config.corpus.train_split)
     split = corpus.task_split("emoji", config.corpus.held_out_split)
     documents = [split.document(index) for index in range(split.num_documents)]
     places, _ = lists.of_split("emoji", config.corpus.held_out_split)
@@ -93,20 +97,20 @@ def _held_out(config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary) ->
 
 
 def choices(held_out: HeldOut) -> dict[str, Int[np.ndarray, "documents k"]]:
-    """Which neighbours stand in front, in each comparison."""
-    n, most = held_out.neighbours.shape
+    """Which neighbors stand in front, in each comparison."""
+    n, most = held_out.neighbors.shape
     random = np.random.default_rng(0).integers(0, len(held_out.lists.memory), (n, most))
-    named = {"none": held_out.neighbours[:, :0]}
+    named = {"none": held_out.neighbors[:, :0]}
     for count in range(1, most + 1):
         # The best stands nearest to the document.
-        named[f"top {count}"] = held_out.neighbours[:, :count][:, ::-1]
+        named[f"top {count}"] = held_out.neighbors[:, :count][:, ::-1]
     return named | {"random 1": random[:, :1], f"random {most}": random}
 
 
 def rows_with(
     held_out: HeldOut, places: Int[np.ndarray, "documents k"], vocabulary: Vocabulary
 ) -> list[Int[np.ndarray, "n"]]:
-    """`</s> (neighbour <break>) .. document </s>`."""
+    """`</s> (neighbor <break>) .. document </s>`."""
     end, mark = np.array([vocabulary.end]), np.array([vocabulary.break_])
     rows = []
     for document, mine in zip(held_out.documents, places.tolist(), strict=True):
@@ -118,7 +122,7 @@ def rows_with(
 def nats(
     rows: list[Int[np.ndarray, "n"]], graph: nnx.GraphDef, parameters: nnx.State, vocabulary: Vocabulary, mesh: Mesh
 ) -> Float[np.ndarray, "documents codes"]:
-    """The loss of each code of each row's last picture."""
+    """The loss of each code of each row's last image."""
     length = -(-max(len(row) for row in rows) // 32) * 32
     results = []
     for start in range(0, len(rows), _ROWS):
@@ -126,7 +130,7 @@ def nats(
         tokens = np.full((_ROWS, length), vocabulary.pad, np.int32)
         places = np.zeros_like(tokens)
         for index, row in enumerate(chunk):
-            tokens[index, : len(row)], places[index, : len(row)] = row, picture_places(row, vocabulary)
+            tokens[index, : len(row)], places[index, : len(row)] = row, positions_in_image(row, vocabulary)
         losses = np.asarray(_losses(graph, parameters, tokens, places))
         for index, row in enumerate(chunk):
             codes = np.flatnonzero(vocabulary.is_image(row))
@@ -148,19 +152,19 @@ def _losses(
 def copying(
     held_out: HeldOut, corpus: PreparedCorpus, config: Config, vocabulary: Vocabulary
 ) -> dict[str, Float[np.ndarray, "documents codes"]]:
-    """A unigram of each place, alone and mixed with copying from neighbours; the mixture's weight is the best one."""
+    """A unigram of each place, alone and mixed with copying from neighbors; the mixture's weight is the best one."""
 
-    def picture(document: Int[np.ndarray, "n"]) -> Int[np.ndarray, "codes"]:
+    def image(document: Int[np.ndarray, "n"]) -> Int[np.ndarray, "codes"]:
         return vocabulary.decode_image(document[vocabulary.is_image(document)])
 
     split = corpus.task_split("emoji", config.corpus.train_split)
-    train = np.stack([picture(split.document(index)) for index in range(split.num_documents)])
+    train = np.stack([image(split.document(index)) for index in range(split.num_documents)])
     num_codes, length = vocabulary.num_image_codes, train.shape[1]
     counts = np.full((length, num_codes), 0.1)
     for code in train:
         counts[np.arange(length), code] += 1
     unigram = counts / counts.sum(axis=1, keepdims=True)
-    targets = np.stack([picture(document) for document in held_out.documents])
+    targets = np.stack([image(document) for document in held_out.documents])
     alone = unigram[np.arange(length), targets]
     results = {"unigram": -np.log(alone)}
     for name, places in choices(held_out).items():
@@ -186,7 +190,7 @@ def _show(
     lines: list[dict[str, float | str]] = []
     groups = {"all": np.ones_like(held_out.has_sibling), "sibling": held_out.has_sibling, "rest": ~held_out.has_sibling}
     for name, losses in found.items():
-        line: dict[str, float | str] = {"run": what, "step": step, "neighbours": name}
+        line: dict[str, float | str] = {"run": what, "step": step, "neighbors": name}
         for group, members in groups.items():
             line[group] = float(np.exp(losses[members].mean()))
         print(f"{what:<24} {step:>6} {name:<28}" + "".join(f" {group} {line[group]:7.2f}" for group in groups))

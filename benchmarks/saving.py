@@ -22,9 +22,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cm3leon_jax.checkpoints import Checkpoints
-from cm3leon_jax.config import BatchConfig, Config, MeshConfig, ModelConfig, TrainConfig
-from cm3leon_jax.data.batches import Batch, empty_batch
-from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches.config import BatchConfig
+from cm3leon_jax.data.batches.source import Batch, empty_batch
+from cm3leon_jax.models.config import MeshConfig, ModelConfig
+from cm3leon_jax.models.sharding import make_mesh
+from cm3leon_jax.training.config import TrainConfig
 from cm3leon_jax.training.cpu_memory import keep_freed_memory
 from cm3leon_jax.training.step import TrainStep, on_mesh
 from cm3leon_jax.vocabulary import Vocabulary

@@ -1,4 +1,4 @@
-"""The search for neighbours beside FAISS' flat index, on the same cores, in one process.
+"""The search for neighbors beside FAISS' flat index, on the same cores, in one process.
 
     python benchmarks/search.py --size=200000 --dim=512 --queries=2048 --k=64
 
@@ -48,8 +48,8 @@ def main() -> None:
 
 
 def _compare(data: str, arguments: argparse.Namespace) -> None:
-    from cm3leon_jax.config import MeshConfig
-    from cm3leon_jax.model.sharding import make_mesh
+    from cm3leon_jax.models.config import MeshConfig
+    from cm3leon_jax.models.sharding import make_mesh
     from cm3leon_jax.retrieval.search import Search
 
     memory = _vectors(data, arguments.size, arguments.dim)
@@ -82,10 +82,10 @@ def _vectors(data: str, size: int, dim: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((size, dim), dtype=np.float32)
     if data == "clustered":
-        centres = rng.standard_normal((1000, dim), dtype=np.float32)
-        centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+        centers = rng.standard_normal((1000, dim), dtype=np.float32)
+        centers /= np.linalg.norm(centers, axis=1, keepdims=True)
         vectors *= 0.04
-        vectors += centres[rng.integers(len(centres), size=size)]
+        vectors += centers[rng.integers(len(centers), size=size)]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
 

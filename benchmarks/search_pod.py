@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cm3leon_jax.model.sharding import MESH_AXES
+from cm3leon_jax.models.sharding import MESH_AXES
 from cm3leon_jax.retrieval.search import SearchPlan, make_plan, memory_spec, nearest
 
 

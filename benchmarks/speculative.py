@@ -1,9 +1,9 @@
 """Speculative Jacobi decoding beside drawing code by code, on a trained run, in one process.
 
-    python benchmarks/speculative.py --config=configs/demo.py --workdir=runs/demo
+    python benchmarks/speculative.py --config=examples/digits/demo.py --workdir=runs/demo
 
-For each number of pictures side by side and each window: passes through the model a picture (code by code: as many as
-a picture has codes), the time a picture takes, and the gain over code by code. Greedy answers are compared token by
+For each number of images side by side and each window: passes through the model an image (code by code: as many as
+an image has codes), the time an image takes, and the gain over code by code. Greedy answers are compared token by
 token. The two take turns; the best of the repeats counts.
 """
 
@@ -22,7 +22,7 @@ from cm3leon_jax.generation.restoring import restore_model
 def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/demo.py")
+    parser.add_argument("--config", default="examples/digits/demo.py")
     parser.add_argument("--workdir", default="runs/demo")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--windows", type=int, nargs="+", default=[2, 4, 8])
@@ -31,8 +31,8 @@ def main() -> None:
     config = config_file.load(arguments.config, arguments.workdir, {})
     model = restore_model(config, Path(arguments.workdir))
     length = config.image_tokenizer.image_length
-    texts = config.evaluate.prompts or ("a picture",)
-    print(f"{'pictures':>8} {'temperature':>11} {'window':>6} {'passes':>7} {'ms/picture':>10} {'gain':>6}")
+    texts = config.evaluate.prompts or ("an image",)
+    print(f"{'images':>8} {'temperature':>11} {'window':>6} {'passes':>7} {'ms/image':>10} {'gain':>6}")
     for batch in arguments.batches:
         asked = [prompts.text_to_image(texts[i % len(texts)], length, model.vocabulary) for i in range(batch)]
         for temperature in (config.sampling.temperature, 0.0):

@@ -99,10 +99,13 @@ def ours(task: Task, _: str) -> tuple[Callable[[int], list[float]], Callable[[],
     import numpy as np
 
     from cm3leon_jax import accelerators
-    from cm3leon_jax.config import BatchConfig, Config, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-    from cm3leon_jax.data.batches import Batch
-    from cm3leon_jax.model.flops import flops_per_token
-    from cm3leon_jax.model.sharding import make_mesh
+    from cm3leon_jax.config import Config
+    from cm3leon_jax.data.batches.config import BatchConfig
+    from cm3leon_jax.data.batches.source import Batch
+    from cm3leon_jax.models.config import MeshConfig, ModelConfig
+    from cm3leon_jax.models.flops import flops_per_token
+    from cm3leon_jax.models.sharding import make_mesh
+    from cm3leon_jax.training.config import OptimizerConfig, TrainConfig
     from cm3leon_jax.training.cpu_memory import keep_freed_memory
     from cm3leon_jax.training.step import TrainStep, on_mesh
     from cm3leon_jax.vocabulary import Vocabulary
@@ -125,7 +128,7 @@ def ours(task: Task, _: str) -> tuple[Callable[[int], list[float]], Callable[[],
         optimizer=OptimizerConfig(
             peak_learning_rate=LEARNING_RATE,
             warmup_steps=0,
-            final_learning_rate_share=1.0,
+            final_learning_rate_fraction=1.0,
             beta1=BETAS[0],
             beta2=BETAS[1],
             epsilon=EPSILON,
@@ -149,7 +152,7 @@ def ours(task: Task, _: str) -> tuple[Callable[[int], list[float]], Callable[[],
             targets=ids[:, 1:],
             positions=np.array(places),
             document_start=zeros,
-            picture_places=zeros,
+            image_positions=zeros,
         ),
         mesh,
     )
@@ -196,9 +199,9 @@ def leave_weights(parameters: Any, config: Any, vocabulary_size: int, task: Task
     import jax
     import numpy as np
 
-    from cm3leon_jax.interchange.opt_config import opt_config
-    from cm3leon_jax.interchange.opt_names import IN_LAYERS, OUTSIDE_LAYERS
-    from cm3leon_jax.model.sharding import parameter_name
+    from cm3leon_jax.huggingface.families.opt_config import opt_config
+    from cm3leon_jax.huggingface.families.opt_names import IN_LAYERS, OUTSIDE_LAYERS
+    from cm3leon_jax.models.sharding import parameter_name
 
     weights = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(parameters)[0]:
@@ -383,7 +386,7 @@ def report(sides: list[Side], task: Task, title: str) -> dict[str, Any]:
     return record
 
 
-def refuse_other_losses(sides: list[Side], dtype: str) -> None:
+def check_same_losses(sides: list[Side], dtype: str) -> None:
     """Ends the run if the sides do not compute the same."""
     for side in sides[1:]:
         for mine, theirs in zip(sides[0].first_losses, side.first_losses, strict=True):
@@ -421,7 +424,7 @@ def main() -> None:
         sides = measure(names, task, arguments.steps or (1 if on_cpu else 10), arguments.rounds)
     record = report(sides, task, f"{arguments.model}, {batch} x {length} tokens")
     print(json.dumps({**vars(arguments), "batch": batch, "length": length, "cores": os.cpu_count(), **record}))
-    refuse_other_losses(sides, dtype)
+    check_same_losses(sides, dtype)
 
 
 if __name__ == "__main__":

@@ -217,8 +217,8 @@ EMOJI_PROMPTS: list[dict[str, Any]] = [
 ]
 PROMPTS = {"demo.jsonl": DEMO_PROMPTS, "emoji.jsonl": EMOJI_PROMPTS}
 
-DEMO = ("--config=configs/demo.py", "--workdir={work}/demo")
-EMOJI = ("--config=configs/emoji.py", "--workdir={work}/emoji")
+DEMO = ("--config=examples/digits/demo.py", "--workdir={work}/demo")
+EMOJI = ("--config=examples/emoji/emoji.py", "--workdir={work}/emoji")
 # What other runs take over from the demo.
 OF_THE_DEMO = (
     "--config.corpus.path={work}/demo/corpus",
@@ -278,7 +278,7 @@ STAGES = (
         ("demo-corpus",),
         (
             *("train", *DEMO, *_training(300, DEMO_TOKENS, eval_every=100, sample_every=150)),
-            f"--config.optimizer.final_learning_rate_share={SHARE_AT_300!r}",
+            f"--config.optimizer.final_learning_rate_fraction={SHARE_AT_300!r}",
         ),
         lambda work: {
             "demo metrics": metrics(work / "demo/metrics.jsonl"),
@@ -323,7 +323,7 @@ STAGES = (
         "mesh-train",
         ("demo-corpus",),
         (
-            *("train", "--config=configs/demo.py", "--workdir={work}/mesh", *OF_THE_DEMO),
+            *("train", "--config=examples/digits/demo.py", "--workdir={work}/mesh", *OF_THE_DEMO),
             *("--config.mesh.fsdp=4", "--config.mesh.tensor=2", "--config.train.num_microbatches=2"),
             *_training(30, DEMO_TOKENS, eval_every=15),
         ),
@@ -334,7 +334,7 @@ STAGES = (
         "opt-train",
         ("demo-corpus",),
         (
-            *("train", "--config=configs/demo_opt.py", "--workdir={work}/demo_opt", *OF_THE_DEMO),
+            *("train", "--config=examples/digits/demo_opt.py", "--workdir={work}/demo_opt", *OF_THE_DEMO),
             *_training(50, DEMO_TOKENS, eval_every=50),
         ),
         lambda work: {"demo_opt metrics": metrics(work / "demo_opt/metrics.jsonl")},
@@ -343,7 +343,7 @@ STAGES = (
         "opt-export",
         ("opt-train",),
         (
-            *("export", "--config=configs/demo_opt.py", "--workdir={work}/demo_opt", *OF_THE_DEMO),
+            *("export", "--config=examples/digits/demo_opt.py", "--workdir={work}/demo_opt", *OF_THE_DEMO),
             "--output={work}/exported",
         ),
         lambda work: {
@@ -373,8 +373,8 @@ STAGES = (
     Stage(
         "emoji-encoder",
         ("emoji-vocabulary",),
-        ("train-bi-encoder", *EMOJI),
-        lambda work: {"emoji encoder": file_sums(work / "emoji/bi_encoder") | contents(work / "emoji/bi_encoder")},
+        ("train-encoder", *EMOJI),
+        lambda work: {"emoji encoder": file_sums(work / "emoji/encoder") | contents(work / "emoji/encoder")},
     ),
     Stage(
         "emoji-corpus",

@@ -25,7 +25,7 @@ class Accelerator:
     bfloat16_flops: float
     hbm_bytes: int
     hbm_bytes_per_second: float
-    # What a chip sends to its neighbours over all its links together: ICI, or NVLink.
+    # What a chip sends to its neighbors over all its links together: ICI, or NVLink.
     interconnect_bytes_per_second: float
     # Links of a torus: two for each of its axes. 0: a switch, where any chip reaches any other at the whole rate.
     num_links: int

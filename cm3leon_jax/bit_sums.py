@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped, UInt32
 
-from cm3leon_jax.model.sharding import parameter_name
+from cm3leon_jax.models.sharding import parameter_name
 
 
 def bit_sums(arrays: Any) -> dict[str, int]:

@@ -24,10 +24,11 @@ from flax import nnx
 from jaxtyping import Shaped
 
 from cm3leon_jax.bit_sums import bit_sum_of_part, sums_and_finiteness
-from cm3leon_jax.config import Config, ModelConfig
+from cm3leon_jax.config import Config
 from cm3leon_jax.errors import FailedSave, NotFinite, UserError
 from cm3leon_jax.files import is_full_disk
-from cm3leon_jax.model.sharding import parameter_name
+from cm3leon_jax.models.config import ModelConfig
+from cm3leon_jax.models.sharding import parameter_name
 
 # Most bytes of the pieces in which an array is written: what must be decompressed to read any part of a piece.
 _CHUNK_BYTES = 16 << 20
@@ -187,7 +188,7 @@ class Checkpoints:
         found = self._read(step, {"parameters": _plain(abstract_parameters)}, partial=True)
         return _like(abstract_parameters, found["parameters"])
 
-    def set_aside(self, step: int) -> Path:
+    def quarantine(self, step: int) -> Path:
         """Gives a step that is no use a name under which it is no longer found; returns it."""
         aside = self.folder(step).with_name(f"damaged-{step}")
         number = 1
@@ -337,7 +338,7 @@ class StreamedParameters:
                 raise DamagedCheckpoint(f"{self._folder} has other bits in parameters.{name} than were written")
 
 
-def refuse_another_model(meta: Mapping[str, Any], config: Config, what: str, **others: tuple[Any, Any]) -> None:
+def check_same_model(meta: Mapping[str, Any], config: Config, what: str, **others: tuple[Any, Any]) -> None:
     """Compares the model that a checkpoint holds with that of a config.
 
     Args:
@@ -354,10 +355,10 @@ def refuse_another_model(meta: Mapping[str, Any], config: Config, what: str, **o
     }
     given |= {"model": dataclasses.asdict(config.model), "batch": {"sequence_length": config.batch.sequence_length}}
     shapes_nothing = ("model.attention", "model.remat", "model.scan_layers", "model.compute_dtype")
-    refuse_changes(trained, given, shapes_nothing, f"{what} was")
+    check_unchanged(trained, given, shapes_nothing, f"{what} was")
 
 
-def refuse_changes(
+def check_unchanged(
     before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str], what: str
 ) -> list[str]:
     """Compares what `what` was made with and what is given now, field by field; returns the changes that may be.

@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn, TextIO
 from cm3leon_jax import paths
 from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
 from cm3leon_jax.config import Config
-from cm3leon_jax.errors import MISTAKE, RESTART, FailedSave, RestartError, UserError
+from cm3leon_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, FailedSave, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
 
 
@@ -35,30 +35,30 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train-text-tokenizer": Command(
-        "cm3leon_jax.data.text_tokenizer", "learn the vocabulary from the mixture's texts", ("vocabulary",)
+        "cm3leon_jax.data.corpus.text_tokenizer", "learn the vocabulary from the mixture's texts", ("vocabulary",)
     ),
     "train-image-tokenizer": Command(
-        "cm3leon_jax.image_tokenizer.training",
-        "train the VQGAN on the mixture's pictures",
+        "cm3leon_jax.image_tokenizers.vqgan.training",
+        "train the VQGAN on the mixture's images",
         ("workdir", "image_tokenizer"),
     ),
-    "train-bi-encoder": Command(
-        "cm3leon_jax.retrieval.train_bi_encoder",
-        "train what finds neighbours: CLIP, or word statistics",
-        ("workdir", "bi_encoder"),
+    "train-encoder": Command(
+        "cm3leon_jax.encoders.training",
+        "train what finds neighbors: CLIP, or word statistics",
+        ("workdir", "encoder"),
     ),
     "prepare": Command(
-        "cm3leon_jax.prepare", "turn a seqio mixture into token shards and neighbour lists", ("corpus",)
+        "cm3leon_jax.commands.prepare", "turn a seqio mixture into token shards and neighbor lists", ("corpus",)
     ),
-    "inspect": Command("cm3leon_jax.data.inspection", "look into a prepared corpus: documents and packed sequences"),
+    "inspect": Command("cm3leon_jax.commands.inspect", "look into a prepared corpus: documents and packed sequences"),
     "plan": Command("cm3leon_jax.planning.plan", "compile a run for a pod you do not have: memory, collectives, time"),
     "train": Command("cm3leon_jax.training.train", "train the transformer; run it again to continue", ("workdir",)),
     "generate": Command("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
     "evaluate": Command(
         "cm3leon_jax.evaluation.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
     ),
-    "export": Command("cm3leon_jax.interchange.huggingface_export", "write a checkpoint as a Hugging Face folder"),
-    "import": Command("cm3leon_jax.interchange.huggingface_import", "start a run from a Hugging Face folder"),
+    "export": Command("cm3leon_jax.huggingface.export", "write a checkpoint as a Hugging Face folder"),
+    "import": Command("cm3leon_jax.huggingface.importing", "start a run from a Hugging Face folder"),
 }
 
 # Commands that several processes run together.
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _flush()
     except UserError as error:
         print(f"cm3leon: {error}", file=sys.stderr)
-        return MISTAKE
+        return EXIT_USER_ERROR
     except BrokenPipeError:
         unread = _unread_streams()
         if not unread:
@@ -124,7 +124,7 @@ def _unread_streams() -> list[TextIO]:
 def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
-        return 0 if argv else MISTAKE
+        return 0 if argv else EXIT_USER_ERROR
     command, *rest = argv
     _ignore_an_absent_tpu()
     must_leave = False
@@ -135,19 +135,19 @@ def _main(argv: list[str]) -> int:
             raise UserError(f"no command {command!r}: {hint}")
         return _run(command, rest)
     except UserError as error:
-        code, message = MISTAKE, _no_room(error) if is_full_disk(error) else str(error)
+        code, message = EXIT_USER_ERROR, _no_room(error) if is_full_disk(error) else str(error)
         must_leave = isinstance(error, FailedSave)
     except RestartError as error:
-        code, message = RESTART, str(error)
+        code, message = EXIT_RESTART, str(error)
     except KeyboardInterrupt:
-        code, message = RESTART, "interrupted; run the same command again to go on"
+        code, message = EXIT_RESTART, "interrupted; run the same command again to go on"
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _unread_streams():
             raise
         if is_full_disk(error):
-            code, message = MISTAKE, _no_room(error)
+            code, message = EXIT_USER_ERROR, _no_room(error)
         elif said := paths.refusal(error):
-            code, message = MISTAKE, str(UserError(said))
+            code, message = EXIT_USER_ERROR, str(UserError(said))
         elif _is_one_of_many():
             traceback.print_exc()
             code, message = _code_among_many(error)
@@ -161,9 +161,9 @@ def _main(argv: list[str]) -> int:
 
 def _leave(code: int) -> None:
     # The others may wait in a collective, and JAX would wait for them to say goodbye.
-    from cm3leon_jax.distributed import leave
+    from cm3leon_jax.distributed import hard_exit
 
-    leave(code)
+    hard_exit(code)
 
 
 def _is_one_of_many() -> bool:
@@ -182,7 +182,7 @@ def _code_among_many(error: Exception) -> tuple[int, str]:
 
     lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
     if lost:
-        return RESTART, "lost another process of the run, most likely; start all of them again to continue"
+        return EXIT_RESTART, "lost another process of the run, most likely; start all of them again to continue"
     return 1, "ended by the error above"
 
 

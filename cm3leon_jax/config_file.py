@@ -13,7 +13,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cm3leon_jax import paths
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_object, write_json
+from cm3leon_jax.registry import import_module
 
 
 def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) -> Config:
@@ -35,6 +36,7 @@ def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) ->
       overrides: texts by dotted field, such as {"model.num_layers": "4"}.
     """
     path, variant = find(file)
+    _make_importable(path.resolve().parent)
     values = read_object(path, "the config") if path.suffix == ".json" else _run(path, variant)
     for name, text in (overrides or {}).items():
         *parents, last = name.split(".")
@@ -44,6 +46,8 @@ def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) ->
             if not isinstance(section, dict):
                 raise UserError(f"--config.{name}: config.{parent} is a value, it has no fields")
         section[last] = _parse(text, _field_type(Config, name, f"--config.{name}"))
+    for module in _check(values.get("modules", ()), tuple[str, ...], "config.modules", file):
+        import_module(module, "config.modules")
     config = _build(Config, values, "config", file)
     return _fill_paths(config, paths.local(workdir, "--workdir"))
 
@@ -57,10 +61,11 @@ def find(file: str) -> tuple[Path, str]:
     """The file that `--config=FILE` means, and the variant behind its name."""
     file = paths.local(file, "--config")
     name, _, variant = (file, "", "") if Path(file).is_file() else file.partition(":")
-    for path in (Path(name), shipped_folder() / name, shipped_folder() / "configs" / f"{name}.py"):
+    named = {path.stem: path for path in shipped_configs()}
+    for path in (Path(name), shipped_folder() / name, named.get(name, Path(name))):
         if path.is_file():
             return path, variant
-    names = sorted(path.stem for path in (shipped_folder() / "configs").glob("*.py"))
+    names = sorted(named)
     close = difflib.get_close_matches(Path(name).stem, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"give a path, or one of {', '.join(names)}"
     raise UserError(f"no config file {name}: {hint}")
@@ -78,9 +83,14 @@ def shipped_folder() -> Path:
     return package / "shipped" if (package / "shipped").is_dir() else package.parent
 
 
+def shipped_configs() -> list[Path]:
+    """The config files that come with the package."""
+    files = [*(shipped_folder() / "configs").glob("*.py"), *(shipped_folder() / "examples").glob("*/*.py")]
+    return [file for file in files if "def get_config(" in file.read_text(encoding="utf-8")]
+
+
 def _run(path: Path, variant: str) -> dict[str, Any]:
     """What `get_config()` of a config file returns, as plain dicts."""
-    _make_importable(path.resolve().parent)
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no config file: its name ends in .py, or it is the config.json of a run")
@@ -115,10 +125,18 @@ def _make_importable(folder: Path) -> None:
             sys.path.append(str(place))
     for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
         del sys.modules[name]
-    spec = importlib.machinery.ModuleSpec("configs", None, is_package=True)
-    named = [str(Path(place) / "configs") for place in sys.path]
-    spec.submodule_search_locations = [str(folder), *named, str(shipped_folder() / "configs")]
-    sys.modules["configs"] = importlib.util.module_from_spec(spec)
+    examples = shipped_folder() / "examples"
+    with_configs = sorted({str(path.parent) for path in shipped_configs()})
+    _make_namespace("configs", [str(folder), *(str(Path(entry) / "configs") for entry in sys.path), *with_configs])
+    if "examples" not in sys.modules:
+        _make_namespace("examples", [str(examples)])
+
+
+def _make_namespace(name: str, folders: Sequence[str]) -> None:
+    """Makes a package of all modules that lie in some folders."""
+    spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = list(folders)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
 
 
 def _field_type(cls: type, name: str, where: str) -> Any:

@@ -32,8 +32,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from cm3leon_jax.accelerators import host_has_tpu
-from cm3leon_jax.config import DistributedConfig
-from cm3leon_jax.errors import RESTART, RestartError, UserError
+from cm3leon_jax.distributed_config import DistributedConfig
+from cm3leon_jax.errors import EXIT_RESTART, RestartError, UserError
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # What gRPC and the readers of a TPU's metadata would send a connection through.
@@ -115,7 +115,7 @@ def join(config: DistributedConfig, notes_sigterm: bool = False) -> None:
 
     Args:
       config: how long the others are waited for.
-      notes_sigterm: whether SIGTERM is only noted, for `StopSignal` to ask about; otherwise it ends this process.
+      notes_sigterm: whether SIGTERM is only noted, for `PreemptionHandler` to read; otherwise it ends this process.
 
     Raises:
       UserError: if the environment contradicts itself.
@@ -194,7 +194,7 @@ def _is_taken(port: int) -> bool:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(number: int) -> None:
     os.write(2, _last_words)
-    os._exit(RESTART)
+    os._exit(EXIT_RESTART)
 
 
 _last_words = b""
@@ -208,7 +208,9 @@ def _abort_means(what: str) -> None:
     Python's own handlers would wait for it.
     """
     global _last_words
-    _last_words = f"cm3leon: {what} (see above). Exit code {RESTART}: start all of them again to continue\n".encode()
+    _last_words = (
+        f"cm3leon: {what} (see above). Exit code {EXIT_RESTART}: start all of them again to continue\n".encode()
+    )
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
 
 
@@ -217,7 +219,7 @@ def has_joined() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def is_first() -> bool:
+def is_coordinator() -> bool:
     """Whether this process is the one that writes what all share."""
     return jax.process_index() == 0
 
@@ -228,22 +230,22 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def all_agree(value: bool) -> bool:
+def all_processes(value: bool) -> bool:
     """Whether `value` is true on every process."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.process_allgather(value).all())
 
 
-def leave(code: int) -> NoReturn:
+def hard_exit(code: int) -> NoReturn:
     """Ends this process at once, without the goodbye for which JAX would wait for the others."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-class StallWatch:
-    """Ends a process with RESTART when nothing moved for too long; every `beat` is a sign that something did.
+class Watchdog:
+    """Ends a process with RESTART when nothing moved for too long; every `heartbeat` is a sign that something did.
 
     A process that is gone or stopped is noticed by its missing heartbeat. But one whose file system or collective
     hangs still sends it, and only the missing steps tell.
@@ -260,7 +262,7 @@ class StallWatch:
         if seconds:
             self._thread.start()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Something moved."""
         self._last = time.monotonic()
 
@@ -274,8 +276,8 @@ class StallWatch:
                 faulthandler.dump_traceback()
                 print(
                     f"cm3leon: no step for {self._seconds:g} s (config.distributed.stall_seconds): a process, a device "
-                    f"or a file system hangs; above is where this process waits. Exit code {RESTART}: start all "
+                    f"or a file system hangs; above is where this process waits. Exit code {EXIT_RESTART}: start all "
                     "processes again to continue",
                     file=sys.stderr,
                 )
-                leave(RESTART)
+                hard_exit(EXIT_RESTART)

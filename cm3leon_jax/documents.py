@@ -1,23 +1,19 @@
-"""A document: text and pictures in reading order, before any tokenizer has seen them."""
+"""A document: text and images in reading order, before any tokenizer has seen them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cm3leon_jax.images import UnreadablePicture, encode_png, open_picture
-
-__all__ = ["Document", "Picture", "Text", "UnreadablePicture", "encode_png", "open_picture"]
-
 
 @dataclass(frozen=True)
-class Text:
+class TextSegment:
     """A text segment."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageSegment:
     """An image segment: the bytes of an image file, of any format that `images` decodes."""
 
     encoded: bytes
@@ -27,9 +23,9 @@ class Picture:
 class Document:
     """Segments in order; the unit that is tokenized, retrieved, packed and masked."""
 
-    segments: tuple[Text | Picture, ...]
+    segments: tuple[TextSegment | ImageSegment, ...]
 
     @property
     def text(self) -> str:
         """The text segments, joined by a newline."""
-        return "\n".join(segment.text for segment in self.segments if isinstance(segment, Text))
+        return "\n".join(segment.text for segment in self.segments if isinstance(segment, TextSegment))

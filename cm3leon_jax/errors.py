@@ -2,8 +2,8 @@
 
 from cm3leon_jax.terminal import visible
 
-MISTAKE = 2
-RESTART = 75
+EXIT_USER_ERROR = 2
+EXIT_RESTART = 75
 
 
 # Most characters of a message: a name that a damaged file holds may be as long as the file.

@@ -20,7 +20,7 @@ _LONGEST_JSON = 1 << 28
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` for the body to write, and renames it to `path` if the body succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_folder(path: str | Path) -> Iterator[Path]:
+def atomic_write_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder, which may be there already if it is empty."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_left_overs(folder: str | Path) -> None:
+def remove_partial_files(folder: str | Path) -> None:
     """Removes what killed processes left half-written anywhere below a folder, where no other process writes now."""
     for left_over in Path(folder).rglob(".*.partial"):
         if left_over.is_dir():
@@ -80,7 +80,7 @@ def wait_for(path: Path, seconds: float = math.inf) -> Path:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -71,12 +71,12 @@ _UPRIGHT = {
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 
-# What is odd about a file is said once, by UnreadablePicture; Pillow would print it beside that, a line per file.
+# What is odd about a file is said once, by UnreadableImage; Pillow would print it beside that, a line per file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
-class UnreadablePicture(Exception):
+class UnreadableImage(Exception):
     """The bytes of an image segment are no image that can be decoded; the text says why, the same in every run."""
 
 
@@ -90,7 +90,7 @@ class _Values(NamedTuple):
     unsigned: bool
 
 
-def open_picture(encoded: bytes, resolution: int, channels: int) -> UInt8[np.ndarray, "R R C"]:
+def decode_image(encoded: bytes, resolution: int, channels: int) -> UInt8[np.ndarray, "R R C"]:
     """Decodes an image file, turns it upright, scales the short side to `resolution` (Lanczos), crops the center.
 
     Transparent pixels are put on white. Of an animation the first frame is taken. Values of 16 bits are scaled from
@@ -98,22 +98,22 @@ def open_picture(encoded: bytes, resolution: int, channels: int) -> UInt8[np.nda
     all of them, or else from their own minimum and maximum, and those that are not a number count as transparent.
 
     Raises:
-      UnreadablePicture: if the bytes are damaged, of a format that is not read, or of more than `MAX_PIXELS` pixels.
+      UnreadableImage: if the bytes are damaged, of a format that is not read, or of more than `MAX_PIXELS` pixels.
     """
     try:
         with Image.open(io.BytesIO(_without_metadata(encoded)), formats=tuple(_DECODERS)) as file:
             _check_size(file)
             with _large_images if file.width * file.height > _LARGE else nullcontext():
                 return _square(file, resolution, channels)
-    except UnreadablePicture:
+    except UnreadableImage:
         raise
     except UnidentifiedImageError:
-        raise UnreadablePicture(f"none of {', '.join(_DECODERS)}, or damaged") from None
+        raise UnreadableImage(f"none of {', '.join(_DECODERS)}, or damaged") from None
     except Image.DecompressionBombError:
-        raise UnreadablePicture(_TOO_LARGE) from None
+        raise UnreadableImage(_TOO_LARGE) from None
     # On damaged bytes decoders raise whatever their code runs into, so no list of exceptions is complete.
     except Exception as error:
-        raise UnreadablePicture(_reason(error)) from error
+        raise UnreadableImage(_reason(error)) from error
 
 
 def encode_png(pixels: UInt8[np.ndarray, "R1 R2 C"]) -> bytes:
@@ -128,7 +128,7 @@ _TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
 
 def _check_size(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise UnreadablePicture(_TOO_LARGE)
+        raise UnreadableImage(_TOO_LARGE)
 
 
 def _reason(error: Exception) -> str:

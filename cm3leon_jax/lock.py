@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from cm3leon_jax.distributed import all_agree, has_joined, is_first
+from cm3leon_jax.distributed import all_processes, has_joined, is_coordinator
 from cm3leon_jax.errors import UserError
 
 LOCK_FILE = ".lock"
@@ -73,14 +73,14 @@ def lock(folder: str | Path, command: str, name: str = LOCK_FILE) -> Iterator[No
     """
     file = Path(folder) / name
     held, refusal = None, ""
-    if not has_joined() or is_first():
+    if not has_joined() or is_coordinator():
         try:
             held = _take(file, Holder.this_process(command))
         except UserError as error:
             refusal = str(error)
         except OSError as error:
             refusal = f"cannot write {file} ({error.strerror}): give a folder that can be written"
-    if refusal or (has_joined() and not all_agree(not refusal)):
+    if refusal or (has_joined() and not all_processes(not refusal)):
         raise UserError(refusal or f"{folder} was refused to process 0 of this run: see what it says")
     try:
         yield

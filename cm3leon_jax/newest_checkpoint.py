@@ -48,8 +48,8 @@ def read_newest(workdir: Path, keep: int, read: Callable[[Checkpoints, int], _Fo
                     if not isinstance(error, DamagedCheckpoint):
                         raise
                     before = "rename that folder, and the one before is used"
-                    mend = before if len(checkpoints.steps) > 1 else "there is none before it: bring back a copy"
-                    raise UserError(f"the newest checkpoint is damaged: {error}; {mend}") from None
+                    fix = before if len(checkpoints.steps) > 1 else "there is none before it: bring back a copy"
+                    raise UserError(f"the newest checkpoint is damaged: {error}; {fix}") from None
                 if jax.process_count() > 1:
                     # The others may wait for this one to read its part.
                     break

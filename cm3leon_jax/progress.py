@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cm3leon_jax.errors import NotFinite, UserError
-from cm3leon_jax.files import replacing
+from cm3leon_jax.files import atomic_write
 
 
 class Progress:
@@ -76,7 +76,7 @@ class StepLog:
                 file.writelines(line + b"\n" for line in damaged.values())
             numbers = ", ".join(map(str, damaged))
             print(f"note: line {numbers} of {path} cannot be read, and is now in {aside.name}", flush=True)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
@@ -106,7 +106,7 @@ class TrainingLog:
         num_steps: int,
         log_every: int,
         batch: tuple[int, str],
-        mend: str,
+        fix: str,
         describe: Callable[[Mapping[str, float]], str],
     ) -> None:
         """
@@ -121,7 +121,7 @@ class TrainingLog:
           describe: a logged step's values in a few words.
         """
         self._what, self._log_every, self._batch = what, log_every, batch
-        self._mend, self._describe = mend, describe
+        self._mend, self._describe = fix, describe
         self._lines, self._progress = StepLog(file, first), Progress(what, num_steps, first)
         self._since = (first, time.perf_counter())
         # What is looked at of the steps since the values were last waited for.

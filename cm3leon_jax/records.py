@@ -28,7 +28,7 @@ Name = Annotated[str, Field(min_length=1)]
 OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-def read_record(path: str | Path, what: str, shape: Any, mend: str, sealed: bool = False) -> Any:
+def read_record(path: str | Path, what: str, shape: Any, fix: str, sealed: bool = False) -> Any:
     """Reads a JSON file of a stated shape.
 
     Args:
@@ -43,15 +43,15 @@ def read_record(path: str | Path, what: str, shape: Any, mend: str, sealed: bool
     """
     value = read_json(path, what)
     if sealed and isinstance(value, dict) and value.pop(CHECKSUM, None) != _checksum(value):
-        raise UserError(f"{what} is damaged: {path} was changed after it was written; {mend}")
+        raise UserError(f"{what} is damaged: {path} was changed after it was written; {fix}")
     try:
         return _adapter(shape).validate_json(json.dumps(value))
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(map(str, fault["loc"])) or "it"
-        raise UserError(f"{what} is damaged: {path}: {key}: {fault['msg'].lower()}; {mend}") from None
+        raise UserError(f"{what} is damaged: {path}: {key}: {fault['msg'].lower()}; {fix}") from None
     except UserError as error:
-        raise UserError(f"{what} is damaged: {path}: {error}; {mend}") from None
+        raise UserError(f"{what} is damaged: {path}: {error}; {fix}") from None
 
 
 def write_record(path: str | Path, value: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""One id space for text and pictures: text tokens, image codes, and the marks of the CM3 objective.
+"""One id space for text and images: text tokens, image codes, and the marks of the CM3 objective.
 
     0..3                    <s> <pad> </s> <unk>
     4..4+T                  text tokens: a byte-level BPE, so any string can be written
@@ -25,7 +25,7 @@ from jaxtyping import Bool, Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import replacing
+from cm3leon_jax.files import atomic_write
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 NUM_SPECIAL = len(SPECIAL_TOKENS)
@@ -155,7 +155,7 @@ class Vocabulary:
 
     def save(self, path: str | Path) -> None:
         """Writes `path`/tokenizer.json."""
-        with replacing(Path(path) / "tokenizer.json") as temporary:
+        with atomic_write(Path(path) / "tokenizer.json") as temporary:
             temporary.write_text(self._json, encoding="utf-8")
 
     @property

@@ -1,6 +1,6 @@
 """CM3Leon 350M as published (arXiv 2309.02591, Table 3): 1.4T tokens, batch 8.4M, with three retrieved documents.
 
-Register your captioned pictures as a seqio mixture (see `cm3leon_jax/data/tasks.py`), then, with your mixture's name:
+Register your captioned images as a seqio mixture (see `cm3leon_jax/data/sources/tasks.py`), then run, with its name:
 
     cm3leon train-text-tokenizer  --config=configs/cm3leon_350m.py --workdir=DIR --config.corpus.mixture=NAME
     cm3leon train-image-tokenizer --config=configs/cm3leon_350m.py --workdir=DIR --config.corpus.mixture=NAME
@@ -8,15 +8,15 @@ Register your captioned pictures as a seqio mixture (see `cm3leon_jax/data/tasks
     cm3leon prepare               --config=configs/cm3leon_350m.py --workdir=DIR --config.corpus.mixture=NAME
     cm3leon train                 --config=configs/cm3leon_350m.py --workdir=DIR --config.corpus.mixture=NAME
 
-With `:POD` behind the file's name (v5p-512, v5e-256, v6e-256, h100-256) it has the mesh, rematerialisation and
+With `:POD` behind the file's name (v5p-512, v5e-256, v6e-256, h100-256) it has the mesh, rematerialization and
 microbatches that `cm3leon plan` recommends there. Expected, as plan models it from published peaks, a bound that no
 chip has measured: 0.2 days on v5p-512, 1.1 on v5e-256, 0.2 on v6e-256, 0.2 on 256 H100 (benchmarks/RESULTS.md has the
 table). Look at `loss_image` after an hour: far below ln 8192 = 9.01, and still falling.
 
-In place of an imported CLIP, `cm3leon train-bi-encoder` trains one on the mixture.
+In place of an imported CLIP, `cm3leon train-encoder` trains one on the mixture.
 
-A pair of a caption and a picture is about 1,035 tokens, so with three neighbours it is 4,140: just over the paper's
-4,096. Rows of 4,224 hold that whole, 98% of their tokens real, where rows of 4,096 would drop a neighbour of each
+A pair of a caption and an image is about 1,035 tokens, so with three neighbors it is 4,140: just over the paper's
+4,096. Rows of 4,224 hold that whole, 98% of their tokens real, where rows of 4,096 would drop a neighbor of each
 example (76%) or, packed as a stream, cut every example (`python benchmarks/packing.py`).
 """
 

@@ -1,4 +1,4 @@
-"""CM3Leon 7B as published (arXiv 2309.02591, Table 3): 2.4T tokens, batch 8.4M, three neighbours.
+"""CM3Leon 7B as published (arXiv 2309.02591, Table 3): 2.4T tokens, batch 8.4M, three neighbors.
 
     cm3leon train --config=configs/cm3leon_7b.py:v5p-512 --workdir=DIR --config.corpus.mixture=NAME
 

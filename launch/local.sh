@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command as several processes of this machine, and all of them again when that is worth it:
 #
-#   PROCESSES=2 launch/local.sh train --config=configs/demo_opt.py    # after make demo
+#   PROCESSES=2 launch/local.sh train --config=examples/digits/demo_opt.py    # after make demo
 #
 # Process 0 writes here, the others into LOGS. Ctrl-C or SIGTERM stops all of them as a preemption would: they save and
 # end; a second one kills. Ends with 0 done, 2 a mistake in what was asked, 1 a fault, or 75: the same command goes on.
@@ -22,7 +22,7 @@ for name in PROCESSES RESTARTS BACKOFF GRACE; do
   [[ ${!name} =~ ^[0-9]+$ ]] || mistake "$name is '${!name}': give a whole number"
 done
 ((PROCESSES)) || mistake "PROCESSES is 0: give one or more"
-(($#)) || mistake "no command: give what cm3leon takes, as in launch/local.sh train --config=configs/demo.py"
+(($#)) || mistake "no command: give what cm3leon takes, as in launch/local.sh train --config=examples/digits/demo.py"
 if [[ -z $CM3LEON ]]; then
   CM3LEON=$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/cm3leon
   [[ -x $CM3LEON ]] || CM3LEON=cm3leon

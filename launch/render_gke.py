@@ -39,7 +39,9 @@ def render(template: str, given: dict[str, str], command: list[str]) -> str:
     if not re.fullmatch("[a-z]([a-z0-9-]{0,38}[a-z0-9])?", values["NAME"]):
         raise MistakeError(f"NAME is {values['NAME']!r}: give up to 40 lower-case letters, digits and dashes")
     if not command:
-        raise MistakeError("no command: add what cm3leon takes behind a --, as in -- train --config=configs/demo.py")
+        raise MistakeError(
+            "no command: add what cm3leon takes behind a --, as in -- train --config=examples/digits/demo.py"
+        )
     values["FAILURES"] = str(2 * int(values["RESTARTS"]) * int(values["HOSTS"]))
     # Kubernetes takes $(NAME) in arguments for a variable of its own.
     values["COMMAND"] = json.dumps([argument.replace("$", "$$") for argument in command])

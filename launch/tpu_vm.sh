@@ -59,7 +59,7 @@ if [[ -n ${ON_WORKERS:-} ]]; then
 fi
 
 [[ -n $TPU && -n $ZONE ]] || mistake "no TPU or no ZONE: TPU=NAME ZONE=us-east5-a launch/tpu_vm.sh train ..."
-(($#)) || mistake "no command: give what cm3leon takes, as in launch/tpu_vm.sh train --config=configs/demo.py"
+(($#)) || mistake "no command: give what cm3leon takes, as in launch/tpu_vm.sh train --config=examples/digits/demo.py"
 read -ra tpus <<<"$TPU"
 for tpu in "${tpus[@]}"; do
   count=$(gcloud_tpu describe "$tpu" --format='value(networkEndpoints.len())')

@@ -15,20 +15,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3leon_jax.config import ImageTokenizerConfig, ModelConfig, RetrievalConfig
-from cm3leon_jax.data.array_files import read_files_record
-from cm3leon_jax.data.corpus import FORMAT_VERSION, PreparedCorpus, token_dtype
-from cm3leon_jax.data.neighbours import (
+from cm3leon_jax.data.corpus.array_files import read_files_record
+from cm3leon_jax.data.corpus.neighbors import (
     RETRIEVAL_FORMAT,
     documents_identity,
     list_settings,
     lists_record,
     save_lists,
 )
-from cm3leon_jax.data.shard_writer import TokenFile
-from cm3leon_jax.image_tokenizer import vqgan
-from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.data.corpus.prepared import FORMAT_VERSION, PreparedCorpus, token_dtype
+from cm3leon_jax.data.corpus.shard_writer import TokenFile
+from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
+from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+from cm3leon_jax.models.config import ModelConfig
 from cm3leon_jax.records import write_record
+from cm3leon_jax.retrieval.config import RetrievalConfig
 from cm3leon_jax.vocabulary import Vocabulary
 from tests.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - hooks
 
@@ -47,8 +49,8 @@ def tiny_model() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def tiny_pictures() -> ImageTokenizerConfig:
-    """Pictures of IMAGE_LENGTH codes."""
+def tiny_images() -> ImageTokenizerConfig:
+    """Images of IMAGE_LENGTH codes."""
     return ImageTokenizerConfig(
         resolution=8,
         in_channels=1,
@@ -62,8 +64,8 @@ def tiny_pictures() -> ImageTokenizerConfig:
 
 
 @pytest.fixture(scope="session")
-def image_tokenizer(tiny_pictures) -> ImageTokenizer:
-    return ImageTokenizer(tiny_pictures, vqgan.initial_parameters(vqgan.abstract_vqgan(tiny_pictures), 0))
+def image_tokenizer(tiny_images) -> ImageTokenizer:
+    return ImageTokenizer(tiny_images, vqgan.initial_parameters(vqgan.abstract_vqgan(tiny_images), 0))
 
 
 def write_corpus(path: Path, vocabulary: Vocabulary, documents: dict[str, dict[str, list[np.ndarray]]]) -> Path:
@@ -106,7 +108,7 @@ def write_corpus(path: Path, vocabulary: Vocabulary, documents: dict[str, dict[s
 
 
 def random_document(vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:
-    """A caption and a picture of random codes."""
+    """A caption and an image of random codes."""
     text = vocabulary.encode_text(CAPTIONS[rng.integers(len(CAPTIONS))])
     codes = vocabulary.encode_image(rng.integers(0, vocabulary.num_image_codes, IMAGE_LENGTH))
     return np.concatenate([text, [vocabulary.break_], codes]).astype(np.int32)
@@ -124,10 +126,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> 
     return PreparedCorpus.open(path, vocabulary)
 
 
-def write_neighbours(
+def write_neighbors(
     corpus: PreparedCorpus, config: RetrievalConfig, memory: list[str], kept: dict[str, dict[str, np.ndarray]]
 ) -> None:
-    """Neighbour lists {task: {split: int64 [documents, kept]}} beside a corpus of `write_corpus`."""
+    """Neighbor lists {task: {split: int64 [documents, kept]}} beside a corpus of `write_corpus`."""
     lists = {}
     for task, splits in kept.items():
         for split, places in splits.items():
@@ -139,19 +141,19 @@ def write_neighbours(
             lists[f"{task}/{split}"] = {
                 "num_documents": len(places),
                 "num_without": 0,
-                "num_neighbours": places.size,
+                "num_neighbors": places.size,
                 "mean_score": 0.5,
                 "shards": shards,
             }
     manifest = {
         "format_version": RETRIEVAL_FORMAT,
-        "bi_encoder": "an encoder",
+        "encoder": "an encoder",
         "corpus": documents_identity(corpus),
         "settings": list_settings(config),
         "memory": memory,
         "fingerprint": "some lists",
         "num_rows": 0,
-        "neighbours": lists,
+        "neighbors": lists,
         "files": {},
     }
     write_record(corpus.path / "retrieval" / "manifest.json", manifest)

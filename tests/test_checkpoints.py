@@ -14,17 +14,14 @@ from flax import nnx
 
 from cm3leon_jax import checkpoints
 from cm3leon_jax.bit_sums import bit_sum_of_part, bit_sums
-from cm3leon_jax.checkpoints import (
-    Checkpoints,
-    DamagedCheckpoint,
-    flat,
-    refuse_another_model,
-    refuse_changes,
-)
-from cm3leon_jax.config import BatchConfig, Config, MeshConfig, TrainConfig
+from cm3leon_jax.checkpoints import Checkpoints, DamagedCheckpoint, check_same_model, check_unchanged, flat
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches.config import BatchConfig
 from cm3leon_jax.errors import FailedSave, NotFinite, RestartError, UserError
-from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.models.config import MeshConfig
+from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.newest_checkpoint import read_newest
+from cm3leon_jax.training.config import TrainConfig
 from cm3leon_jax.training.step import TrainStep
 
 
@@ -33,9 +30,9 @@ def compiled_on(config, vocabulary, mesh_config):
 
 
 @pytest.fixture
-def config(tiny_model, tiny_pictures) -> Config:
+def config(tiny_model, tiny_images) -> Config:
     return Config(
-        image_tokenizer=tiny_pictures, model=tiny_model, batch=BatchConfig(8, 32), train=TrainConfig(num_tokens=2560.0)
+        image_tokenizer=tiny_images, model=tiny_model, batch=BatchConfig(8, 32), train=TrainConfig(num_tokens=2560.0)
     )
 
 
@@ -140,9 +137,9 @@ def test_what_is_not_finite_is_never_saved(tmp_path, wrong, dtype):
         assert checkpoints.steps == [3]
 
 
-META = {"vocabulary": "x", "first_window": [0, 3], "seconds": {"total": 1.5}, "left_out": [], "config": {"a": "é"}}
+META = {"vocabulary": "x", "start_block": [0, 3], "seconds": {"total": 1.5}, "left_out": [], "config": {"a": "é"}}
 META_DAMAGES = {
-    "another place": lambda meta: meta | {"first_window": [0, 8]},
+    "another place": lambda meta: meta | {"start_block": [0, 8]},
     "a lost field": lambda meta: {name: value for name, value in meta.items() if name != "seconds"},
     "a new field": lambda meta: meta | {"new": 0},
     "a deep change": lambda meta: meta | {"seconds": {"total": 1.25}},
@@ -234,25 +231,25 @@ def test_a_newest_step_that_is_damaged_is_named_and_no_other_is_read(tmp_path):
 def test_changes_are_named_unless_they_may_be():
     before = {"model": {"num_layers": 2, "remat": "save_dots"}, "shape": [1, 2]}
     now = {"model": {"num_layers": 2, "remat": "none", "new_field": 3}, "shape": (1, 2)}
-    refuse_changes(before, now, ["model.remat"], "the run was")
-    refuse_changes(before, now, ["model"], "the run was")
+    check_unchanged(before, now, ["model.remat"], "the run was")
+    check_unchanged(before, now, ["model"], "the run was")
     with pytest.raises(
         UserError, match=r"the run was made with other values: model.remat was 'save_dots' and is 'none'; use"
     ):
-        refuse_changes(before, now, ["shape"], "the run was")
+        check_unchanged(before, now, ["shape"], "the run was")
 
 
 def test_a_field_that_is_newer_than_the_record_had_its_default():
     before = dataclasses.asdict(Config())
-    del before["model"]["rotary_pictures"]
+    del before["model"]["rotary_image_positions"]
     same = Config()
-    refuse_changes({"config": before}, {"config": dataclasses.asdict(same)}, [], "the run was")
-    model = dataclasses.replace(same.model, positions="rotary", picture_places=1024, rotary_pictures=True)
+    check_unchanged({"config": before}, {"config": dataclasses.asdict(same)}, [], "the run was")
+    model = dataclasses.replace(same.model, positions="rotary", image_positions=1024, rotary_image_positions=True)
     turned = dataclasses.asdict(dataclasses.replace(same, model=model))
-    with pytest.raises(UserError, match=r"config.model.rotary_pictures was False and is True"):
-        refuse_changes({"config": before}, {"config": turned}, ["config.model.positions"], "the run was")
-    with pytest.raises(UserError, match=r"model.rotary_pictures was False and is True"):
-        refuse_another_model({"config": before}, dataclasses.replace(same, model=model), "the checkpoint")
+    with pytest.raises(UserError, match=r"config.model.rotary_image_positions was False and is True"):
+        check_unchanged({"config": before}, {"config": turned}, ["config.model.positions"], "the run was")
+    with pytest.raises(UserError, match=r"model.rotary_image_positions was False and is True"):
+        check_same_model({"config": before}, dataclasses.replace(same, model=model), "the checkpoint")
 
 
 def test_sums_of_bits_are_those_of_any_mesh_and_tell_any_change():

@@ -39,12 +39,21 @@ def test_the_overview_names_every_command(capsys):
         (["train", "--config=demmo"], "no config file demmo: did you mean demo?"),
         (["train", "--config=gs://b/demo.py"], "--config=gs://b/demo.py: gs:// is not supported yet"),
         (["train", "--config=configs/nothing.py"], "no config file configs/nothing.py"),
-        (["train", "--config=configs/demo.py", "--config.model.depth=3"], "--config.model.depth: no such field"),
-        (["train", "--config=configs/demo.py", "--config.model.num_layers"], "write --config.model.num_layers=value"),
-        (["train", "--config=configs/demo.py", "--workdir={tmp}"], "no vocabulary at"),
-        (["generate", "--config=configs/demo.py", "--workdir={tmp}", "--prompt=x"], "no checkpoints in"),
-        (["evaluate", "--config=configs/demo.py", "--workdir={tmp}"], "no checkpoints in"),
-        (["generate", "--config=configs/demo.py", "--workdir={tmp}"], "give either --prompt=TEXT or --prompts=FILE"),
+        (
+            ["train", "--config=examples/digits/demo.py", "--config.model.depth=3"],
+            "--config.model.depth: no such field",
+        ),
+        (
+            ["train", "--config=examples/digits/demo.py", "--config.model.num_layers"],
+            "write --config.model.num_layers=value",
+        ),
+        (["train", "--config=examples/digits/demo.py", "--workdir={tmp}"], "no vocabulary at"),
+        (["generate", "--config=examples/digits/demo.py", "--workdir={tmp}", "--prompt=x"], "no checkpoints in"),
+        (["evaluate", "--config=examples/digits/demo.py", "--workdir={tmp}"], "no checkpoints in"),
+        (
+            ["generate", "--config=examples/digits/demo.py", "--workdir={tmp}"],
+            "give either --prompt=TEXT or --prompts=FILE",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(argv, message, tmp_path, capsys):
@@ -57,10 +66,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(argv, message, tmp_path, capsys):
 # Every argument that is a path, beside --config, and what else its command has to be given.
 READS = [("generate", "--prompts"), ("import", "--from")]
 WRITES = [
-    *((command, "--workdir") for command in ("train-image-tokenizer", "train-bi-encoder", "train", "evaluate")),
+    *((command, "--workdir") for command in ("train-image-tokenizer", "train-encoder", "train", "evaluate")),
     ("train-text-tokenizer", "--config.vocabulary.path"),
     ("train-image-tokenizer", "--config.image_tokenizer.path"),
-    ("train-bi-encoder", "--config.bi_encoder.path"),
+    ("train-encoder", "--config.encoder.path"),
     ("prepare", "--config.corpus.path"),
     ("generate", "--output"),
     ("export", "--output"),
@@ -134,7 +143,7 @@ def test_what_the_system_has_against_a_path_is_one_line_at_any_time(tmp_path, ca
     def fails(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "corpus" / ".x.12.partial"))
 
-    monkeypatch.setattr("cm3leon_jax.prepare.run", fails)
+    monkeypatch.setattr("cm3leon_jax.commands.prepare.run", fails)
     assert main(["prepare", "--config=demo", f"--workdir={tmp_path}"]) == 2
     assert f"cm3leon prepare: {tmp_path}/corpus/x: Permission denied; give yourself" in capsys.readouterr().err
 
@@ -166,12 +175,12 @@ def test_a_terminal_that_is_not_utf8_shows_what_it_can(locale):
 
 
 def test_output_that_no_encoding_holds(capsys, monkeypatch):
-    monkeypatch.setattr("cm3leon_jax.cli._main", lambda argv: print("a picture of caf\udce9") or 0)
+    monkeypatch.setattr("cm3leon_jax.cli._main", lambda argv: print("an image of caf\udce9") or 0)
     assert main([]) == 0
-    assert capsys.readouterr().out == "a picture of caf\\udce9\n"
+    assert capsys.readouterr().out == "an image of caf\\udce9\n"
 
 
-LIGHT = ("train", "generate", "evaluate", "train-image-tokenizer", "train-bi-encoder", "export", "import")
+LIGHT = ("train", "generate", "evaluate", "train-image-tokenizer", "train-encoder", "export", "import")
 
 
 @pytest.mark.parametrize("command", LIGHT)

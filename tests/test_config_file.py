@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import operator
 import re
+import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from cm3leon_jax import config_file
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.model.transformer import parameter_count
+from cm3leon_jax.models.transformer import parameter_count
 from cm3leon_jax.paths import IsPath
 from cm3leon_jax.vocabulary import padded_size
 
@@ -40,9 +41,9 @@ def config_of(tmp_path):
     return load
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.py")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in config_file.shipped_configs()))
 def test_every_config_file_loads(name):
-    config_file.load(str(CONFIGS / name), "runs/x")
+    config_file.load(name, "runs/x")
 
 
 @pytest.mark.parametrize(("name", "billions"), [("350m", 0.374), ("760m", 0.787), ("7b", 6.73)])
@@ -50,7 +51,7 @@ def test_the_papers_configs_have_its_sizes(name, billions):
     config = config_file.load(str(CONFIGS / f"cm3leon_{name}.py"), "runs/x")
     size = padded_size(config.vocabulary.num_text_tokens, config.image_tokenizer.codebook_size, 512)
     assert parameter_count(config.model, size, config.batch.sequence_length) / 1e9 == pytest.approx(billions, rel=5e-3)
-    # 8.4M tokens a step, and the 3% that hold a fourth picture whole.
+    # 8.4M tokens a step, and the 3% that hold a fourth image whole.
     assert config.batch.batch_size * config.batch.sequence_length == pytest.approx(2**23, rel=0.04)
     assert config.image_tokenizer.image_length == 1024
 
@@ -76,7 +77,7 @@ def test_numbers_that_mean_the_same_are_taken(config_of):
     ("body", "overrides", "message"),
     [
         ("config.model = dict(num_layer=3)", {}, r"config.model.num_layer: no such field; did you mean num_layers"),
-        ("config.modle = dict(num_layers=3)", {}, r"config.modle: no such field; did you mean model"),
+        ("config.modle = dict(num_layers=3)", {}, r"config.modle: no such field; did you mean mod"),
         ("config.model = dict(num_layers='3')", {}, r"config.model.num_layers is '3', a str: it must be a int"),
         ("config.model = dict(num_layers=2.5)", {}, r"config.model.num_layers is 2.5, a float"),
         ("config.model = dict(scan_layers=1)", {}, r"config.model.scan_layers is 1, a int: it must be a bool"),
@@ -86,7 +87,7 @@ def test_numbers_that_mean_the_same_are_taken(config_of):
         ("pass", {"model.num_layers.x": "3"}, r"--config.model.num_layers.x: x is no field of a int"),
         ("pass", {"model.num_layers": "many"}, r"config.model.num_layers is 'many', a str"),
         ("pass", {"model.num_heads": "7"}, r"config.model.model_dim 1024 does not divide into model.num_heads 7"),
-        ("pass", {"model.picture_places": "7"}, r"config.model.picture_places is 7: 0, or the 1024 codes"),
+        ("pass", {"model.image_positions": "7"}, r"config.model.image_positions 7: 0, or the 1024 codes"),
         ("pass", {"batch.packing": "tight"}, r"config.batch.packing is 'tight'"),
         ("raise ValueError('no disk')", {}, r"mine.py, line 4, cannot be run: ValueError: no disk"),
     ],
@@ -161,7 +162,7 @@ def test_texts_that_python_itself_stumbles_over(text):
 
 def test_the_packages_configs_can_be_named_and_imported_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for file in ("demo", "configs/demo.py", str(CONFIGS / "demo.py")):
+    for file in ("demo", "examples/digits/demo.py", str(CONFIGS.parent / "examples" / "digits" / "demo.py")):
         assert config_file.load(file, "runs/x").model.num_layers == 4
     (tmp_path / "beside.py").write_text("layers = 7\n")
     (tmp_path / "mine.py").write_text(
@@ -193,14 +194,14 @@ def test_a_config_file_finds_its_own_neighbors_and_not_those_of_another(tmp_path
 
 def test_what_lies_beside_a_config_hides_no_installed_package(tmp_path):
     (tmp_path / "json.py").write_text("raise RuntimeError\n")
-    (tmp_path / "mine.py").write_text((CONFIGS / "demo.py").read_text())
+    (tmp_path / "mine.py").write_text((CONFIGS.parent / "examples" / "digits" / "demo.py").read_text())
     config_file.load(str(tmp_path / "mine.py"), "runs/x")
     assert importlib.util.find_spec("json").origin != str(tmp_path / "json.py")
 
 
 def test_the_config_of_a_run_goes_on_with_it_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    changes = {"corpus.mixture": "folder:pictures", "vocabulary.path": "shared/vocabulary", "model.num_layers": "2"}
+    changes = {"corpus.mixture": "folder:images", "vocabulary.path": "shared/vocabulary", "model.num_layers": "2"}
     config = config_file.load("demo", "runs/one", changes)
     config_file.save(config, Path("runs/one/config.json"))
     Path("runs").rename("moved")
@@ -209,7 +210,7 @@ def test_the_config_of_a_run_goes_on_with_it_from_anywhere(tmp_path, monkeypatch
     assert config_file.default_workdir(file) == tmp_path / "moved" / "one"
     found = config_file.load(file, str(config_file.default_workdir(file)), {"train.num_tokens": "1e9"})
     assert found.corpus.path == str(tmp_path / "moved" / "one" / "corpus")
-    assert found.corpus.mixture == f"folder:{tmp_path}/pictures"
+    assert found.corpus.mixture == f"folder:{tmp_path}/images"
     assert found.vocabulary.path == str(tmp_path / "shared" / "vocabulary")
     assert (found.train.num_tokens, found.model) == (1e9, config.model)
 
@@ -260,7 +261,8 @@ ODD = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner),
     max_leaves=4,
 )
-FIELDS = [(part, name) for part, cls in typing.get_type_hints(Config).items() for name in typing.get_type_hints(cls)]
+PARTS = {part: cls for part, cls in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(cls)}
+FIELDS = [(part, name) for part, cls in PARTS.items() for name in typing.get_type_hints(cls)]
 
 
 @settings(deadline=None)
@@ -272,3 +274,12 @@ def test_any_value_of_any_type_is_taken_or_one_line(field, value):
             config_file._fill_paths(config_file._build(Config, values, "config", "mine.py"), "runs/x")
         except UserError as error:
             assert "\n" not in str(error)
+
+
+def test_modules_of_a_config_are_imported_before_its_parts_are_read(config_of, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "registers.py").write_text("LOADED = True\n")
+    config = config_of("config.modules = ('registers',)")
+    assert config.modules == ("registers",) and sys.modules["registers"].LOADED
+    with pytest.raises(UserError, match=r"config\.modules: no module 'no_such_module'"):
+        config_of("config.modules = ('no_such_module',)")

@@ -8,8 +8,8 @@ from random import Random
 import pytest
 
 from cm3leon_jax import distributed
-from cm3leon_jax.config import DistributedConfig
 from cm3leon_jax.distributed import Processes, first_node, named_processes
+from cm3leon_jax.distributed_config import DistributedConfig
 from cm3leon_jax.errors import UserError
 
 EXPLICIT = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
@@ -93,7 +93,7 @@ def test_an_address_without_a_port_is_refused(address):
 def test_a_process_whose_others_never_come_says_so_and_is_worth_a_restart():
     ended = python(
         "import os; os.environ['JAX_COORDINATOR_ADDRESS'] = '127.0.0.1:1'\n"
-        "from cm3leon_jax import config, distributed\n"
+        "from cm3leon_jax import distributed, distributed_config as config\n"
         "distributed.join(config.DistributedConfig(initialization_seconds=1))\n"
     )
     assert ended.returncode == 75
@@ -104,7 +104,7 @@ JOIN = (
     "import os, sys\n"
     "os.environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': sys.argv[2]}\n"
     "os.environ['JAX_COORDINATOR_ADDRESS'] = sys.argv[1]\n"
-    "from cm3leon_jax import config, distributed\n"
+    "from cm3leon_jax import distributed, distributed_config as config\n"
     "distributed.join(config.DistributedConfig(initialization_seconds=60))\n"
 )
 
@@ -119,7 +119,7 @@ def test_processes_find_each_other_whatever_proxies_there_are():
         f"{JOIN}"
         f"assert {proxies}.items() <= os.environ.items()\n"
         "distributed.barrier('here')\n"
-        "distributed.leave(0)\n"
+        "distributed.hard_exit(0)\n"
     )
     address = f"127.0.0.1:{free_port()}"
     pair = [subprocess.Popen([sys.executable, "-c", script, address, number]) for number in "01"]
@@ -175,10 +175,10 @@ def test_an_abort_of_the_runtime_is_worth_a_restart():
 def test_a_stall_is_worth_a_restart():
     ended = python(
         "import threading, time\n"
-        "from cm3leon_jax.distributed import StallWatch\n"
-        "watch = StallWatch(0.5)\n"
+        "from cm3leon_jax.distributed import Watchdog\n"
+        "watch = Watchdog(0.5)\n"
         "time.sleep(1.5)\n"
-        "for _ in range(10): watch.beat(); time.sleep(0.1)\n"
+        "for _ in range(10): watch.heartbeat(); time.sleep(0.1)\n"
         "print('beaten', flush=True)\n"
         "threading.Event().wait()\n"
     )
@@ -194,7 +194,7 @@ def test_sigterm_ends_a_process_that_does_not_ask_for_it(notes_sigterm, code):
         "import os, signal, sys, time\n"
         "os.environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': sys.argv[2]}\n"
         "os.environ['JAX_COORDINATOR_ADDRESS'] = sys.argv[1]\n"
-        "from cm3leon_jax import config, distributed\n"
+        "from cm3leon_jax import distributed, distributed_config as config\n"
         f"distributed.join(config.DistributedConfig(initialization_seconds=60), {notes_sigterm})\n"
         "if sys.argv[2] == '0': os.kill(os.getpid(), signal.SIGTERM)\n"
         "time.sleep(1 if sys.argv[2] == '0' else 60)\n"
@@ -212,5 +212,5 @@ def test_a_command_for_one_process_refuses_a_launcher(monkeypatch, capsys):
 
     for name, value in EXPLICIT.items():
         monkeypatch.setenv(name, value)
-    assert main(["inspect", "--config=configs/demo.py"]) == 2
+    assert main(["inspect", "--config=examples/digits/demo.py"]) == 2
     assert "runs as one process" in capsys.readouterr().err

@@ -1,7 +1,7 @@
-"""Documents are text and pictures in reading order."""
+"""Documents are text and images in reading order."""
 
-from cm3leon_jax.documents import Document, Picture, Text
+from cm3leon_jax.documents import Document, ImageSegment, TextSegment
 
 
 def test_the_text_of_a_document():
-    assert Document((Text("a"), Picture(b""), Text("b"))).text == "a\nb"
+    assert Document((TextSegment("a"), ImageSegment(b""), TextSegment("b"))).text == "a\nb"

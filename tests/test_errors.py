@@ -13,5 +13,5 @@ def test_a_name_neither_breaks_the_line_nor_steers_the_terminal(name):
 
 
 def test_an_ordinary_message_is_as_it_was():
-    message = 'the picture 数 café\'s is 3 x 4: "resize" it, or \\ something else'
+    message = 'the image 数 café\'s is 3 x 4: "resize" it, or \\ something else'
     assert str(UserError(message)) == message

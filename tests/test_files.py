@@ -8,14 +8,14 @@ import pytest
 import safetensors.numpy
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json, read_object, remove_left_overs, replacing, wait_for, write_json
+from cm3leon_jax.files import atomic_write, read_json, read_object, remove_partial_files, wait_for, write_json
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
     path = tmp_path / "a" / "file.txt"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("first")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("sec")
         raise RuntimeError
     assert path.read_text() == "first"
@@ -36,7 +36,7 @@ def test_json_comes_back_or_is_named(tmp_path):
 def test_files_have_the_mode_that_the_umask_gives(tmp_path, umask):
     before = os.umask(umask)
     try:
-        with replacing(tmp_path / "weights") as temporary:
+        with atomic_write(tmp_path / "weights") as temporary:
             # Written for its owner alone by the library.
             safetensors.numpy.save_file({"a": np.zeros(2)}, temporary)
         write_json(tmp_path / "x.json", {})
@@ -76,9 +76,9 @@ def test_left_overs_of_killed_processes_are_removed(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    remove_left_overs(tmp_path)
+    remove_partial_files(tmp_path)
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"a", "a/b", "a/file.txt", "a/.hidden"}
-    remove_left_overs(tmp_path / "absent")
+    remove_partial_files(tmp_path / "absent")
 
 
 def test_a_file_of_another_process_is_waited_for(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from cm3leon_jax import images
-from cm3leon_jax.images import IMAGE_SUFFIXES, UNSUPPORTED_IMAGE_SUFFIXES, UnreadablePicture, encode_png, open_picture
+from cm3leon_jax.images import IMAGE_SUFFIXES, UNSUPPORTED_IMAGE_SUFFIXES, UnreadableImage, decode_image, encode_png
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -90,14 +90,14 @@ def noise(mode: str, size: tuple[int, int]) -> Image.Image:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_picture_of_the_right_size_comes_back_exactly(channels):
+def test_an_image_of_the_right_size_comes_back_exactly(channels):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, channels), dtype=np.uint8)
-    np.testing.assert_array_equal(open_picture(encode_png(pixels), 16, channels), pixels)
+    np.testing.assert_array_equal(decode_image(encode_png(pixels), 16, channels), pixels)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "BMP", "WEBP", "PPM", "ICO"])
-def test_ordinary_pictures_come_out_bit_for_bit_as_pillow_makes_them(mode, kind):
+def test_ordinary_images_come_out_bit_for_bit_as_pillow_makes_them(mode, kind):
     options = {"lossless": True} if kind == "WEBP" else {"bitmap_format": "png"} if kind == "ICO" else {}
     for size in ((8, 8), (136, 128), (33, 57), (120, 31)):
         try:
@@ -107,13 +107,13 @@ def test_ordinary_pictures_come_out_bit_for_bit_as_pillow_makes_them(mode, kind)
             continue
         for resolution, channels in ((8, 1), (32, 3), (64, 3), (200, 1)):
             expected = plainly(Image.open(io.BytesIO(file)), resolution, channels)
-            np.testing.assert_array_equal(open_picture(file, resolution, channels), expected)
+            np.testing.assert_array_equal(decode_image(file, resolution, channels), expected)
 
 
 def test_the_short_side_is_scaled_and_the_middle_kept():
     image = Image.new("RGB", (90, 30), "blue")
     image.paste("red", (30, 0, 60, 30))
-    pixels = open_picture(encoded(image), 15, 3)
+    pixels = decode_image(encoded(image), 15, 3)
     assert pixels.shape == (15, 15, 3)
     assert np.abs(pixels[:, 3:-3].astype(int) - [255, 0, 0]).max() <= 2
 
@@ -151,7 +151,7 @@ CARRIERS = [
         if number in SHOWN or "compression" not in each[2]
     ],
 )
-def test_pictures_are_shown_upright(kind, mode, options, orientation):
+def test_images_are_shown_upright(kind, mode, options, orientation):
     # Quarters of four grays, wider than high, so that every orientation shows something else.
     stored = np.kron(np.array([[0, 255, 90], [90, 0, 255]], np.uint8), np.ones((16, 16), np.uint8))
     if mode == "1":
@@ -172,15 +172,15 @@ def test_pictures_are_shown_upright(kind, mode, options, orientation):
     file = encoded(image, kind, exif=exif, **options, **extra)
     shown = np.ascontiguousarray(SHOWN.get(orientation, SHOWN[1])(stored))
     expected = plainly(Image.fromarray(shown), 16, 1)
-    difference = np.abs(open_picture(file, 16, 1).astype(int) - expected)
+    difference = np.abs(decode_image(file, 16, 1).astype(int) - expected)
     assert np.median(difference) <= 3 and difference.mean() <= 6, (kind, mode, orientation)
 
 
-def test_exif_that_cannot_be_parsed_leaves_the_picture_as_it_is_stored():
+def test_exif_that_cannot_be_parsed_leaves_the_image_as_it_is_stored():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     for junk in (b"", b"junk", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"):
         file = encoded(Image.fromarray(pixels), "WEBP", lossless=True, exif=junk)
-        np.testing.assert_array_equal(open_picture(file, 8, 3), pixels)
+        np.testing.assert_array_equal(decode_image(file, 8, 3), pixels)
 
 
 def test_orientation_in_the_texts_of_a_png_is_found():
@@ -188,7 +188,7 @@ def test_orientation_in_the_texts_of_a_png_is_found():
     texts = PngImagePlugin.PngInfo()
     texts.add_itxt("XML:com.adobe.xmp", '<rdf tiff:Orientation="3"/>')
     file = encoded(Image.fromarray(pixels[..., 0]), pnginfo=texts)
-    np.testing.assert_array_equal(open_picture(file, 8, 1), pixels[::-1, ::-1])
+    np.testing.assert_array_equal(decode_image(file, 8, 1), pixels[::-1, ::-1])
 
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
@@ -237,7 +237,7 @@ DEEP = {
 @pytest.mark.parametrize("name", DEEP)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_ramp_of_more_than_8_bits_keeps_its_levels(name, channels):
-    pixels = open_picture(DEEP[name], 16, channels)
+    pixels = decode_image(DEEP[name], 16, channels)
     # A gray map of 100 levels is up to a level and a half off.
     assert np.abs(pixels - RAMP_8[..., None]).max() <= (2 if "of 100" in name else 1)
 
@@ -246,11 +246,11 @@ def test_numbers_that_are_none_are_white_and_infinities_extremes():
     values = np.full((8, 8), 0.25, np.float32)
     values[0, :3] = np.nan, np.inf, -np.inf
     values[1, :2] = 0, 1
-    pixels = open_picture(tiff(values, sample_format=3), 8, 1)[..., 0]
+    pixels = decode_image(tiff(values, sample_format=3), 8, 1)[..., 0]
     assert pixels[0, :4].tolist() == [255, 255, 0, 64]
     assert pixels[1, :2].tolist() == [0, 255]
     for value in (np.nan, np.inf):
-        assert (open_picture(tiff(np.full((8, 8), value, np.float32), sample_format=3), 8, 1) == 255).all()
+        assert (decode_image(tiff(np.full((8, 8), value, np.float32), sample_format=3), 8, 1) == 255).all()
 
 
 @pytest.mark.parametrize(("depth", "color"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)])
@@ -258,10 +258,10 @@ def test_the_transparent_color_of_a_png_is_white(depth, color):
     samples = 3 if color == 2 else 1
     rows = np.zeros((8, 8, samples), int)
     rows[:4] = 1 << (depth - 1)
-    pixels = open_picture(png(rows, depth, color, ((b"tRNS", bytes(2 * samples)),)), 8, 3)
+    pixels = decode_image(png(rows, depth, color, ((b"tRNS", bytes(2 * samples)),)), 8, 3)
     assert (pixels[4:] == 255).all()
     # The other half is as it is without a transparent color.
-    np.testing.assert_array_equal(pixels[:4], open_picture(png(rows, depth, color), 8, 3)[:4])
+    np.testing.assert_array_equal(pixels[:4], decode_image(png(rows, depth, color), 8, 3)[:4])
 
 
 def test_transparent_pixels_become_white():
@@ -274,9 +274,9 @@ def test_transparent_pixels_become_white():
         (palette, {"transparency": b"\0\xff"}),
     ):
         file = encoded(image, **options)
-        assert (open_picture(file, 8, 3) == 255).all()
-        assert (open_picture(file, 8, 1) == 255).all()
-    half = open_picture(encoded(palette, transparency=b"\x80\xff"), 8, 3)
+        assert (decode_image(file, 8, 3) == 255).all()
+        assert (decode_image(file, 8, 1) == 255).all()
+    half = decode_image(encoded(palette, transparency=b"\x80\xff"), 8, 3)
     assert np.abs(half.astype(int) - 127).max() <= 1
 
 
@@ -286,8 +286,8 @@ def test_other_color_spaces_become_rgb(mode):
     orange = Image.new("RGB", (8, 8), (255, 128, 0))
     lab = Image.merge("LAB", [Image.new("L", (8, 8), value) for value in (171, 128 + 43, 128 + 74)])
     file = encoded(lab if mode == "LAB" else orange.convert(mode), "TIFF")
-    assert np.abs(open_picture(file, 8, 3).astype(int) - [255, 128, 0]).max() <= (10 if mode == "LAB" else 4)
-    assert np.abs(open_picture(file, 8, 1).astype(int) - 151).max() <= 4
+    assert np.abs(decode_image(file, 8, 3).astype(int) - [255, 128, 0]).max() <= (10 if mode == "LAB" else 4)
+    assert np.abs(decode_image(file, 8, 1).astype(int) - 151).max() <= 4
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "AVIF", "TIFF"])
@@ -295,26 +295,26 @@ def test_the_first_frame_of_an_animation_is_taken(kind):
     frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue", "green")]
     options = {"lossless": True} if kind == "WEBP" else {}
     file = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-    assert np.abs(open_picture(file, 8, 3).astype(int) - [255, 0, 0]).max() <= 6
+    assert np.abs(decode_image(file, 8, 3).astype(int) - [255, 0, 0]).max() <= 6
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
 def test_interlaced_and_plain_pngs_are_the_same(interlaced):
     rows = np.random.default_rng(0).integers(0, 256, (16, 16, 3))
-    np.testing.assert_array_equal(open_picture(png(rows, 8, 2, interlaced=interlaced), 16, 3), rows)
+    np.testing.assert_array_equal(decode_image(png(rows, 8, 2, interlaced=interlaced), 16, 3), rows)
 
 
 def test_photos_are_decoded_at_a_smaller_scale_and_look_the_same():
     y, x = np.mgrid[:600, :800] / 100
     photo = Image.fromarray((127 + 120 * np.stack([np.sin(x), np.cos(y), np.sin(x * y / 4)], -1)).astype(np.uint8))
     for options in ({}, {"progressive": True}):
-        pixels = open_picture(encoded(photo, "JPEG", quality=95, **options), 32, 3).astype(int)
+        pixels = decode_image(encoded(photo, "JPEG", quality=95, **options), 32, 3).astype(int)
         assert np.abs(pixels - plainly(photo, 32, 3)).max() <= 6
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "F"])
 @pytest.mark.parametrize("size", [(100, 70), (71, 300), (64, 64)])
-def test_large_pictures_are_shrunk_in_strips_and_look_the_same(mode, size, monkeypatch):
+def test_large_images_are_shrunk_in_strips_and_look_the_same(mode, size, monkeypatch):
     y, x = np.mgrid[: size[1], : size[0]] / 100
     gray = (0.5 + np.sin(3 * x) * np.cos(2 * y) / 2).clip(0, 1)
     if mode == "I;16":
@@ -326,24 +326,24 @@ def test_large_pictures_are_shrunk_in_strips_and_look_the_same(mode, size, monke
     if mode[-1] == "A":
         image.putalpha(Image.fromarray((255 - gray[::-1] * 255).astype(np.uint8)))
     file = encoded(image, "TIFF" if mode == "F" else "PNG")
-    small = open_picture(file, 8, 3).astype(int)
+    small = decode_image(file, 8, 3).astype(int)
     monkeypatch.setattr(images, "_LARGE", 1)
     monkeypatch.setattr(images, "_STRIP", 500)
-    difference = np.abs(open_picture(file, 8, 3) - small)
-    # Blocks and strips begin elsewhere than the pixels of the result; a picture of two colors shows it.
+    difference = np.abs(decode_image(file, 8, 3) - small)
+    # Blocks and strips begin elsewhere than the pixels of the result; an image of two colors shows it.
     assert difference.max() <= (60 if mode == "1" else 12) and difference.mean() <= (10 if mode == "1" else 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF"])
 @pytest.mark.parametrize("upright", [False, True])
-def test_of_long_thin_pictures_the_middle_is_shown(kind, upright):
+def test_of_long_thin_images_the_middle_is_shown(kind, upright):
     length = 16000 if kind in ("WEBP", "AVIF") else 20001
     values = np.zeros((8, length), np.uint8)
     values[:, length // 2 - 50 : length // 2] = 200
     values[:, length // 2 :] = 100
     image = Image.fromarray(values.T.copy() if upright else values)
     options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind in ("JPEG", "AVIF") else {}
-    pixels = open_picture(encoded(image.convert("RGB") if kind == "WEBP" else image, kind, **options), 64, 1)
+    pixels = decode_image(encoded(image.convert("RGB") if kind == "WEBP" else image, kind, **options), 64, 1)
     pixels = pixels[..., 0].T if upright else pixels[..., 0]
     assert np.abs(pixels[:, :16].astype(int) - 200).max() <= 25
     assert np.abs(pixels[:, -16:].astype(int) - 100).max() <= 25
@@ -351,14 +351,14 @@ def test_of_long_thin_pictures_the_middle_is_shown(kind, upright):
 
 _MEASURE = """
 import json, resource, sys
-from cm3leon_jax.images import UnreadablePicture, open_picture
+from cm3leon_jax.images import UnreadableImage, decode_image
 files = [bytes.fromhex(line) for line in sys.stdin.read().split()]
 ends = []
 for file in files:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        end = str(open_picture(file, 256, 3).shape)
-    except UnreadablePicture as error:
+        end = str(decode_image(file, 256, 3).shape)
+    except UnreadableImage as error:
         end = str(error)
     ends.append([end, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024])
 print(json.dumps(ends))
@@ -415,7 +415,7 @@ def test_no_header_and_no_shape_costs_much_memory():
 
 
 @pytest.mark.slow
-def test_a_picture_of_ninety_million_pixels_is_read_without_a_warning():
+def test_an_image_of_ninety_million_pixels_is_read_without_a_warning():
     ((end, mebibytes),) = measured([encoded(Image.new("1", (9500, 9500), 1))])
     assert end == "(256, 256, 3)" and mebibytes < 300
 
@@ -430,22 +430,22 @@ def test_texts_and_profiles_of_any_size_do_not_matter():
         ((b"tEXt", b"workflow\0" + plain),) * 10,
         ((b"tEXt", b"no keyword"),),
     ):
-        np.testing.assert_array_equal(open_picture(png(pixels, 8, 2, chunks), 8, 3), pixels)
+        np.testing.assert_array_equal(decode_image(png(pixels, 8, 2, chunks), 8, 3), pixels)
     photo = encoded(Image.new("RGB", (8, 8), "red"), "JPEG", icc_profile=bytes(4 << 20))
-    assert open_picture(photo, 8, 3)[0, 0, 0] > 245
+    assert decode_image(photo, 8, 3)[0, 0, 0] > 245
 
 
-@pytest.mark.parametrize("damage", [b"", b"no picture", encoded(Image.new("RGB", (64, 64), "red"))[:60]])
-def test_an_unreadable_picture_says_so(damage):
-    with pytest.raises(UnreadablePicture):
-        open_picture(damage, 8, 3)
+@pytest.mark.parametrize("damage", [b"", b"no image", encoded(Image.new("RGB", (64, 64), "red"))[:60]])
+def test_an_unreadable_image_says_so(damage):
+    with pytest.raises(UnreadableImage):
+        decode_image(damage, 8, 3)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "TGA", "PCX", "DDS", "SGI", "QOI", "IM", "ICNS", "XBM", "PDF"])
 def test_only_the_decoders_of_the_list_are_used(kind):
     file = encoded(Image.new("1" if kind == "XBM" else "RGB", (16, 16)), kind)
-    with pytest.raises(UnreadablePicture, match="none of PNG, JPEG"):
-        open_picture(file, 8, 3)
+    with pytest.raises(UnreadableImage, match="none of PNG, JPEG"):
+        decode_image(file, 8, 3)
 
 
 def test_suffixes_are_those_of_the_decoders():
@@ -505,8 +505,8 @@ def test_damaged_files_are_unreadable_or_pixels(kind, data):
     ends = []
     for _ in range(2):
         try:
-            ends.append(open_picture(bytes(file), 8, 3).shape)
-        except UnreadablePicture as error:
+            ends.append(decode_image(bytes(file), 8, 3).shape)
+        except UnreadableImage as error:
             ends.append(str(error))
     assert ends[0] == ends[1]
     if isinstance(ends[0], str):

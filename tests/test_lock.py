@@ -129,11 +129,11 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 def test_the_other_processes_of_a_run_hear_of_a_refusal(tmp_path, monkeypatch, other):
     monkeypatch.setattr(locks, "has_joined", lambda: True)
-    monkeypatch.setattr(locks, "is_first", lambda: False)
-    monkeypatch.setattr(locks, "all_agree", lambda value: False)
+    monkeypatch.setattr(locks, "is_coordinator", lambda: False)
+    monkeypatch.setattr(locks, "all_processes", lambda value: False)
     with pytest.raises(UserError, match="process 0"), lock(tmp_path, "train"):
         pass
     # Where the first process has it, the others run beside it.
-    monkeypatch.setattr(locks, "all_agree", lambda value: value)
+    monkeypatch.setattr(locks, "all_processes", lambda value: value)
     with lock(tmp_path, "train"):
         pass

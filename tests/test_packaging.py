@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 def installed(tmp_path_factory) -> Path:
     """The package as a wheel has it, built from a copy of the checkout."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
-    for name in ("cm3leon_jax", "configs", "launch"):
+    for name in ("cm3leon_jax", "configs", "examples", "launch"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in"):
         shutil.copy(ROOT / name, source)
@@ -26,9 +26,10 @@ def installed(tmp_path_factory) -> Path:
 
 def test_templates_configs_and_launch_files_are_installed(installed):
     names = {str(path.relative_to(installed / "cm3leon_jax")) for path in installed.rglob("*") if path.is_file()}
-    assert {"evaluation/report.html.jinja", "data/inspect.html.jinja", "py.typed"} <= names
-    for folder in ("configs", "launch"):
-        assert {f"shipped/{folder}/{path.name}" for path in (ROOT / folder).iterdir() if path.is_file()} <= names
+    assert {"evaluation/report.html.jinja", "commands/inspect.html.jinja", "py.typed"} <= names
+    for folder in ("configs", "examples", "launch"):
+        files = (path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc")
+        assert {f"shipped/{path.relative_to(ROOT)}" for path in files} <= names
     assert os.access(installed / "cm3leon_jax" / "shipped" / "launch" / "local.sh", os.X_OK)
 
 
@@ -37,7 +38,7 @@ def test_a_config_of_ones_own_builds_on_an_installed_one(installed, tmp_path):
     code = (
         "from cm3leon_jax import config_file\n"
         f"assert config_file.shipped_folder().is_relative_to({str(installed)!r})\n"
-        "for name in ('mine.py', 'demo', 'configs/demo_opt.py'):\n"
+        "for name in ('mine.py', 'demo', 'examples/digits/demo_opt.py'):\n"
         "    print(config_file.load(name, 'runs/x').model.model_dim)\n"
     )
     settings = os.environ | {"PYTHONPATH": str(installed)}

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.cli import main
-from cm3leon_jax.data import digits
-from cm3leon_jax.documents import encode_png
+from cm3leon_jax.images import encode_png
 from cm3leon_jax.progress import read_step_log
+from examples.digits import images as digits
 
 CONFIG = """
 from ml_collections import ConfigDict
 
 def get_config():
     config = ConfigDict()
-    config.corpus = dict(mixture="folder:{folder}", encode_batch_size=16, num_sample_pictures=4)
+    config.corpus = dict(mixture="folder:{folder}", encode_batch_size=16, num_sample_images=4)
     config.vocabulary = dict(num_text_tokens=280, num_masks=4)
     config.image_tokenizer = dict(
         resolution=8, in_channels=1, base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=4,
@@ -33,7 +33,7 @@ def get_config():
     config.evaluate = dict(
         num_loss_sequences=8, loss_batch_size=4,
         num_documents=6, prompts=("the digit one", "the digit two"), samples_per_prompt=2,
-        recognizer="digits")
+        classifier="digits")
     return config
 """
 
@@ -42,16 +42,16 @@ def get_config():
 def run(tmp_path_factory):
     """A folder of captioned digits, a config for it, and a function that runs a command."""
     root = tmp_path_factory.mktemp("whole_path")
-    pictures = root / "pictures"
-    pictures.mkdir()
+    images = root / "images"
+    images.mkdir()
     pixels, labels = digits.load("train")
     for index in range(120):
-        (pictures / f"{index:03d}.png").write_bytes(encode_png(pixels[index]))
-        (pictures / f"{index:03d}.txt").write_text(digits.caption(int(labels[index]), index))
-    (pictures / "000.png").write_bytes(b"not a picture")
+        (images / f"{index:03d}.png").write_bytes(encode_png(pixels[index]))
+        (images / f"{index:03d}.txt").write_text(digits.caption(int(labels[index]), index))
+    (images / "000.png").write_bytes(b"not an image")
     (root / "configs").mkdir()
     config = root / "configs" / "tiny.py"
-    config.write_text(CONFIG.replace("{folder}", str(pictures)))
+    config.write_text(CONFIG.replace("{folder}", str(images)))
 
     def command(name: str, *arguments: str, workdir: str = "run") -> Path:
         code = main([name, f"--config={config}", f"--workdir={root / workdir}", *arguments])
@@ -105,8 +105,8 @@ def test_from_raw_documents_to_a_report(run, capsys):
     assert all(np.isfinite(value) for value in numbers.values())
     assert "<svg" in (workdir / "report.html").read_text()
 
-    picture = workdir / "samples" / "asked.png"
-    picture.write_bytes(encode_png(digits.load("validation")[0][0]))
+    image = workdir / "samples" / "asked.png"
+    image.write_bytes(encode_png(digits.load("validation")[0][0]))
     asked = workdir / "samples" / "prompts.jsonl"
     asked.write_text(
         '{"prompt": "the digit one"}\n{"task": "caption", "image": "asked.png"}\n'
@@ -146,35 +146,35 @@ def test_from_raw_documents_to_a_report(run, capsys):
 
 
 RETRIEVING = (
-    *("--config.bi_encoder.kind=tfidf", "--config.bi_encoder.embedding_dim=512", "--config.bi_encoder.resolution=8"),
+    *("--config.encoder.kind=tfidf", "--config.encoder.embedding_dim=512", "--config.encoder.resolution=8"),
     *("--config.retrieval.enabled=True", "--config.retrieval.num_drawn=1", "--config.batch.sequence_length=96"),
     "--config.evaluate.num_retrieved=1",
 )
 
 
 @pytest.mark.slow
-def test_with_neighbours_from_raw_documents_to_a_report(run, capsys):
-    for name in ("train-text-tokenizer", "train-image-tokenizer", "train-bi-encoder", "prepare", "inspect", "train"):
+def test_with_neighbors_from_raw_documents_to_a_report(run, capsys):
+    for name in ("train-text-tokenizer", "train-image-tokenizer", "train-encoder", "prepare", "inspect", "train"):
         workdir = run(name, *RETRIEVING, workdir="retrieving")
     out = capsys.readouterr().out
-    assert "neighbours a document" in out and "by picture, " in out
-    assert "retrieval: 1 neighbour in front of each document" in out
+    assert "neighbors a document" in out and "by image, " in out
+    assert "retrieval: 1 neighbor in front of each document" in out
     run("evaluate", *RETRIEVING, workdir="retrieving")
     numbers = json.loads((workdir / "evaluation.json").read_text())
-    assert np.isfinite(numbers["held_out_loss_image"])
+    assert np.isfinite(numbers["eval_loss_image"])
     run("generate", *RETRIEVING, "--prompt=the digit one", "--retrieve=1", workdir="retrieving")
     (answer,) = (json.loads(line) for line in (workdir / "generations" / "generations.jsonl").read_text().splitlines())
     (found,) = answer["retrieved"]
     assert "one" in found["text"] and (workdir / "generations" / answer["image"]).exists()
 
-    # Without neighbours it is another run; more of them than fit, or other lists, are refused in a line.
+    # Without neighbors it is another run; more of them than fit, or other lists, are refused in a line.
     config = f"--config={workdir.parent}/configs/tiny.py"
     assert main(["train", config, f"--workdir={workdir}", *RETRIEVING, "--config.retrieval.enabled=False"]) == 2
     assert "retrieval.enabled was True and is False" in capsys.readouterr().err
     assert main(["generate", config, f"--workdir={workdir}", *RETRIEVING, "--prompt=x", "--retrieve=9"]) == 2
     assert "--retrieve=9 does not fit" in capsys.readouterr().err
-    assert main(["train", config, f"--workdir={workdir}", *RETRIEVING, "--config.retrieval.max_score=0.5"]) == 2
-    assert "found with config.retrieval.max_score = 0.9, now it is 0.5" in capsys.readouterr().err
+    assert main(["train", config, f"--workdir={workdir}", *RETRIEVING, "--config.retrieval.max_similarity=0.5"]) == 2
+    assert "found with config.retrieval.max_similarity = 0.9, now it is 0.5" in capsys.readouterr().err
     too_many = ("--config.retrieval.num_drawn=4", "--config.batch.sequence_length=80")
     assert main(["train", config, f"--workdir={workdir}", *RETRIEVING, *too_many]) == 2
     assert "retrieval.num_drawn 4 does not fit batch.sequence_length 80" in capsys.readouterr().err

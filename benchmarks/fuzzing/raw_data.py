@@ -15,13 +15,15 @@ import numpy as np
 from PIL import Image
 
 from cm3leon_jax import config_file
-from cm3leon_jax.config import Config, ImageTokenizerConfig
-from cm3leon_jax.data.sources.folder_config import FolderConfig
-from cm3leon_jax.data.sources.folder_documents import UnreadableImage, read_folder
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.sources.config import FolderConfig
+from cm3leon_jax.data.sources.folder_documents import UnreadableImage as UnreadableFile
+from cm3leon_jax.data.sources.folder_documents import read_folder
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation.requests import prompt_of, read_pictures, read_requests
-from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
-from cm3leon_jax.images import UnreadablePicture, open_picture
+from cm3leon_jax.generation.requests import prompt_of, read_images, read_requests
+from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+from cm3leon_jax.images import UnreadableImage, decode_image
 from cm3leon_jax.vocabulary import Vocabulary
 from fuzzing.mutations import EXTREMES, copied, mutate_folder, mutated_bytes, mutated_json_text, mutated_png
 
@@ -39,7 +41,7 @@ _IMAGES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 class Images:
-    """Image files, as `images.open_picture` reads them."""
+    """Image files, as `images.decode_image` reads them."""
 
     share = 40
 
@@ -74,8 +76,8 @@ class Images:
 
     def run(self, base: Path, work: Path) -> str:
         try:
-            found = open_picture((work / "image").read_bytes(), RESOLUTION, 3)
-        except UnreadablePicture:
+            found = decode_image((work / "image").read_bytes(), RESOLUTION, 3)
+        except UnreadableImage:
             return "skipped"
         assert found.shape == (RESOLUTION, RESOLUTION, 3) and found.dtype == np.uint8
         return "read"
@@ -89,7 +91,7 @@ class Captions:
     def make(self, base: Path) -> None:
         write_images(base, 8)
         for path in sorted(base.rglob("*.png")):
-            path.with_suffix(".txt").write_text(f"a picture of {path.stem}, caf\u00e9 \u6570\nand a second line\n")
+            path.with_suffix(".txt").write_text(f"an image of {path.stem}, caf\u00e9 \u6570\nand a second line\n")
 
     def open(self, base: Path) -> None:
         pass
@@ -106,8 +108,8 @@ class Captions:
             for index in range(len(found)):
                 documents.caption(split, index).encode()
                 try:
-                    open_picture(documents.image(split, index), RESOLUTION, 3)
-                except (UnreadablePicture, UnreadableImage):
+                    decode_image(documents.image(split, index), RESOLUTION, 3)
+                except (UnreadableImage, UnreadableFile):
                     unreadable += 1
         documents.provenance()
         json.dumps(documents.skipped.entry()).encode()
@@ -144,8 +146,8 @@ class _SameCodes(ImageTokenizer):
     def __init__(self, config: ImageTokenizerConfig) -> None:
         self.config = config
 
-    def encode(self, pictures: np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        return np.zeros((len(pictures), self.config.image_length), np.int32)
+    def encode(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+        return np.zeros((len(images), self.config.image_length), np.int32)
 
 
 class Prompts:
@@ -183,7 +185,7 @@ class Prompts:
 
     def run(self, base: Path, work: Path) -> str:
         requests, failures = read_requests(work / "prompts.jsonl")
-        images = read_pictures((path for request in requests for path in request.pictures), self._image_tokenizer)
+        images = read_images((path for request in requests for path in request.images), self._image_tokenizer)
         failed = [failure.error for failure in failures]
         for request in requests:
             try:

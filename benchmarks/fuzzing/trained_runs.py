@@ -18,18 +18,21 @@ from tokenizers import pre_tokenizers
 
 from cm3leon_jax import cli, config_file
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat
-from cm3leon_jax.config import BiEncoderConfig, Config
-from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.corpus.prepared import PreparedCorpus
+from cm3leon_jax.encoders.clip.encoder import parameter_shapes
+from cm3leon_jax.encoders.clip.model import ClipArchitecture, Tower
+from cm3leon_jax.encoders.config import EncoderConfig
+from cm3leon_jax.encoders.loading import load_encoder
 from cm3leon_jax.errors import RestartError, UserError
-from cm3leon_jax.image_tokenizer import vqgan
-from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
-from cm3leon_jax.interchange import clip_import, huggingface_export, huggingface_import
-from cm3leon_jax.model.sharding import make_mesh, shardings
-from cm3leon_jax.model.transformer import abstract_model
+from cm3leon_jax.huggingface import export as huggingface_export
+from cm3leon_jax.huggingface import importing as huggingface_import
+from cm3leon_jax.huggingface.families import clip as clip_import
+from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
+from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.models.sharding import make_mesh, shardings
+from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.newest_checkpoint import read_newest
-from cm3leon_jax.retrieval.clip import ClipArchitecture, Tower
-from cm3leon_jax.retrieval.clip_encoder import parameter_shapes
-from cm3leon_jax.retrieval.loading import load_bi_encoder
 from cm3leon_jax.vocabulary import Vocabulary
 from fuzzing.mutations import copied, mutate_folder
 from fuzzing.raw_data import Captions
@@ -41,12 +44,12 @@ from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.corpus = dict(num_sample_pictures=2, encode_batch_size=8, mixture="folder:FOLDER")
+    c.corpus = dict(num_sample_images=2, encode_batch_size=8, mixture="folder:FOLDER")
     c.vocabulary = dict(num_text_tokens=288, num_masks=4)
     c.image_tokenizer = dict(resolution=8, in_channels=1, base_channels=4, channel_multipliers=(1, 2),
                              num_res_blocks=1, latent_channels=4, embedding_dim=3, codebook_size=32)
     c.batch = dict(batch_size=4, sequence_length=64)
-    c.model = dict(num_layers=1, model_dim=16, num_heads=2, picture_places=0, compute_dtype="float32", remat="none")
+    c.model = dict(num_layers=1, model_dim=16, num_heads=2, image_positions=0, compute_dtype="float32", remat="none")
     c.train = dict(num_tokens=1e4, compilation_cache="")
     return c
 """
@@ -155,11 +158,11 @@ class HuggingFace:
 
     def run(self, base: Path, work: Path) -> str:
         config = config_file.load(str(base / "config.py"), str(work / "run"))
-        config = dataclasses.replace(config, bi_encoder=BiEncoderConfig(path=str(work / "bi_encoder")))
+        config = dataclasses.replace(config, encoder=EncoderConfig(path=str(work / "encoder")))
         folder, record = work / "folder", work / "folder" / "cm3leon.json"
         huggingface_import.run(config, work / "run", Namespace(source=str(folder)))
-        if (work / "bi_encoder").exists():
-            assert all(np.isfinite(value).all() for value in load_bi_encoder(work / "bi_encoder").weights.values())  # type: ignore[attr-defined]
+        if (work / "encoder").exists():
+            assert all(np.isfinite(value).all() for value in load_encoder(work / "encoder").weights.values())  # type: ignore[attr-defined]
         elif record.is_file() and record.read_bytes() == self._record:
             assert _bit_sums(work / "run" / "checkpoints" / "0") == self._sums, "other weights than were exported"
         return "read"
@@ -168,7 +171,7 @@ class HuggingFace:
 def _write_tokenizers(base: Path) -> Config:
     (base / "config.py").write_text(_CONFIG.replace("FOLDER", str(base / "images")))
     config = config_file.load(str(base / "config.py"), str(base / "run"))
-    texts = ["a picture of 1, caf\u00e9 \u6570 and a second line"] * 4
+    texts = ["an image of 1, caf\u00e9 \u6570 and a second line"] * 4
     Vocabulary.train(texts, 288, 32, 4, progress=False).save(config.vocabulary.path)
     weights = vqgan.initial_parameters(vqgan.abstract_vqgan(config.image_tokenizer), 0)
     ImageTokenizer(config.image_tokenizer, weights).save(config.image_tokenizer.path)

@@ -14,23 +14,23 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from cm3leon_jax.config import Config, SamplingConfig
-from cm3leon_jax.data.batches import BatchSource, open_retrieval
-from cm3leon_jax.data.captioned import CaptionedPictures, captioned_pictures
-from cm3leon_jax.data.corpus import PreparedCorpus
-from cm3leon_jax.distributed import is_first
-from cm3leon_jax.documents import open_picture
-from cm3leon_jax.evaluation.digits import DigitReader
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches.source import BatchSource, open_retrieval
+from cm3leon_jax.data.corpus.prepared import PreparedCorpus
+from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.evaluation.report import Report, write_report
 from cm3leon_jax.files import write_json
 from cm3leon_jax.generation import prompts
-from cm3leon_jax.generation.drawing import draw_pictures
+from cm3leon_jax.generation.captioned import CaptionedImages, captioned_images
+from cm3leon_jax.generation.config import SamplingConfig
+from cm3leon_jax.generation.drawing import draw_images
 from cm3leon_jax.generation.requests import MIDDLE_HALF, region_mask
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
 from cm3leon_jax.generation.retrieving import open_retriever
-from cm3leon_jax.model.sharding import own_rows, refuse_uneven_batch
+from cm3leon_jax.images import decode_image
+from cm3leon_jax.models.sharding import check_batch_divides, process_local_rows
 from cm3leon_jax.progress import Progress, read_step_log
-from cm3leon_jax.training.held_out import held_out_loss
+from cm3leon_jax.training.held_out import eval_loss
 from cm3leon_jax.training.step import TrainStep
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -50,7 +50,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     numbers: dict[str, float] = {"step": float(model.step)}
     with _stage(f"the loss of {evaluate.num_loss_sequences:,} held-out sequences"):
         numbers |= _losses(config, corpus, model)
-    held_out = captioned_pictures(
+    held_out = captioned_images(
         corpus, config.corpus.held_out_split, evaluate.num_documents, config.batch.sequence_length, model.vocabulary
     )
     originals = _originals(corpus, config)
@@ -62,28 +62,30 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     asked = evaluate.prompts or tuple(held_out.texts[:_DEFAULT_PROMPTS])
     texts = [text for text in asked for _ in range(evaluate.samples_per_prompt)]
     retrieved = _retrieved(texts, config, model)
-    with _stage(f"drawing {len(texts):,} pictures", len(texts)) as advance:
+    with _stage(f"drawing {len(texts):,} images", len(texts)) as advance:
         drawn = _draw(texts, model, sampling, retrieved, advance)
     with _stage("the same without guidance", len(texts)) as advance:
         plain = _draw(texts, model, dataclasses.replace(sampling, guidance=1.0), retrieved, advance)
     num_held_out = len(held_out.texts)
-    with _stage(f"captioning {num_held_out:,} pictures by infill", num_held_out) as advance:
+    with _stage(f"captioning {num_held_out:,} images by infill", num_held_out) as advance:
         by_infill = captions(held_out, model, sampling, True, advance)
     with _stage("captioning them left to right", num_held_out) as advance:
         left_to_right = captions(held_out, model, sampling, False, advance)
     with _stage("filling in their middle halves", num_held_out) as advance:
         filled = infills(held_out, model, sampling, advance)
 
-    if evaluate.recognizer == "digits":
+    if evaluate.classifier == "digits":
         with _stage("reading the digits"):
-            reader = DigitReader()
+            from examples.digits.classifier import DigitClassifier
+
+            reader = DigitClassifier()
         numbers |= reader.score_drawings("text_to_image", texts, drawn)
         numbers |= reader.score_drawings("text_to_image_unguided", texts, plain)
         numbers |= reader.score_captions("caption", held_out.texts, by_infill)
         numbers |= reader.score_captions("caption_left_to_right", held_out.texts, left_to_right)
         numbers |= reader.score_infills(held_out.texts, held_out.codes, filled, model.image_tokenizer)
         numbers |= reader.score_reading(model.image_tokenizer)
-    if not is_first():
+    if not is_coordinator():
         return
     # A perplexity may be infinite, which JSON has no word for.
     finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
@@ -112,13 +114,13 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
 
 
 def captions(
-    held_out: CaptionedPictures,
+    held_out: CaptionedImages,
     model: TrainedModel,
     sampling: SamplingConfig,
     by_infill: bool,
     advance: Advance | None = None,
 ) -> list[str]:
-    """The likeliest text for each picture, token by token."""
+    """The likeliest text for each image, token by token."""
     asked = [_caption(c, sampling.max_text_tokens, model.vocabulary, by_infill) for c in held_out.codes]
     answers = model.decoder(asked, dataclasses.replace(sampling, temperature=0.0), advance=advance)
     return [model.vocabulary.decode_text(answer.tokens).strip() for answer in answers]
@@ -127,13 +129,13 @@ def captions(
 def _caption(codes: Int[np.ndarray, "codes"], most: int, vocabulary: Vocabulary, by_infill: bool) -> prompts.Prompt:
     if by_infill:
         return prompts.text_infill(prompts.BLANK, codes, most, vocabulary)
-    return prompts.text_after_picture(codes, most, vocabulary)
+    return prompts.text_after_image(codes, most, vocabulary)
 
 
 def infills(
-    held_out: CaptionedPictures, model: TrainedModel, sampling: SamplingConfig, advance: Advance | None = None
+    held_out: CaptionedImages, model: TrainedModel, sampling: SamplingConfig, advance: Advance | None = None
 ) -> Int[np.ndarray, "n codes"]:
-    """Each picture with its middle half drawn anew, given the rest and its text."""
+    """Each image with its middle half drawn anew, given the rest and its text."""
     mask = region_mask(MIDDLE_HALF, model.image_tokenizer.config.grid)
     asked = [
         prompts.infill(text, codes, mask, model.vocabulary)
@@ -141,7 +143,7 @@ def infills(
     ]
     answers = model.decoder(asked, sampling, advance=advance)
     filled = [
-        prompts.filled(codes, mask, answer.tokens, model.vocabulary)
+        prompts.merge_infill(codes, mask, answer.tokens, model.vocabulary)
         for codes, answer in zip(held_out.codes, answers, strict=True)
     ]
     return np.stack(filled)
@@ -156,7 +158,7 @@ def psnr(originals: UInt8[np.ndarray, "n R R C"], others: UInt8[np.ndarray, "n R
 def _losses(config: Config, corpus: PreparedCorpus, model: TrainedModel) -> dict[str, float]:
     """Held-out loss under the training objective, and the perplexities it means."""
     batch = dataclasses.replace(config.batch, batch_size=config.evaluate.loss_batch_size)
-    refuse_uneven_batch(batch.batch_size, model.mesh)
+    check_batch_divides(batch.batch_size, model.mesh)
     retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
     source = BatchSource(
         corpus,
@@ -164,12 +166,12 @@ def _losses(config: Config, corpus: PreparedCorpus, model: TrainedModel) -> dict
         config.objective,
         batch,
         config.corpus.held_out_split,
-        rows=own_rows(batch.batch_size, model.mesh),
+        rows=process_local_rows(batch.batch_size, model.mesh),
         retrieval=retrieval,
     )
     compiled = TrainStep(config, model.vocabulary, model.mesh)
     num_batches = -(-config.evaluate.num_loss_sequences // config.evaluate.loss_batch_size)
-    losses = held_out_loss(compiled, model.parameters, source, num_batches, model.mesh)
+    losses = eval_loss(compiled, model.parameters, source, num_batches, model.mesh)
     perplexities = {
         name.replace("loss", "perplexity"): float(np.exp(value)) for name, value in losses.items() if "loss" in name
     }
@@ -177,12 +179,12 @@ def _losses(config: Config, corpus: PreparedCorpus, model: TrainedModel) -> dict
 
 
 def _originals(corpus: PreparedCorpus, config: Config) -> UInt8[np.ndarray, "n R R C"]:
-    """The held-out pictures that `prepare` kept as pixels."""
+    """The held-out images that `prepare` kept as pixels."""
     image = config.image_tokenizer
     files = sorted(corpus.path.glob(f"*/{config.corpus.held_out_split}/samples/*.png"))
     if not files:
         return np.zeros((0, image.resolution, image.resolution, image.in_channels), np.uint8)
-    return np.stack([open_picture(file.read_bytes(), image.resolution, image.in_channels) for file in files])
+    return np.stack([decode_image(file.read_bytes(), image.resolution, image.in_channels) for file in files])
 
 
 def _retrieved(texts: list[str], config: Config, model: TrainedModel) -> list[prompts.Retrieved]:
@@ -191,7 +193,7 @@ def _retrieved(texts: list[str], config: Config, model: TrainedModel) -> list[pr
     if not count:
         return []
     found = open_retriever(config, model.vocabulary, count).by_text(texts, count)
-    return [[neighbour.tokens.tolist() for neighbour in of_one] for of_one in found]
+    return [[neighbor.tokens.tolist() for neighbor in of_one] for of_one in found]
 
 
 def _draw(
@@ -201,17 +203,17 @@ def _draw(
     retrieved: list[prompts.Retrieved],
     advance: Advance,
 ) -> UInt8[np.ndarray, "n R R C"]:
-    return draw_pictures(texts, model.decoder, model.image_tokenizer, model.vocabulary, sampling, retrieved, advance)
+    return draw_images(texts, model.decoder, model.image_tokenizer, model.vocabulary, sampling, retrieved, advance)
 
 
 @contextlib.contextmanager
 def _stage(what: str, total: int = 0) -> Iterator[Advance]:
     """Says what begins and how long it took, and shows how far it is if it knows; only the first process does."""
     has_bar = total > 0 and sys.stderr.isatty()
-    is_said = is_first() and not has_bar
+    is_said = is_coordinator() and not has_bar
     if is_said:
         print(f"{what} ...", flush=True)
-    started, progress, done = time.perf_counter(), Progress(what, total, unit="answer", shown=is_first()), 0
+    started, progress, done = time.perf_counter(), Progress(what, total, unit="answer", shown=is_coordinator()), 0
 
     def advance(number: int) -> None:
         nonlocal done

@@ -1,4 +1,4 @@
-"""One self-contained page that shows what a run can do: pictures, captions, infills, numbers and curves."""
+"""One self-contained page that shows what a run can do: images, captions, infills, numbers and curves."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from cm3leon_jax import pages
-from cm3leon_jax.files import replacing
+from cm3leon_jax.files import atomic_write
 
 # How `evaluation.json` names read on the page: (name, what it is).
 HEADLINES = (
     ("text_to_image_accuracy", "of drawings are read as the digit asked for"),
-    ("caption_accuracy", "of unseen pictures are captioned with the right digit"),
+    ("caption_accuracy", "of unseen images are captioned with the right digit"),
     ("infill_accuracy", "are still their digit after the middle half is drawn anew"),
 )
 _CURVES = (("loss", "all tokens"), ("loss_text", "text"), ("loss_image", "image codes"))
-_COLOURS = {"loss": "#444444", "loss_text": "#1f77b4", "loss_image": "#d95f02"}
+_COLORS = {"loss": "#444444", "loss_text": "#1f77b4", "loss_image": "#d95f02"}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the page shows. Pictures are pixels; row i of each group belongs to text i."""
+    """What the page shows. Images are pixels; row i of each group belongs to text i."""
 
     title: str
     numbers: dict[str, float]
@@ -41,7 +41,7 @@ class Report:
     texts: list[str]
     captions: list[str]
     captions_left_to_right: list[str]
-    # Which codes of a picture an infill replaces.
+    # Which codes of an image an infill replaces.
     mask: Bool[np.ndarray, "codes"]
 
 
@@ -54,12 +54,12 @@ def write_report(report: Report, path: Path) -> None:
         report=report,
         image=pages.ImageStyle.of(report.held_out.shape[1]),
         headlines=[(report.numbers[name], words) for name, words in HEADLINES if name in report.numbers],
-        drawn=[(prompt, _urls(pictures)) for prompt, pictures in zip(report.prompts, report.drawn, strict=True)],
+        drawn=[(prompt, _urls(images)) for prompt, images in zip(report.prompts, report.drawn, strict=True)],
         reconstructions=list(zip(_urls(report.originals), _urls(report.reconstructions), strict=True)),
         infills=list(
             zip(
                 held_out,
-                _urls(masked_pictures(report.held_out, report.mask)),
+                _urls(masked_images(report.held_out, report.mask)),
                 _urls(report.filled),
                 report.texts,
                 strict=True,
@@ -68,22 +68,22 @@ def write_report(report: Report, path: Path) -> None:
         captions=list(zip(held_out, report.texts, report.captions, report.captions_left_to_right, strict=True)),
         curves=loss_curves(report.metrics),
     )
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _urls(pictures: UInt8[np.ndarray, "n R R C"]) -> list[str]:
-    return [pages.image_url(picture) for picture in pictures]
+def _urls(images: UInt8[np.ndarray, "n R R C"]) -> list[str]:
+    return [pages.image_url(image) for image in images]
 
 
-def masked_pictures(
-    pictures: UInt8[np.ndarray, "n R R C"], mask: Bool[np.ndarray, "codes"]
+def masked_images(
+    images: UInt8[np.ndarray, "n R R C"], mask: Bool[np.ndarray, "codes"]
 ) -> UInt8[np.ndarray, "n R R C"]:
-    """The pictures with a light grey where their masked codes lie."""
+    """The images with a light gray where their masked codes lie."""
     grid = round(len(mask) ** 0.5)
-    scale = pictures.shape[1] // grid
+    scale = images.shape[1] // grid
     hidden = mask.reshape(grid, grid).repeat(scale, axis=0).repeat(scale, axis=1)
-    return np.where(hidden[None, :, :, None], np.uint8(170), pictures)
+    return np.where(hidden[None, :, :, None], np.uint8(170), images)
 
 
 def loss_curves(metrics: list[dict[str, Any]]) -> str:
@@ -93,11 +93,11 @@ def loss_curves(metrics: list[dict[str, Any]]) -> str:
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for name, label in _CURVES:
-        for key, style in ((name, {"linewidth": 1.4}), (f"held_out_{name}", {"marker": "o", "linestyle": "none"})):
+        for key, style in ((name, {"linewidth": 1.4}), (f"eval_{name}", {"marker": "o", "linestyle": "none"})):
             points = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
             if points:
                 title = label if key == name else f"{label}, held out"
-                axes.plot(*zip(*points, strict=True), color=_COLOURS[name], label=title, markersize=4, **style)
+                axes.plot(*zip(*points, strict=True), color=_COLORS[name], label=title, markersize=4, **style)
     axes.set_xlabel("step")
     axes.set_ylabel("nats a token")
     axes.spines[["top", "right"]].set_visible(False)

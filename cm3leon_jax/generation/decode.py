@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cm3leon_jax.generation import grammar
+from cm3leon_jax.generation import constrained_decoding
 from cm3leon_jax.generation.prompts import ANYTHING, IMAGE_CODE
-from cm3leon_jax.generation.sampling import Filters, draw, next_scores
-from cm3leon_jax.model.cache import grown
-from cm3leon_jax.model.transformer import Cache, Transformer
+from cm3leon_jax.generation.sampling import SamplingParams, draw, process_logits
+from cm3leon_jax.models.cache import grown
+from cm3leon_jax.models.transformer import Cache, Transformer
 from cm3leon_jax.vocabulary import Vocabulary
 
 # A cache of up to this many slots is as long as it will be from the first step on; a longer one grows so many times.
@@ -35,7 +35,7 @@ class Task(NamedTuple):
     # Last token of each prompt.
     last: Int[Array, "B"]
     plan: Int[Array, "B M"]
-    plan_places: Int[Array, "B M"]
+    plan_image_positions: Int[Array, "B M"]
     plan_length: Int[Array, "B"]
     stop: Int[Array, "B"]
     num_spans: Int[Array, "B"]
@@ -51,13 +51,13 @@ class Drawn(NamedTuple):
 
     step: Int[Array, ""]
     token: Int[Array, "B"]
-    place: Int[Array, "B"]
+    image_position: Int[Array, "B"]
     cache: Cache
     output: Int[Array, "B M"]
     # Summed over the tokens that were drawn, which excludes those the plan gives.
     log_likelihood: Float[Array, "B"]
     num_drawn: Int[Array, "B"]
-    codes_left: Int[Array, "B"]
+    image_tokens_left: Int[Array, "B"]
     spans_left: Int[Array, "B"]
     done: Bool[Array, "B"]
 
@@ -71,7 +71,7 @@ def decode(
     graph: nnx.GraphDef,
     vocabulary: Vocabulary,
     entries: frozenset[int],
-    filters: Filters,
+    filters: SamplingParams,
     cache_sizes: tuple[int, ...],
 ) -> Drawn:
     """Draws a token a step until every answer is finished.
@@ -90,17 +90,17 @@ def decode(
     model: Transformer = nnx.merge(graph, parameters)
     B, M = task.plan.shape
     S = len(task.start) // B
-    ids = jnp.asarray(grammar.candidate_ids(entries, vocabulary))
+    ids = jnp.asarray(constrained_decoding.candidate_ids(entries, vocabulary))
     table = model.output_table
     if len(ids) < vocabulary.size:
         table = table[ids]
 
     def draw_next(state: Drawn, hidden: Float[Array, "R D"]) -> Drawn:
-        expected = grammar.Expected(
+        expected = constrained_decoding.ConstraintState(
             plan=task.plan[:, state.step],
             room=task.plan_length - state.step,
             last=state.token,
-            codes_left=state.codes_left,
+            image_tokens_left=state.image_tokens_left,
             stop=task.stop,
             spans_left=state.spans_left,
             num_spans=task.num_spans,
@@ -108,38 +108,40 @@ def decode(
         )
         logits = model.logits(hidden, table).reshape(B, S, -1)
         # Where only codes can be drawn, only codes have scores.
-        legal = None if entries <= {IMAGE_CODE} else grammar.legal_tokens(ids, expected, vocabulary)
-        scores = next_scores(logits, legal, task.text_scale, task.image_scale, task.is_contrastive, filters)
+        legal = None if entries <= {IMAGE_CODE} else constrained_decoding.legal_tokens(ids, expected, vocabulary)
+        scores = process_logits(logits, legal, task.text_scale, task.image_scale, task.is_contrastive, filters)
         keys = jax.vmap(jax.random.fold_in, (0, None))(task.keys, state.step)
         chosen = draw(keys, scores, greedy=filters.temperature == 0)
-        forced = grammar.forced_tokens(expected, vocabulary)
+        forced = constrained_decoding.forced_tokens(expected, vocabulary)
         token = jnp.where(state.done, vocabulary.pad, jnp.where(forced >= 0, forced, ids[chosen])).astype(jnp.int32)
         counts = ~state.done & (forced < 0)
         conditional = logits[:, 0] if legal is None else jnp.where(legal, logits[:, 0], -jnp.inf)
         chosen_logits = jnp.take_along_axis(conditional, chosen[:, None], axis=-1)[:, 0]
-        codes_left = grammar.codes_left_after(token, expected, vocabulary)
+        image_tokens_left = constrained_decoding.image_tokens_left_after(token, expected, vocabulary)
         spans_left = state.spans_left - (token == task.stop)
-        is_free_code = (expected.plan == ANYTHING) & grammar.is_image_code(token, vocabulary)
+        is_free_code = (expected.plan == ANYTHING) & constrained_decoding.is_image_code(token, vocabulary)
         return state._replace(
             step=state.step + 1,
             token=token,
-            place=jnp.where(is_free_code, task.image_length - codes_left + 1, task.plan_places[:, state.step]),
+            image_position=jnp.where(
+                is_free_code, task.image_length - image_tokens_left + 1, task.plan_image_positions[:, state.step]
+            ),
             output=state.output.at[:, state.step].set(token),
             log_likelihood=state.log_likelihood
             + jnp.where(counts, chosen_logits - jax.nn.logsumexp(conditional, axis=-1), 0)
             # What is drawn from scores that are not finite means nothing, and its likelihood has to say so.
             + jnp.where(counts & ~jnp.isfinite(scores.max(axis=-1)), jnp.nan, 0),
             num_drawn=state.num_drawn + counts,
-            codes_left=codes_left,
+            image_tokens_left=image_tokens_left,
             spans_left=spans_left,
             done=state.done | (spans_left == 0) | (state.step + 1 >= task.plan_length),
         )
 
     def advance(state: Drawn) -> Drawn:
         index = task.num_slots + state.step - 1
-        token, place = jnp.repeat(state.token, S)[:, None], jnp.repeat(state.place, S)[:, None]
+        token, image_position = jnp.repeat(state.token, S)[:, None], jnp.repeat(state.image_position, S)[:, None]
         positions = (index - task.start)[:, None]
-        hidden, cache = model.extend(token, positions, task.start[:, None], place, state.cache, index)
+        hidden, cache = model.extend(token, positions, task.start[:, None], image_position, state.cache, index)
         return draw_next(state._replace(cache=cache), hidden[:, 0])
 
     def fits(state: Drawn, size: int) -> Bool[Array, ""]:
@@ -148,12 +150,12 @@ def decode(
     state = Drawn(
         step=jnp.zeros((), jnp.int32),
         token=task.last,
-        place=jnp.zeros_like(task.last),
+        image_position=jnp.zeros_like(task.last),
         cache=cache,
         output=jnp.full((B, M), vocabulary.pad, jnp.int32),
         log_likelihood=jnp.zeros(B),
         num_drawn=jnp.zeros(B, jnp.int32),
-        codes_left=jnp.zeros(B, jnp.int32),
+        image_tokens_left=jnp.zeros(B, jnp.int32),
         spans_left=task.num_spans,
         done=task.plan_length == 0,
     )

@@ -18,15 +18,24 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from cm3leon_jax.config import ModelConfig, SamplingConfig
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.decode import Drawn, Task, cache_sizes, decode
-from cm3leon_jax.generation.prefill import CHUNK, Plan, Reading, copy_moved_rows, copy_rows, plan_reading, rounded_up
-from cm3leon_jax.generation.prompts import IMAGE_CODE, Prompt, Stream
-from cm3leon_jax.generation.sampling import Filters, is_contrastive
+from cm3leon_jax.generation.prefill import (
+    CHUNK,
+    Plan,
+    PrefillRows,
+    copy_moved_rows,
+    copy_rows,
+    plan_prefill,
+    rounded_up,
+)
+from cm3leon_jax.generation.prompts import IMAGE_CODE, Prompt, PromptVariant
+from cm3leon_jax.generation.sampling import SamplingParams, is_contrastive
 from cm3leon_jax.generation.speculative import decode_speculatively
-from cm3leon_jax.model.sharding import DECODING_RULES, cache_sharding, shardings
-from cm3leon_jax.model.transformer import Cache, Transformer, abstract_model
+from cm3leon_jax.models.config import ModelConfig
+from cm3leon_jax.models.sharding import DECODING_RULES, cache_sharding, shardings
+from cm3leon_jax.models.transformer import Cache, Transformer, abstract_model
 from cm3leon_jax.vocabulary import Vocabulary
 
 # Slots of a cache and entries of a plan come in few sizes from these on.
@@ -34,7 +43,7 @@ _LEAST_SLOTS, _LEAST_PLAN = 64, 16
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """What was generated for a prompt."""
 
     tokens: list[int]
@@ -65,10 +74,10 @@ class Decoder:
         def extend(
             parameters: nnx.State, cache: Cache, part: tuple[Array, Array, Array], start: Array, index: Array
         ) -> tuple[Float[Array, "R D"], Cache]:
-            tokens, positions, places = part
+            tokens, positions, image_positions = part
             starts = jnp.broadcast_to(start[:, None], tokens.shape)
             model: Transformer = nnx.merge(decoding_graph, parameters)
-            hidden, cache = model.extend(tokens, positions, starts, places, cache, index)
+            hidden, cache = model.extend(tokens, positions, starts, image_positions, cache, index)
             return hidden[:, -1], cache
 
         # Caches are written in place.
@@ -121,7 +130,7 @@ class Decoder:
         indices: Sequence[int] | None = None,
         contrastive: Sequence[bool] | None = None,
         advance: Callable[[int], None] | None = None,
-    ) -> list[Answer]:
+    ) -> list[Completion]:
         """Answers, in the order of the prompts.
 
         The randomness of an answer depends on the seed and on its index (its place among the prompts, unless
@@ -134,11 +143,11 @@ class Decoder:
           contrastive: which prompts to answer by CD-K; as `sampling.method` says where this is not given.
           advance: told after each batch how many answers it gave.
         """
-        self.refuse_too_long(prompts)
+        self.check_fits_sequence(prompts)
         indices = range(len(prompts)) if indices is None else indices
         if contrastive is None:
             contrastive = [is_contrastive(index, sampling.method) for index in indices]
-        answers: list[Answer] = []
+        answers: list[Completion] = []
         for start in range(0, len(prompts), sampling.batch_size):
             chunk = slice(start, start + sampling.batch_size)
             found = self._batch(prompts[chunk], sampling, indices[chunk], contrastive[chunk])
@@ -147,39 +156,39 @@ class Decoder:
                 advance(len(found))
         return answers
 
-    def refuse_too_long(self, prompts: Sequence[Prompt]) -> None:
+    def check_fits_sequence(self, prompts: Sequence[Prompt]) -> None:
         """Every prompt and its longest answer must fit the positions that the model was trained with."""
         for prompt in prompts:
-            length = max(len(stream.tokens) for stream in prompt.streams)
+            length = max(len(stream.tokens) for stream in prompt.variants)
             if length + len(prompt.plan) > self._sequence_length:
-                is_picture = all(entry == IMAGE_CODE for entry in prompt.plan)
-                mend = "shorten the prompt" + ("" if is_picture else " or lower config.sampling.max_text_tokens")
+                is_image = all(entry == IMAGE_CODE for entry in prompt.plan)
+                fix = "shorten the prompt" + ("" if is_image else " or lower config.sampling.max_text_tokens")
                 raise UserError(
                     f"a prompt of {length} tokens and an answer of up to {len(prompt.plan)} do not fit the "
-                    f"model's {self._sequence_length} positions: {mend}"
+                    f"model's {self._sequence_length} positions: {fix}"
                 )
 
     def _batch(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, indices: Sequence[int], contrastive: Sequence[bool]
-    ) -> list[Answer]:
+    ) -> list[Completion]:
         # A short last batch is filled up with its first prompt: no new program for it.
         spare = sampling.batch_size - len(prompts)
         rows = [*prompts, *[prompts[0]] * spare]
         by_contrast = [*contrastive, *[False] * spare]
         scales = [_guidance_scales(prompt, sampling) for prompt in rows]
         num_streams = max(
-            len(prompt.streams) if contrasts or scale != (1.0, 1.0) else 1
+            len(prompt.variants) if contrasts or scale != (1.0, 1.0) else 1
             for prompt, contrasts, scale in zip(rows, by_contrast, scales, strict=True)
         )
         groups = [_streams(prompt, num_streams) for prompt in rows]
-        reading = plan_reading(groups)
+        reading = plan_prefill(groups)
         hidden, cache = self._read(reading, sampling.cache_dtype)
 
         entries = frozenset(entry for prompt in rows for entry in prompt.plan if entry < 0)
         lengths = {len(prompt.plan) for prompt in rows}
-        only_pictures = all(entry == IMAGE_CODE for prompt in rows for entry in prompt.plan) and len(lengths) == 1
-        speculates = sampling.speculative_window > 0 and only_pictures
-        # No more guesses than the picture has codes.
+        only_images = all(entry == IMAGE_CODE for prompt in rows for entry in prompt.plan) and len(lengths) == 1
+        speculates = sampling.speculative_window > 0 and only_images
+        # No more guesses than the image has codes.
         window = max(2, min(sampling.speculative_window, *lengths)) if speculates else 0
         num_entries = max(lengths) if speculates else rounded_up(max(lengths), _LEAST_PLAN)
         task = self._task(rows, reading, num_entries, scales, sampling.seed, [*indices, *[0] * spare])
@@ -188,7 +197,7 @@ class Decoder:
         room = rounded_up(reading.num_slots + num_entries + window, _LEAST_SLOTS)
         sizes = (room,) if speculates else cache_sizes(reading.num_slots, room)
         cache = self._copy_rows(cache, reading.rest_row, sizes[0])
-        hidden, filters = self._take(hidden, reading.rest_row), Filters.of(sampling)
+        hidden, filters = self._take(hidden, reading.rest_row), SamplingParams.of(sampling)
         if speculates:
             drawn = self._decode_speculatively(self._parameters, task, hidden, cache, filters=filters, window=window)
         else:
@@ -207,16 +216,19 @@ class Decoder:
         indices: Sequence[int],
     ) -> Task:
         plan = np.full((len(prompts), num_entries), self._vocabulary.pad, np.int32)
-        plan_places = np.zeros_like(plan)
+        plan_image_positions = np.zeros_like(plan)
         for row, prompt in enumerate(prompts):
-            plan[row, : len(prompt.plan)], plan_places[row, : len(prompt.plan)] = prompt.plan, prompt.plan_places
+            plan[row, : len(prompt.plan)], plan_image_positions[row, : len(prompt.plan)] = (
+                prompt.plan,
+                prompt.plan_image_positions,
+            )
 
         return Task(
             start=_for_all(reading.num_slots - reading.length[reading.rest_row]),
             num_slots=_for_all(reading.num_slots),
-            last=_for_all([prompt.streams[0].tokens[-1] for prompt in prompts]),
+            last=_for_all([prompt.variants[0].tokens[-1] for prompt in prompts]),
             plan=_for_all(plan),
-            plan_places=_for_all(plan_places),
+            plan_image_positions=_for_all(plan_image_positions),
             plan_length=_for_all([len(prompt.plan) for prompt in prompts]),
             stop=_for_all([prompt.stop for prompt in prompts]),
             num_spans=_for_all([prompt.num_spans for prompt in prompts]),
@@ -242,22 +254,22 @@ class Decoder:
         return self._read_chunks(plan.rests, plan.num_slots - plan.length, cache, plan.num_slots)
 
     def _read_chunks(
-        self, reading: Reading, start: Int[np.ndarray, "R"], cache: Cache, num_slots: int
+        self, reading: PrefillRows, start: Int[np.ndarray, "R"], cache: Cache, num_slots: int
     ) -> tuple[Float[Array, "R D"], Cache]:
         width = reading.tokens.shape[1]
         for first in range(0, width, CHUNK):
             columns = slice(first, first + CHUNK)
-            part = (reading.tokens[:, columns], reading.positions[:, columns], reading.places[:, columns])
+            part = (reading.tokens[:, columns], reading.positions[:, columns], reading.image_positions[:, columns])
             index = np.int32(num_slots - width + first)
             hidden, cache = self._extend(self._parameters, cache, part, np.asarray(start, np.int32), index)
         return hidden, cache
 
-    def _answers(self, prompts: Sequence[Prompt], drawn: Drawn) -> list[Answer]:
+    def _answers(self, prompts: Sequence[Prompt], drawn: Drawn) -> list[Completion]:
         output, counts, likelihood, num_passes = jax.device_get(
             self._everywhere((drawn.output, drawn.num_drawn, drawn.log_likelihood, drawn.step))
         )
         return [
-            Answer(
+            Completion(
                 _trimmed(prompt, output[row].tolist()), float(likelihood[row] / max(1, counts[row])), int(num_passes)
             )
             for row, prompt in enumerate(prompts)
@@ -270,16 +282,16 @@ def _for_all(values: Any, dtype: type = np.int32) -> Any:
 
 
 def _guidance_scales(prompt: Prompt, sampling: SamplingConfig) -> tuple[float, float]:
-    """Weights towards the text and towards the picture; 1 changes nothing."""
-    if len(prompt.streams) == 3:
+    """Weights towards the text and towards the image; 1 changes nothing."""
+    if len(prompt.variants) == 3:
         return sampling.edit_guidance, sampling.edit_image_guidance
-    return (sampling.guidance if len(prompt.streams) == 2 else 1.0), 1.0
+    return (sampling.guidance if len(prompt.variants) == 2 else 1.0), 1.0
 
 
-def _streams(prompt: Prompt, number: int) -> list[Stream]:
+def _streams(prompt: Prompt, number: int) -> list[PromptVariant]:
     """As many streams for every prompt; a repeated last one adds nothing, whatever the weights."""
-    streams = prompt.streams[:number]
-    return [*streams, *[streams[-1]] * (number - len(streams))]
+    variants = prompt.variants[:number]
+    return [*variants, *[variants[-1]] * (number - len(variants))]
 
 
 def _trimmed(prompt: Prompt, output: list[int]) -> list[int]:

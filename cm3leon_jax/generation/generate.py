@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from cm3leon_jax.config import Config, SamplingConfig
-from cm3leon_jax.documents import encode_png
+from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
-from cm3leon_jax.generation.decoder import Answer
+from cm3leon_jax.generation.config import SamplingConfig
+from cm3leon_jax.generation.decoder import Completion
 from cm3leon_jax.generation.listing import listing
 from cm3leon_jax.generation.outputs import ANSWERS_FILE, FAILURES_FILE, OutputFolder, claimed, write_lines
 from cm3leon_jax.generation.ranking import SCORERS, Candidate, best, caption_prompt, is_captioned
@@ -35,16 +35,17 @@ from cm3leon_jax.generation.requests import (
     Request,
     has_half_characters,
     prompt_of,
-    read_pictures,
+    read_images,
     read_requests,
     region_mask,
 )
 from cm3leon_jax.generation.restoring import TrainedModel, restore_model
 from cm3leon_jax.generation.retrieving import open_retriever, retrieved_for
 from cm3leon_jax.generation.sampling import is_contrastive
+from cm3leon_jax.images import encode_png
 from cm3leon_jax.paths import input_path, output_folder
 from cm3leon_jax.progress import Progress
-from cm3leon_jax.retrieval.retriever import Neighbour
+from cm3leon_jax.retrieval.retriever import Neighbor
 from cm3leon_jax.terminal import visible
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -74,15 +75,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreparedRequest:
     """A request as the model is given it."""
 
     request: Request
     prompt: prompts.Prompt
-    # Codes of the request's own picture.
+    # Codes of the request's own image.
     codes: Int[np.ndarray, "codes"] | None
     # Documents that were found for it, and stand in front.
-    neighbours: tuple[Neighbour, ...] = ()
+    neighbors: tuple[Neighbor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,13 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     _refuse_too_many(len(requests), arguments.samples, config)
     output = arguments.output or workdir / "generations"
     with claimed(output) as folder:
-        _refuse_own_pictures(requests, folder)
+        _refuse_own_images(requests, folder)
         model = restore_model(config, workdir)
-        neighbours: dict[int, list[Neighbour]] = {}
+        neighbors: dict[int, list[Neighbor]] = {}
         if arguments.retrieve:
             retriever = open_retriever(config, model.vocabulary, arguments.retrieve)
-            neighbours = retrieved_for(requests, retriever, arguments.retrieve, config)
-        results = generate(requests, failures, model, config, arguments.samples, neighbours)
+            neighbors = retrieved_for(requests, retriever, arguments.retrieve, config)
+        results = generate(requests, failures, model, config, arguments.samples, neighbors)
         if arguments.prompts is None and results.failures:
             raise UserError(f"--prompt: {results.failures[0].error}")
         _write(results, folder, model, config.sampling.batch_size)
@@ -181,7 +182,7 @@ def generate(
     model: TrainedModel,
     config: Config,
     samples: int,
-    neighbours: Mapping[int, Sequence[Neighbour]] | None = None,
+    neighbors: Mapping[int, Sequence[Neighbor]] | None = None,
 ) -> Results:
     """Answers requests.
 
@@ -191,9 +192,9 @@ def generate(
       model: what answers.
       config: says how; its `candidates` are drawn for a request, its `scorer` ranks them.
       samples: answers a request, the best first.
-      neighbours: documents that stand in front, by the number of the request.
+      neighbors: documents that stand in front, by the number of the request.
     """
-    asked, refused = _ask(requests, model, config, neighbours or {})
+    asked, refused = _ask(requests, model, config, neighbors or {})
     samples, num_candidates = _numbers(samples, config.sampling)
     answers = _answer(asked, model, config.sampling, num_candidates)
     results = _results(asked, answers, model, config.sampling, samples)
@@ -201,41 +202,41 @@ def generate(
     return dataclasses.replace(results, failures=everything)
 
 
-def _refuse_own_pictures(requests: Sequence[Request], folder: OutputFolder) -> None:
-    """Pictures of an earlier run can be asked about, but not by a run that takes their place."""
+def _refuse_own_images(requests: Sequence[Request], folder: OutputFolder) -> None:
+    """Images of an earlier run can be asked about, but not by a run that takes their place."""
     for request in requests:
-        for path in request.pictures:
+        for path in request.images:
             if folder.will_replace(path):
-                raise UserError(f"{path} would give way to the pictures of this run: give another folder with --output")
+                raise UserError(f"{path} would give way to the images of this run: give another folder with --output")
 
 
 def _ask(
-    requests: Sequence[Request], model: TrainedModel, config: Config, neighbours: Mapping[int, Sequence[Neighbour]]
-) -> tuple[list[Asked], list[Failure]]:
-    image, v = model.image_tokenizer.config, model.vocabulary
-    pictures = read_pictures((path for request in requests for path in request.pictures), model.image_tokenizer)
+    requests: Sequence[Request], model: TrainedModel, config: Config, neighbors: Mapping[int, Sequence[Neighbor]]
+) -> tuple[list[PreparedRequest], list[Failure]]:
+    tokenizer, v = model.image_tokenizer.config, model.vocabulary
+    images = read_images((path for request in requests for path in request.images), model.image_tokenizer)
     asked, refused = [], []
     for request in requests:
-        found = tuple(neighbours.get(request.number, ()))
+        found = tuple(neighbors.get(request.number, ()))
         try:
             prompt = prompt_of(
                 request,
-                pictures,
-                image,
+                images,
+                tokenizer,
                 v,
                 config.sampling.max_text_tokens,
                 config.batch.sequence_length,
-                [neighbour.tokens.tolist() for neighbour in found],
+                [neighbor.tokens.tolist() for neighbor in found],
             )
-            model.decoder.refuse_too_long([prompt])
+            model.decoder.check_fits_sequence([prompt])
             if config.sampling.scorer == "caption" and is_captioned(request):
-                anything = np.zeros(image.image_length, np.int32)
-                model.decoder.refuse_too_long([caption_prompt(request.prompt, anything, v)])
+                anything = np.zeros(tokenizer.image_length, np.int32)
+                model.decoder.check_fits_sequence([caption_prompt(request.prompt, anything, v)])
         except UserError as error:
             refused.append(Failure.of(request.line, error))
             continue
-        codes = pictures[request.image] if request.image else None
-        asked.append(Asked(request, prompt, codes if isinstance(codes, np.ndarray) else None, found))
+        codes = images[request.image] if request.image else None
+        asked.append(PreparedRequest(request, prompt, codes if isinstance(codes, np.ndarray) else None, found))
     return asked, refused
 
 
@@ -251,10 +252,10 @@ def _numbers(samples: int, sampling: SamplingConfig) -> tuple[int, int]:
 
 
 def _answer(
-    asked: Sequence[Asked], model: TrainedModel, sampling: SamplingConfig, num_candidates: int
-) -> list[list[Answer]]:
+    asked: Sequence[PreparedRequest], model: TrainedModel, sampling: SamplingConfig, num_candidates: int
+) -> list[list[Completion]]:
     """The candidates for each request, which depend on the seed and on the request's place in the file alone."""
-    answers: list[list[Answer]] = [[] for _ in asked]
+    answers: list[list[Completion]] = [[] for _ in asked]
     progress = Progress("generate", len(asked) * num_candidates, unit="answer")
 
     def task_of(index: int) -> int:
@@ -263,7 +264,7 @@ def _answer(
     # One task at a time, and short prompts apart from long ones: answers of one length finish together.
     order = sorted(
         range(len(asked)),
-        key=lambda i: (task_of(i), len(asked[i].prompt.plan), len(asked[i].prompt.streams[0].tokens)),
+        key=lambda i: (task_of(i), len(asked[i].prompt.plan), len(asked[i].prompt.variants[0].tokens)),
     )
     done = 0
     for _, indices in itertools.groupby(order, task_of):
@@ -289,15 +290,15 @@ def _answer(
 
 
 def _results(
-    asked: Sequence[Asked],
-    answers: Sequence[Sequence[Answer]],
+    asked: Sequence[PreparedRequest],
+    answers: Sequence[Sequence[Completion]],
     model: TrainedModel,
     sampling: SamplingConfig,
     samples: int,
 ) -> Results:
     """The best answers to each request; a request whose answers all have no score fails."""
     candidates = [
-        [Candidate(one.request, answer, _picture(one, answer, model)) for answer in found]
+        [Candidate(one.request, answer, _image(one, answer, model)) for answer in found]
         for one, found in zip(asked, answers, strict=True)
     ]
     scores = iter(SCORERS[sampling.scorer]([c for of_one in candidates for c in of_one], model))
@@ -311,8 +312,8 @@ def _results(
             index = one.request.number * samples + sample
             fields, drawn = _fields(one, candidate, f"{index:05d}", model)
             line = {"index": index, "prompt": one.request.prompt, "task": one.request.task, "sample": sample}
-            if one.neighbours:
-                line["retrieved"] = [_retrieved(neighbour, model.vocabulary) for neighbour in one.neighbours]
+            if one.neighbors:
+                line["retrieved"] = [_retrieved(neighbor, model.vocabulary) for neighbor in one.neighbors]
             results.lines.append(line | {"image": None, "text": None, "score": score} | fields)
             results.images.update(drawn)
     return results
@@ -331,33 +332,33 @@ def _no_sound_answer(sampling: SamplingConfig, model: TrainedModel) -> str:
     )
 
 
-def _retrieved(neighbour: Neighbour, vocabulary: Vocabulary) -> dict[str, Any]:
-    text = vocabulary.decode_text(neighbour.tokens.tolist())
-    return {"task": neighbour.task, "document": neighbour.document, "text": text, "score": neighbour.score}
+def _retrieved(neighbor: Neighbor, vocabulary: Vocabulary) -> dict[str, Any]:
+    text = vocabulary.decode_text(neighbor.tokens.tolist())
+    return {"task": neighbor.task, "document": neighbor.document, "text": text, "score": neighbor.score}
 
 
-def _picture(asked: Asked, answer: Answer, model: TrainedModel) -> Int[np.ndarray, "codes"] | None:
-    """The codes of the picture that an answer is, if it is one."""
+def _image(asked: PreparedRequest, answer: Completion, model: TrainedModel) -> Int[np.ndarray, "codes"] | None:
+    """The codes of the image that an answer is, if it is one."""
     request = asked.request
     if request.task in ("text_to_image", "edit"):
         return model.vocabulary.decode_image(np.array(answer.tokens))
     if request.task == "infill" and asked.codes is not None:
         mask = region_mask(request.region, model.image_tokenizer.config.grid)
-        return prompts.filled(asked.codes, mask, answer.tokens, model.vocabulary)
+        return prompts.merge_infill(asked.codes, mask, answer.tokens, model.vocabulary)
     return None
 
 
 def _fields(
-    asked: Asked, candidate: Candidate, name: str, model: TrainedModel
+    asked: PreparedRequest, candidate: Candidate, name: str, model: TrainedModel
 ) -> tuple[dict[str, Any], dict[str, Int[np.ndarray, "codes"]]]:
-    """What a line says of an answer, and the pictures it names, which begin with `name`."""
+    """What a line says of an answer, and the images it names, which begin with `name`."""
     v, tokens = model.vocabulary, candidate.answer.tokens
-    if candidate.picture is not None:
-        return {"image": f"{name}.png"}, {f"{name}.png": candidate.picture}
+    if candidate.image is not None:
+        return {"image": f"{name}.png"}, {f"{name}.png": candidate.image}
     if asked.request.task == "infill_text":
         given = asked.request.prompt.split(prompts.BLANK)
         # An answer that used up its tokens has left out the last texts.
-        texts = [*prompts.filled_texts(tokens, v), *[""] * asked.prompt.num_spans][: asked.prompt.num_spans]
+        texts = [*prompts.infill_texts(tokens, v), *[""] * asked.prompt.num_spans][: asked.prompt.num_spans]
         text = "".join(part for pair in zip(given, [*texts, ""], strict=True) for part in pair)
         return {"text": text, "texts": texts}, {}
     if asked.request.task == "continue":

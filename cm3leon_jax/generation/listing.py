@@ -42,7 +42,7 @@ def listing(requests: Sequence[Request], answers: Sequence[Mapping[str, Any]], i
 def _asked(request: Request) -> str:
     task = request.task.replace("_", " ")
     of = f" of {visible(request.image.name)}" if request.image else ""
-    # A picture and a continuation can do without a text; where it is all there is, its absence is said.
+    # An image and a continuation can do without a text; where it is all there is, its absence is said.
     text = visible(request.prompt) or ("(no text)" if request.task == "text_to_image" else "")
     return f"{task}{of}{': ' * bool(text)}{text}"
 

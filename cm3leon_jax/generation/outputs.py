@@ -2,7 +2,7 @@
 
 A run takes the place of the one before it in that folder, and of nothing else. What the one before it left is what its
 own lists name; a folder that holds other things and no such list is refused, before anything is computed. New files are
-made in a hidden folder inside and moved into place at the end, pictures first and lists last, so that a list names only
+made in a hidden folder inside and moved into place at the end, images first and lists last, so that a list names only
 what is there. A run that was killed leaves its lists in that hidden folder: the next one clears up after it.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import is_full_disk, replacing
+from cm3leon_jax.files import atomic_write, is_full_disk
 from cm3leon_jax.lock import lock
 
 ANSWERS_FILE, FAILURES_FILE = "generations.jsonl", "failed.jsonl"
@@ -105,7 +105,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 def write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Writes JSON lines; a number that JSON has no word for is an error of ours."""
-    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
+    with atomic_write(file) as temporary, temporary.open("w", encoding="utf-8") as out:
         for line in lines:
             out.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32
 
-from cm3leon_jax.generation.prompts import Stream
-from cm3leon_jax.model.cache import grown
-from cm3leon_jax.model.transformer import Cache
+from cm3leon_jax.generation.prompts import PromptVariant
+from cm3leon_jax.models.cache import grown
+from cm3leon_jax.models.transformer import Cache
 
 # Tokens read at a time.
 CHUNK = 256
@@ -31,18 +31,18 @@ def rounded_up(number: int, least: int = 1) -> int:
 
 
 @dataclass(frozen=True)
-class Reading:
+class PrefillRows:
     """Token rows to read side by side, padded on the left to a common width."""
 
     tokens: Int32[np.ndarray, "R W"]
     # -1 for padding.
     positions: Int32[np.ndarray, "R W"]
-    places: Int32[np.ndarray, "R W"]
+    image_positions: Int32[np.ndarray, "R W"]
 
     @classmethod
-    def of(cls, streams: Sequence[Stream], first_positions: Sequence[int]) -> Reading:
+    def of(cls, variants: Sequence[PromptVariant], first_positions: Sequence[int]) -> PrefillRows:
         """Each stream from one of its positions on."""
-        parts = list(zip(streams, first_positions, strict=True))
+        parts = list(zip(variants, first_positions, strict=True))
         longest = max(len(stream.tokens) - first for stream, first in parts)
         width = rounded_up(longest, 16) if longest <= CHUNK else -(-longest // CHUNK) * CHUNK
         arrays = np.zeros((3, rounded_up(len(parts)), width), np.int32)
@@ -51,7 +51,7 @@ class Reading:
             columns = slice(width - (len(stream.tokens) - first), None)
             arrays[0, row, columns] = stream.tokens[first:]
             arrays[1, row, columns] = np.arange(first, len(stream.tokens))
-            arrays[2, row, columns] = stream.places[first:]
+            arrays[2, row, columns] = stream.image_positions[first:]
         return cls(*arrays)
 
 
@@ -59,11 +59,11 @@ class Reading:
 class Plan:
     """How a batch of streams is read: common beginnings first, then what follows them, then copied to every row."""
 
-    prefixes: Reading | None
+    prefixes: PrefillRows | None
     # Row of `prefixes` that each row of `rests` begins with, and how long that is.
     prefix_row: Int32[np.ndarray, "U"]
     prefix_length: Int32[np.ndarray, "U"]
-    rests: Reading
+    rests: PrefillRows
     # Length of each row of `rests`, its prefix included.
     length: Int32[np.ndarray, "U"]
     # Row of `rests` for each stream.
@@ -78,7 +78,7 @@ class Plan:
         return prefixes + int((self.rests.positions >= 0).sum())
 
 
-def plan_reading(groups: Sequence[Sequence[Stream]]) -> Plan:
+def plan_prefill(groups: Sequence[Sequence[PromptVariant]]) -> Plan:
     """Plans the reading of the streams of some prompts, prompt by prompt."""
     rest_row, distinct = _distinct([stream for group in groups for stream in group])
     # What the other streams of a prompt share with its first.
@@ -89,12 +89,12 @@ def plan_reading(groups: Sequence[Sequence[Stream]]) -> Plan:
             shared[first], shared[other] = max(shared[first], common), max(shared[other], common)
     lengths = [shared[stream] if shared[stream] >= _SHORTEST_PREFIX else 0 for stream in distinct]
     prefix_row, prefixes = _distinct(
-        [Stream(s.tokens[:n], s.places[:n]) for s, n in zip(distinct, lengths, strict=True)]
+        [PromptVariant(s.tokens[:n], s.image_positions[:n]) for s, n in zip(distinct, lengths, strict=True)]
     )
-    rests = Reading.of(distinct, lengths)
+    rests = PrefillRows.of(distinct, lengths)
     spare = [0] * (len(rests.tokens) - len(distinct))
     return Plan(
-        prefixes=Reading.of(prefixes, [0] * len(prefixes)) if any(lengths) else None,
+        prefixes=PrefillRows.of(prefixes, [0] * len(prefixes)) if any(lengths) else None,
         prefix_row=np.array(prefix_row + spare, np.int32),
         prefix_length=np.array(lengths + spare, np.int32),
         rests=rests,
@@ -126,8 +126,12 @@ def _distinct(items: Sequence[_Item]) -> tuple[list[int], list[_Item]]:
     return [number.setdefault(item, len(number)) for item in items], list(number)
 
 
-def _common_prefix(one: Stream, other: Stream) -> int:
+def _common_prefix(one: PromptVariant, other: PromptVariant) -> int:
     """How many tokens both begin with; each keeps one token for itself, from which its answer goes on."""
     shortest = min(len(one.tokens), len(other.tokens)) - 1
-    pairs = zip(zip(one.tokens, one.places, strict=True), zip(other.tokens, other.places, strict=True), strict=False)
+    pairs = zip(
+        zip(one.tokens, one.image_positions, strict=True),
+        zip(other.tokens, other.image_positions, strict=True),
+        strict=False,
+    )
     return next((index for index, (a, b) in enumerate(pairs) if a != b or index == shortest), shortest)

@@ -1,14 +1,14 @@
 """What a person asks for: one line of a prompts file, for every task.
 
-    {"task": "text_to_image", "prompt": TEXT}                  a picture; the task of a line that names none
+    {"task": "text_to_image", "prompt": TEXT}                  an image; the task of a line that names none
     {"task": "caption", "image": FILE}                         a text; "prompt" may be an instruction in front of it
     {"task": "vqa", "prompt": QUESTION, "image": FILE}         a text
-    {"task": "infill", "prompt": TEXT, "image": FILE}          the picture with "region" drawn anew
+    {"task": "infill", "prompt": TEXT, "image": FILE}          the image with "region" drawn anew
     {"task": "infill_text", "prompt": TEXT, "image": FILE}     the text with every <mask> in it filled in
-    {"task": "edit", "prompt": INSTRUCTION, "image": FILE}     the picture, changed
-    {"task": "continue", "segments": [TEXT, {"image": FILE}]}  the rest of the document: texts and pictures
+    {"task": "edit", "prompt": INSTRUCTION, "image": FILE}     the image, changed
+    {"task": "continue", "segments": [TEXT, {"image": FILE}]}  the rest of the document: texts and images
 
-"region" is [left, top, right, bottom] in shares of the picture's sides, the middle half of its height by default.
+"region" is [left, top, right, bottom] in shares of the image's sides, the middle half of its height by default.
 caption and vqa take "order": "infill" (the default) or "left_to_right". Every task takes "retrieved", documents that
 stand in front: [{"prompt": TEXT, "image": FILE}]. Files are named from the folder of the prompts file.
 """
@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from cm3leon_jax.config import ImageTokenizerConfig
-from cm3leon_jax.data import layouts
-from cm3leon_jax.documents import UnreadablePicture, open_picture
+from cm3leon_jax.data.templates import layouts
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
-from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+from cm3leon_jax.images import UnreadableImage, decode_image
 from cm3leon_jax.vocabulary import Vocabulary
 
 # Fields that a task needs, and fields that it takes beside them and beside "task" and "retrieved".
@@ -47,15 +47,15 @@ TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _MEANINGS = {
     "prompt": "a text",
     "image": "the name of a file",
-    "region": "[left, top, right, bottom] in shares of the picture's sides, 0 to 1",
+    "region": "[left, top, right, bottom] in shares of the image's sides, 0 to 1",
     "order": '"infill" or "left_to_right"',
     "segments": 'a list of texts and {"image": "file.png"}',
     "retrieved": 'a list of {"prompt": "a text", "image": "file.png"}',
 }
 MIDDLE_HALF = (0.0, 0.25, 1.0, 0.75)
 
-# Pictures that are held as pixels at a time.
-_PICTURES = 64
+# Images that are held as pixels at a time.
+_IMAGES = 64
 
 # Bytes of a line and of a prompts file, at most: far more than any model reads, far less than any memory holds.
 _LONGEST_LINE, _LARGEST_FILE = 1 << 20, 1 << 28
@@ -79,8 +79,8 @@ class Request:
     retrieved: tuple[tuple[str, Path], ...] = ()
 
     @property
-    def pictures(self) -> list[Path]:
-        """Every picture that it names."""
+    def images(self) -> list[Path]:
+        """Every image that it names."""
         named = [self.image, *self.segments, *(image for _, image in self.retrieved)]
         return [path for path in named if isinstance(path, Path)]
 
@@ -181,7 +181,7 @@ def _text(value: Any, _: Path) -> str | None:
     return value if isinstance(value, str) and not has_half_characters(value) else None
 
 
-def _picture(value: Any, folder: Path) -> Path | None:
+def _image(value: Any, folder: Path) -> Path | None:
     if not isinstance(value, str) or not value or has_half_characters(value) or "\0" in value:
         return None
     return folder / value
@@ -204,7 +204,7 @@ def _segments(value: Any, folder: Path) -> tuple[str | Path, ...] | None:
     if not isinstance(value, list):
         return None
     segments = [
-        _picture(segment["image"], folder)
+        _image(segment["image"], folder)
         if isinstance(segment, dict) and segment.keys() == {"image"}
         else _text(segment, folder)
         for segment in value
@@ -220,7 +220,7 @@ def _retrieved(value: Any, folder: Path) -> tuple[tuple[str, Path], ...] | None:
     for document in value:
         if not isinstance(document, dict) or document.keys() != {"prompt", "image"}:
             return None
-        text, image = _text(document["prompt"], folder), _picture(document["image"], folder)
+        text, image = _text(document["prompt"], folder), _image(document["image"], folder)
         if text is None or image is None:
             return None
         documents.append((text, image))
@@ -229,7 +229,7 @@ def _retrieved(value: Any, folder: Path) -> tuple[tuple[str, Path], ...] | None:
 
 _READERS: dict[str, Callable[[Any, Path], Any]] = {
     "prompt": _text,
-    "image": _picture,
+    "image": _image,
     "region": _region,
     "order": _order,
     "segments": _segments,
@@ -242,30 +242,30 @@ def has_half_characters(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def read_pictures(paths: Iterable[Path], image_tokenizer: ImageTokenizer) -> dict[Path, Int[np.ndarray, "codes"] | str]:
-    """The codes of each picture, or, where it cannot be read, why; a picture that is named twice is read once."""
+def read_images(paths: Iterable[Path], image_tokenizer: ImageTokenizer) -> dict[Path, Int[np.ndarray, "codes"] | str]:
+    """The codes of each image, or, where it cannot be read, why; an image that is named twice is read once."""
     config = image_tokenizer.config
     distinct = list(dict.fromkeys(paths))
     found: dict[Path, Int[np.ndarray, "codes"] | str] = {}
-    for start in range(0, len(distinct), _PICTURES):
+    for start in range(0, len(distinct), _IMAGES):
         pixels = {}
-        for path in distinct[start : start + _PICTURES]:
+        for path in distinct[start : start + _IMAGES]:
             try:
                 if path.exists() and not path.is_file():
                     raise ValueError("no ordinary file")
-                pixels[path] = open_picture(path.read_bytes(), config.resolution, config.in_channels)
+                pixels[path] = decode_image(path.read_bytes(), config.resolution, config.in_channels)
             except FileNotFoundError:
-                found[path] = f"no picture {path}"
-            except (OSError, ValueError, UnreadablePicture) as error:
-                found[path] = f"the picture {path} cannot be read ({error}): give a PNG, a JPEG or the like"
+                found[path] = f"no image {path}"
+            except (OSError, ValueError, UnreadableImage) as error:
+                found[path] = f"the image {path} cannot be read ({error}): give a PNG, a JPEG or the like"
         if pixels:
-            codes = image_tokenizer.encode(np.stack(list(pixels.values())), min(_PICTURES, len(distinct)))
+            codes = image_tokenizer.encode(np.stack(list(pixels.values())), min(_IMAGES, len(distinct)))
             found |= dict(zip(pixels, codes, strict=True))
     return found
 
 
 def region_mask(region: Region, grid: int) -> Bool[np.ndarray, "codes"]:
-    """The codes of a picture that a region (left, top, right, bottom, in shares of the sides) covers."""
+    """The codes of an image that a region (left, top, right, bottom, in shares of the sides) covers."""
     left, top, right, bottom = (round(share * grid) for share in region)
     mask = np.zeros((grid, grid), bool)
     mask[top:bottom, left:right] = True
@@ -274,53 +274,55 @@ def region_mask(region: Region, grid: int) -> Bool[np.ndarray, "codes"]:
 
 def prompt_of(
     request: Request,
-    pictures: Mapping[Path, Int[np.ndarray, "codes"] | str],
-    image: ImageTokenizerConfig,
+    images: Mapping[Path, Int[np.ndarray, "codes"] | str],
+    image_tokenizer: ImageTokenizerConfig,
     vocabulary: Vocabulary,
     max_text_tokens: int,
     sequence_length: int,
-    neighbours: prompts.Retrieved = (),
+    neighbors: prompts.Retrieved = (),
 ) -> prompts.Prompt:
     """What the model is given to continue.
 
     Args:
       request: what is asked.
-      pictures: as `read_pictures` gives them.
-      image: the image tokenizer's sizes.
+      images: as `read_images` gives them.
+      image_tokenizer: the image tokenizer's sizes.
       vocabulary: names the ids.
       max_text_tokens: the most that a text of the answer may have.
       sequence_length: positions of the model, which end a continuation.
-      neighbours: ids of documents that stand in front, behind those that the request names.
+      neighbors: ids of documents that stand in front, behind those that the request names.
 
     Raises:
-      UserError: if a picture cannot be read, or the request makes no sense.
+      UserError: if an image cannot be read, or the request makes no sense.
     """
-    v, most, image_length = vocabulary, max_text_tokens, image.image_length
-    codes = {path: _codes(pictures[path]) for path in request.pictures}
+    v, most, image_length = vocabulary, max_text_tokens, image_tokenizer.image_length
+    codes = {path: _codes(images[path]) for path in request.images}
     named = [
         [*v.encode_text(text), v.break_, *v.encode_image(codes[image]).tolist()] for text, image in request.retrieved
     ]
-    retrieved = [*named, *neighbours]
+    retrieved = [*named, *neighbors]
     text = request.prompt
     if request.task == "text_to_image":
         return prompts.text_to_image(text, image_length, v, retrieved)
     if request.task == "continue":
         segments = [segment if isinstance(segment, str) else codes[segment] for segment in request.segments]
-        # Room for one picture and one text, each behind a break, or what the positions leave of it.
+        # Room for one image and one text, each behind a break, or what the positions leave of it.
         most += image_length + 2
         prompt = prompts.continuation(segments, most, image_length, v, retrieved)
-        room = max(1, sequence_length - len(prompt.streams[0].tokens))
-        return dataclasses.replace(prompt, plan=prompt.plan[:room], plan_places=prompt.plan_places[:room])
+        room = max(1, sequence_length - len(prompt.variants[0].tokens))
+        return dataclasses.replace(
+            prompt, plan=prompt.plan[:room], plan_image_positions=prompt.plan_image_positions[:room]
+        )
     assert request.image is not None
-    picture = codes[request.image]
+    image = codes[request.image]
     if request.task == "infill":
-        masked = region_mask(request.region, image.grid)
-        return prompts.infill(text, picture, masked, v, retrieved)
+        masked = region_mask(request.region, image_tokenizer.grid)
+        return prompts.infill(text, image, masked, v, retrieved)
     if request.task == "edit":
-        return prompts.edit(text, picture, v, retrieved)
+        return prompts.edit(text, image, v, retrieved)
     if request.task == "infill_text":
         # A space belongs to the word that follows it, so in training it is masked with that word.
-        return prompts.text_infill(text.replace(f" {prompts.BLANK}", prompts.BLANK), picture, most, v, retrieved)
+        return prompts.text_infill(text.replace(f" {prompts.BLANK}", prompts.BLANK), image, most, v, retrieved)
     if prompts.BLANK in text:
         raise UserError(f"the prompt of the task {request.task} holds {prompts.BLANK}: the task infill_text fills it")
     if request.task == "vqa":
@@ -328,11 +330,11 @@ def prompt_of(
     else:
         beginning = layouts.INSTRUCTED_CAPTION.text_before("caption", instruction=text)
     if request.order == "left_to_right":
-        return prompts.text_after_picture(picture, most, v, beginning, retrieved)
-    return prompts.text_infill(beginning + prompts.BLANK, picture, most, v, retrieved)
+        return prompts.text_after_image(image, most, v, beginning, retrieved)
+    return prompts.text_infill(beginning + prompts.BLANK, image, most, v, retrieved)
 
 
-def _codes(picture: Int[np.ndarray, "codes"] | str) -> Int[np.ndarray, "codes"]:
-    if isinstance(picture, str):
-        raise UserError(picture)
-    return picture
+def _codes(image: Int[np.ndarray, "codes"] | str) -> Int[np.ndarray, "codes"]:
+    if isinstance(image, str):
+        raise UserError(image)
+    return image

@@ -9,16 +9,16 @@ from pathlib import Path
 from flax import nnx
 from jax.sharding import Mesh
 
-from cm3leon_jax.checkpoints import Checkpoints, abstract_on, refuse_another_model
+from cm3leon_jax.checkpoints import Checkpoints, abstract_on, check_same_model
 from cm3leon_jax.config import Config
+from cm3leon_jax.encoders.clip.encoder import ClipEncoder
+from cm3leon_jax.encoders.loading import load_encoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.decoder import Decoder
-from cm3leon_jax.image_tokenizer.codec import ImageTokenizer
-from cm3leon_jax.model.sharding import make_mesh, shardings
-from cm3leon_jax.model.transformer import abstract_model
+from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.models.sharding import make_mesh, shardings
+from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.newest_checkpoint import read_newest
-from cm3leon_jax.retrieval.clip_encoder import ClipEncoder
-from cm3leon_jax.retrieval.loading import load_bi_encoder
 from cm3leon_jax.vocabulary import Vocabulary
 
 
@@ -34,7 +34,7 @@ class TrainedModel:
     mesh: Mesh
     vocabulary: Vocabulary
     image_tokenizer: ImageTokenizer
-    # Says how near a picture is to its prompt, where `config.sampling.scorer` asks for it.
+    # Says how near an image is to its prompt, where `config.sampling.scorer` asks for it.
     clip: ClipEncoder | None = None
 
 
@@ -52,7 +52,7 @@ def _restored(config: Config, workdir: Path, checkpoints: Checkpoints, step: int
     meta, what = checkpoints.meta(step), f"the checkpoint {workdir}/checkpoints/{step}"
     vocabulary.check_fingerprint(meta["vocabulary"], what)
     fingerprints = (meta["corpus"]["image_tokenizer"], image_tokenizer.fingerprint)
-    refuse_another_model(meta, config, what, image_tokenizer=fingerprints)
+    check_same_model(meta, config, what, image_tokenizer=fingerprints)
     parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
     decoder = Decoder(config.model, vocabulary, config.batch.sequence_length, mesh)
     decoder.load(parameters)
@@ -60,10 +60,10 @@ def _restored(config: Config, workdir: Path, checkpoints: Checkpoints, step: int
 
 
 def _scoring_clip(config: Config) -> ClipEncoder:
-    encoder = load_bi_encoder(config.bi_encoder.path)
+    encoder = load_encoder(config.encoder.path)
     if not isinstance(encoder, ClipEncoder):
         raise UserError(
-            f"config.sampling.scorer is 'clip', but the bi-encoder at {config.bi_encoder.path} is none, and cannot "
-            "compare a text with a picture: name the path of a CLIP encoder, or another scorer"
+            f"config.sampling.scorer is 'clip', but the encoder at {config.encoder.path} is none, and cannot "
+            "compare a text with an image: name the path of a CLIP encoder, or another scorer"
         )
     return encoder

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cm3leon_jax.config import SamplingConfig
+from cm3leon_jax.generation.config import SamplingConfig
 
 # Tokens whose probabilities are summed up first when a token is drawn.
 _BLOCK = 128
 
 
-class Filters(NamedTuple):
+class SamplingParams(NamedTuple):
     """What makes a distribution of logits; fixed when the loop is compiled."""
 
     temperature: float
@@ -29,7 +29,7 @@ class Filters(NamedTuple):
     amateur_temperature: float
 
     @classmethod
-    def of(cls, sampling: SamplingConfig) -> Filters:
+    def of(cls, sampling: SamplingConfig) -> SamplingParams:
         """The part of the config that is compiled in."""
         return cls(*(getattr(sampling, name) for name in cls._fields))
 
@@ -53,7 +53,7 @@ def edit_guided_logits(
     text_scale: Float[Array, "B 1"] | float,
     image_scale: Float[Array, "B 1"] | float,
 ) -> Float[Array, "B V"]:
-    """Guidance with two weights: towards the source picture, then towards the instruction (arXiv 2211.09800, eq. 3)."""
+    """Guidance with two weights: towards the source image, then towards the instruction (arXiv 2211.09800, eq. 3)."""
     return nothing + image_scale * (image_only - nothing) + text_scale * (full - image_only)
 
 
@@ -97,21 +97,21 @@ def keep_top_p(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]
     return jnp.where(bits < threshold[:, None], -jnp.inf, logits)
 
 
-def next_scores(
+def process_logits(
     logits: Float[Array, "B S V"],
     legal: Bool[Array, "B V"] | None,
     text_scale: Float[Array, "B"],
     image_scale: Float[Array, "B"],
     is_contrastive: Bool[Array, "B"] | None,
-    filters: Filters,
+    filters: SamplingParams,
 ) -> Float[Array, "B V"]:
     """What the next token is drawn from, as logits: its softmax is the distribution.
 
     Args:
-      logits: of S streams: the prompt's own; then, for guidance, without the text; then without text and picture.
+      logits: of S streams: the prompt's own; then, for guidance, without the text; then without text and image.
       legal: which tokens may be drawn (None: all).
       text_scale: weight of guidance towards the text.
-      image_scale: weight of guidance towards the picture, where there are three streams.
+      image_scale: weight of guidance towards the image, where there are three streams.
       is_contrastive: rows that use CD-K, with the second stream as the amateur (None: no row does).
       filters: temperature and what is left out.
     """

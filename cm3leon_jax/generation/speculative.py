@@ -1,4 +1,4 @@
-"""Speculative Jacobi decoding of pictures: several codes guessed, checked in one pass, and redrawn where they fail.
+"""Speculative Jacobi decoding of images: several codes guessed, checked in one pass, and redrawn where they fail.
 
 Teng et al., arXiv 2410.01699. A pass over W tokens reads the same weights and cache as a pass over one, so every guess
 that holds is nearly free. A guess drawn from q is kept with probability min(1, p / q) where p is what the model gives
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from cm3leon_jax.generation import grammar
+from cm3leon_jax.generation import constrained_decoding
 from cm3leon_jax.generation.decode import Drawn, Task
 from cm3leon_jax.generation.prompts import IMAGE_CODE
-from cm3leon_jax.generation.sampling import Filters, draw, next_scores
-from cm3leon_jax.model.transformer import Cache, Transformer
+from cm3leon_jax.generation.sampling import SamplingParams, draw, process_logits
+from cm3leon_jax.models.transformer import Cache, Transformer
 from cm3leon_jax.vocabulary import Vocabulary
 
 
@@ -43,14 +43,14 @@ def decode_speculatively(
     *,
     graph: nnx.GraphDef,
     vocabulary: Vocabulary,
-    filters: Filters,
+    filters: SamplingParams,
     window: int,
 ) -> Drawn:
-    """As `decode.decode`, for plans of picture codes alone: `window` tokens a pass. The step counts passes."""
+    """As `decode.decode`, for plans of image codes alone: `window` tokens a pass. The step counts passes."""
     model: Transformer = nnx.merge(graph, parameters)
     B, M = task.plan.shape
     S, W, greedy = len(task.start) // B, window, filters.temperature == 0
-    ids = jnp.asarray(grammar.candidate_ids(frozenset({IMAGE_CODE}), vocabulary))
+    ids = jnp.asarray(constrained_decoding.candidate_ids(frozenset({IMAGE_CODE}), vocabulary))
     table = model.output_table[ids]
     rows = jnp.arange(B)
 
@@ -61,7 +61,7 @@ def decode_speculatively(
         flat = jnp.swapaxes(logits, 1, 2).reshape(B * n, S, -1)
         text_scale, image_scale = jnp.repeat(task.text_scale, n), jnp.repeat(task.image_scale, n)
         is_contrastive = None if task.is_contrastive is None else jnp.repeat(task.is_contrastive, n)
-        scores = next_scores(flat, None, text_scale, image_scale, is_contrastive, filters)
+        scores = process_logits(flat, None, text_scale, image_scale, is_contrastive, filters)
         # As in `decode.decode`: what is drawn from scores that are not finite has no likelihood.
         unsound = jnp.where(jnp.isfinite(scores.max(axis=-1)), 0, jnp.nan).reshape(B, n, 1)
         if greedy:
@@ -78,8 +78,8 @@ def decode_speculatively(
 
     def guess(keys: Array, log_p: Float[Array, "B n K"], first: Int[Array, "B"]) -> tuple[Array, Array]:
         """Guesses for the places from `first` on; behind the last known distribution, from that one again."""
-        places = jnp.minimum(first[:, None] + jnp.arange(W - 1), log_p.shape[1] - 1)
-        guess_log = log_p[rows[:, None], places]
+        image_positions = jnp.minimum(first[:, None] + jnp.arange(W - 1), log_p.shape[1] - 1)
+        guess_log = log_p[rows[:, None], image_positions]
         return draw_all(keys, guess_log), guess_log
 
     def check(state: _State) -> _State:
@@ -91,13 +91,13 @@ def decode_speculatively(
         at = jnp.minimum(newest[:, None] + jnp.arange(W), M - 1)
         index = jnp.repeat(task.num_slots + newest, S)
         positions = (index - task.start)[:, None] + jnp.arange(W)
-        # Guesses behind the end of the picture have no position; they leave no trace.
+        # Guesses behind the end of the image have no position; they leave no trace.
         positions = jnp.where(jnp.repeat(newest[:, None] + jnp.arange(W) < M, S, axis=0), positions, -1)
         hidden, cache = model.extend(
             jnp.repeat(ids[inputs], S, axis=0),
             positions,
             jnp.repeat(task.start[:, None], W, axis=1),
-            jnp.repeat(task.plan_places[rows[:, None], at], S, axis=0),
+            jnp.repeat(task.plan_image_positions[rows[:, None], at], S, axis=0),
             state.cache,
             index,
         )
@@ -151,12 +151,12 @@ def decode_speculatively(
     return Drawn(
         step=state.num_passes,
         token=nothing,
-        place=nothing,
+        image_position=nothing,
         cache=state.cache,
         output=ids[state.codes[:, :M]],
         log_likelihood=state.log_likelihood,
         num_drawn=state.num_codes,
-        codes_left=nothing,
+        image_tokens_left=nothing,
         spans_left=nothing,
         done=state.num_codes >= M,
     )

@@ -190,7 +190,7 @@ def _end_with_parent(folder: Path, parent: int) -> None:
 
 
 def _lower_and_compile(folder: Path, config: Config, topology: Topology) -> dict[str, Any]:
-    from cm3leon_jax.model.sharding import make_mesh, refuse_uneven_batch
+    from cm3leon_jax.models.sharding import check_batch_divides, make_mesh
     from cm3leon_jax.training.step import TrainStep
     from cm3leon_jax.vocabulary import Vocabulary
 
@@ -199,7 +199,7 @@ def _lower_and_compile(folder: Path, config: Config, topology: Topology) -> dict
     # Only its sizes are in the step, and those follow from the config.
     vocabulary = Vocabulary.train((), text, config.image_tokenizer.codebook_size, masks, progress=False)
     mesh = make_mesh(config.mesh, devices(topology))
-    refuse_uneven_batch(config.batch.batch_size, mesh, config.train.num_microbatches)
+    check_batch_divides(config.batch.batch_size, mesh, config.train.num_microbatches)
     step = TrainStep(config, vocabulary, mesh)
     lowered = step.lowered()
     lowered_at = time.perf_counter()
@@ -241,8 +241,8 @@ def _compile(lowered: Any, dump: Path, limit: int) -> dict[str, Any]:
 def _placement(step: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
     import jax
 
-    from cm3leon_jax.model.embedding import sent_width
-    from cm3leon_jax.model.sharding import parameter_name
+    from cm3leon_jax.models.embedding import sent_width
+    from cm3leon_jax.models.sharding import parameter_name
     from cm3leon_jax.training.compiler_options import compiler_options
 
     weights: dict[str, int] = {}

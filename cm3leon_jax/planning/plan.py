@@ -21,7 +21,7 @@ from typing import Any
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
-from cm3leon_jax.model.flops import FLOP_RULE
+from cm3leon_jax.models.flops import FLOP_RULE
 from cm3leon_jax.paths import output_file
 from cm3leon_jax.planning import collectives, report, roofline, topology
 from cm3leon_jax.planning.compile import Compiled, CompileError, compile_step
@@ -115,7 +115,7 @@ def lines(file: str, planned: Plan) -> list[str]:
         return [
             *written,
             "",
-            "mend: more config.train.num_microbatches, a config.model.remat that keeps less, or --search",
+            "fix: more config.train.num_microbatches, a config.model.remat that keeps less, or --search",
         ]
     written += report.collectives_table(planned.collectives, compiled, pod)
     written += report.time_table(config, planned.work, planned.times, pod)

@@ -100,7 +100,7 @@ def purpose(collective: Collective, weights: dict[str, int], mesh: dict[str, int
     if not names and collective.is_between_slices:
         return "shares of gradients"
     if not names and collective.kind == "collective-permute" and "->" in collective.op_name:
-        # A product that takes its gathered or scattered side from neighbour to neighbour, share by share.
+        # A product that takes its gathered or scattered side from neighbor to neighbor, share by share.
         return "shares, beside their products"
     if not names:
         return _operation(collective.op_name)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from cm3leon_jax.config import Config
-from cm3leon_jax.model.flops import (
+from cm3leon_jax.models.flops import (
     attention_flops_per_token,
     flops_per_token,
     layer_matrices,

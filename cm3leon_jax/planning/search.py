@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
-from cm3leon_jax.model.flops import layer_matrices, output_matrices
+from cm3leon_jax.models.flops import layer_matrices, output_matrices
 from cm3leon_jax.planning import plan, report, roofline
 from cm3leon_jax.planning.compile import CompileError
 from cm3leon_jax.planning.topology import Topology

@@ -1,1 +1,1 @@
-"""Documents that bring their neighbours: vectors of documents, the search for what is near, and the choice."""
+"""Documents that bring their neighbors: vectors of documents, the search for what is near, and the choice."""

@@ -1,8 +1,8 @@
-"""The choice of neighbours among the candidates of a search: relevant, of both modalities, and unlike each other.
+"""The choice of neighbors among the candidates of a search: relevant, of both modalities, and unlike each other.
 
 Yasunaga et al. (arXiv 2211.12561, section 3.1) and CM3Leon (arXiv 2309.02591, section 2.1.2) leave out what is too much
-like the document or like a neighbour that was taken already. How alike two documents are is the product of their whole
-vectors: a caption's product with its own picture's document stays far below 1, so the score of a query alone would let
+like the document or like a neighbor that was taken already. How alike two documents are is the product of their whole
+vectors: a caption's product with its own image's document stays far below 1, so the score of a query alone would let
 copies of a document through.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from cm3leon_jax.data.neighbours import NONE
+from cm3leon_jax.data.corpus.neighbors import NONE
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Neighbours of n documents, in the order they were taken; row -1 is none."""
+    """Neighbors of n documents, in the order they were taken; row -1 is none."""
 
     rows: Int64[np.ndarray, "n K"]
     scores: Float32[np.ndarray, "n K"]
@@ -57,8 +57,8 @@ def choose(
     own_vectors: Float32[np.ndarray, "n dim"],
     taken: Chosen,
     count: int,
-    max_score: float,
-    min_score: float,
+    max_similarity: float,
+    min_similarity: float,
 ) -> Chosen:
     """The best `count` candidates of each document that may stand beside what is taken.
 
@@ -66,10 +66,10 @@ def choose(
       candidates: of each document's query.
       own_rows: where each document itself lies in the memory; -1 if it does not.
       own_vectors: each document's whole vector; zeros where there is only a query.
-      taken: neighbours chosen before, by another query.
+      taken: neighbors chosen before, by another query.
       count: how many are chosen at most.
-      max_score: no neighbour scores more with the query, or is more like the document or a taken neighbour.
-      min_score: none scores less with the query.
+      max_similarity: no neighbor scores more with the query, or is more like the document or a taken neighbor.
+      min_similarity: none scores less with the query.
     """
     num_documents, num_candidates = candidates.rows.shape
     rows = np.full((num_documents, count), NONE, np.int64)
@@ -86,7 +86,7 @@ def choose(
         # A row may come twice with no likeness to itself, if its vector is zero.
         repeated = (taken.rows == row[:, None]).any(axis=1) | (rows == row[:, None]).any(axis=1)
         good = (row != NONE) & (row != own_rows) & ~repeated & (filled < count)
-        good &= (score >= min_score) & (score <= max_score) & (alike <= max_score)
+        good &= (score >= min_similarity) & (score <= max_similarity) & (alike <= max_similarity)
         which, place = everyone[good], filled[good]
         rows[which, place], scores[which, place], vectors[which, place] = row[good], score[good], vector[good]
         filled += good

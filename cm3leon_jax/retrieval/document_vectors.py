@@ -1,11 +1,11 @@
 """The vectors of a corpus's documents, shard by shard beside its tokens.
 
-    CORPUS/retrieval/TASK/SPLIT/vectors-00000.npy   float16 [documents, 2, dim]: of the text, of the pictures
+    CORPUS/retrieval/TASK/SPLIT/vectors-00000.npy   float16 [documents, 2, dim]: of the text, of the images
     CORPUS/retrieval/TASK/SPLIT/queries-00000.npy   the same, each without a share of its tokens and patches
     CORPUS/retrieval/TASK/SPLIT/vectors-00000.json  the checksums of both
 
 A document's own vector is the mean of the two, with unit norm (arXiv 2309.02591, section 2.1.2); a document that lacks
-text or pictures has zeros in its place.
+text or images has zeros in its place.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ import numpy as np
 from jaxtyping import Float16, Float32, Int64
 from tqdm import tqdm
 
-from cm3leon_jax.data import counter_random
-from cm3leon_jax.data.array_files import open_arrays, save_arrays
-from cm3leon_jax.data.reading import Malformed, Share, TaskReader
-from cm3leon_jax.data.shard_writer import DocumentTokenizer, OpenedDocument, read_shard_record, record_file
-from cm3leon_jax.distributed import is_first
+from cm3leon_jax import counter_random
+from cm3leon_jax.data.corpus.array_files import open_arrays, save_arrays
+from cm3leon_jax.data.corpus.shard_writer import (
+    DecodedDocument,
+    DocumentTokenizer,
+    read_shard_record,
+    shard_metadata_file,
+)
+from cm3leon_jax.data.sources.reading import Share, SkippedExample, TaskReader
+from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.documents import Document
+from cm3leon_jax.encoders.base import Encoder, l2_normalize
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.retrieval.bi_encoder import BiEncoder, unit
 
 # Documents encoded at a time.
 _BLOCK = 256
@@ -51,14 +56,14 @@ def vectors_record(folder: Path, shard: int) -> Path:
 def open_vectors(folder: Path, shard: int) -> tuple[Float16[np.ndarray, "n 2 dim"], Float16[np.ndarray, "n 2 dim"]]:
     """The vectors and the queries of a shard, memory-mapped after they were checked."""
     names = vectors_file(folder, shard).name, queries_file(folder, shard).name
-    mend = "delete that file and run `cm3leon prepare` again, which writes it anew"
-    vectors, queries = open_arrays(vectors_record(folder, shard), names, mend)
+    fix = "delete that file and run `cm3leon prepare` again, which writes it anew"
+    vectors, queries = open_arrays(vectors_record(folder, shard), names, fix)
     return vectors, queries
 
 
-def whole_vectors(parts: Float16[np.ndarray, "n 2 dim"]) -> Float32[np.ndarray, "n dim"]:
-    """Each document's own vector: the mean of its text's and its pictures', unit norm again."""
-    return unit(parts.astype(np.float32).sum(axis=1))
+def document_embeddings(parts: Float16[np.ndarray, "n 2 dim"]) -> Float32[np.ndarray, "n dim"]:
+    """Each document's own vector: the mean of its text's and its images', unit norm again."""
+    return l2_normalize(parts.astype(np.float32).sum(axis=1))
 
 
 def write_vectors(
@@ -68,7 +73,7 @@ def write_vectors(
     tokens: DocumentTokenizer,
     shards: Path,
     folder: Path,
-    encoder: BiEncoder,
+    encoder: Encoder,
     dropout: float,
     seed: int,
     size: int,
@@ -93,7 +98,7 @@ def write_vectors(
       UserError: if the raw documents are no longer those of the token shards.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    records = [read_shard_record(record_file(shards, shard)) for shard in range(num_shards)]
+    records = [read_shard_record(shard_metadata_file(shards, shard)) for shard in range(num_shards)]
     first_document = np.cumsum([0, *(record["num_documents"] for record in records)])
     step = jax.process_count()
     own = range((jax.process_index() - turn) % step, num_shards, step)
@@ -116,9 +121,9 @@ def write_vectors(
         done = 0
         with tqdm(
             total=len(vectors),
-            unit=" documents",
+            l2_normalize=" documents",
             desc=f"vectors {task.name} {split} {shard}",
-            disable=None if is_first() else True,
+            disable=None if is_coordinator() else True,
         ) as progress:
             for block in _blocks(_opened(tokens, examples)):
                 place = slice(done, done + len(block))
@@ -139,30 +144,30 @@ def write_vectors(
 
 
 def _opened(
-    tokens: DocumentTokenizer, examples: Iterable[Document | Malformed]
-) -> Iterator[tuple[str, OpenedDocument]]:
-    """The text and the pictures of each document that has tokens."""
+    tokens: DocumentTokenizer, examples: Iterable[Document | SkippedExample]
+) -> Iterator[tuple[str, DecodedDocument]]:
+    """The text and the images of each document that has tokens."""
     for document in examples:
         opened = tokens.open(document)
-        if isinstance(document, Document) and isinstance(opened, OpenedDocument):
+        if isinstance(document, Document) and isinstance(opened, DecodedDocument):
             yield document.text, opened
 
 
-def _blocks(documents: Iterator[tuple[str, OpenedDocument]]) -> Iterator[list[tuple[str, OpenedDocument]]]:
+def _blocks(documents: Iterator[tuple[str, DecodedDocument]]) -> Iterator[list[tuple[str, DecodedDocument]]]:
     while block := list(itertools.islice(documents, _BLOCK)):
         yield block
 
 
 def _encoded(
-    block: list[tuple[str, OpenedDocument]], encoder: BiEncoder, dropout: float, keys: Int64[np.ndarray, "n"]
+    block: list[tuple[str, DecodedDocument]], encoder: Encoder, dropout: float, keys: Int64[np.ndarray, "n"]
 ) -> Float32[np.ndarray, "n 2 dim"]:
     vectors = np.zeros((len(block), 2, encoder.dim), np.float32)
     vectors[:, 0] = encoder.encode_texts([text for text, _ in block], dropout, keys)
-    owner = np.repeat(np.arange(len(block)), [len(document.pictures) for _, document in block])
+    owner = np.repeat(np.arange(len(block)), [len(document.images) for _, document in block])
     if len(owner):
-        pictures = np.stack([picture for _, document in block for picture in document.pictures])
-        # Each picture of a document loses patches of its own.
-        picture_keys = counter_random.hash64(keys[owner], np.arange(len(owner)) - np.searchsorted(owner, owner))
-        np.add.at(vectors[:, 1], owner, encoder.encode_pictures(pictures, dropout, picture_keys.view(np.int64)))
-        vectors[:, 1] = unit(vectors[:, 1])
+        images = np.stack([image for _, document in block for image in document.images])
+        # Each image of a document loses patches of its own.
+        image_keys = counter_random.hash64(keys[owner], np.arange(len(owner)) - np.searchsorted(owner, owner))
+        np.add.at(vectors[:, 1], owner, encoder.encode_images(images, dropout, image_keys.view(np.int64)))
+        vectors[:, 1] = l2_normalize(vectors[:, 1])
     return vectors

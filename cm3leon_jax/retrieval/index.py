@@ -16,14 +16,14 @@ from jaxtyping import Float, Float32, Int64
 from tqdm import tqdm
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import replacing
-from cm3leon_jax.retrieval.search import refuse_empty_memory
+from cm3leon_jax.files import atomic_write
+from cm3leon_jax.retrieval.search import check_datastore_not_empty
 
 _FLAT_UP_TO = 200_000
 _LOWEST_RECALL = 0.99
 _RECALL_AT = 10
 _NUM_QUERIES = 256
-# What a query is away from the vector that it is made of: a document's other text or picture, not the document itself.
+# What a query is away from the vector that it is made of: a document's other text or image, not the document itself.
 _QUERY_NOISE = 0.5
 # Rows read at a time.
 _BLOCK = 65536
@@ -55,7 +55,7 @@ def build(
     """
     faiss = _import_faiss()
     num_rows, dim = vectors.shape
-    refuse_empty_memory(num_rows)
+    check_datastore_not_empty(num_rows)
     float16, product = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     rng = np.random.default_rng(seed)
     if num_rows <= flat_up_to:
@@ -75,7 +75,7 @@ def build(
         recall = _set_probes(index, vectors, queries.astype(np.float32))
         record = {"kind": "lists", "num_rows": num_rows, "num_lists": num_lists, "num_probes": index.nprobe}
         record["recall_at_10"] = recall
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         faiss.write_index(index, str(temporary))
     return record
 
@@ -125,7 +125,7 @@ def _import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise UserError(f"an index of neighbours needs FAISS ({error}): pip install 'cm3leon_jax[retrieval]'") from None
+        raise UserError(f"an index of neighbors needs FAISS ({error}): pip install 'cm3leon_jax[retrieval]'") from None
     return faiss
 
 
@@ -140,7 +140,7 @@ def _rows(vectors: np.ndarray, rows: np.ndarray) -> Float32[np.ndarray, "n d"]:
 
 def _blocks(vectors: np.ndarray, what: str) -> Iterator[Float32[np.ndarray, "n d"]]:
     starts = range(0, len(vectors), _BLOCK)
-    for start in tqdm(starts, desc=what, unit=" blocks", disable=True if len(starts) < 2 else None):
+    for start in tqdm(starts, desc=what, l2_normalize=" blocks", disable=True if len(starts) < 2 else None):
         yield np.ascontiguousarray(vectors[start : start + _BLOCK], np.float32)
 
 

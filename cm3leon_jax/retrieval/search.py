@@ -28,7 +28,7 @@ _GROUP_ELSEWHERE = 128
 # Rows of a block. What the approximate search of a TPU reduces is never written, and each block ends with a sort.
 _BLOCK = 16384
 _BLOCK_APPROXIMATE_TPU = 262144
-# Groups taken from a block in which no query finds more than these: most blocks, once good neighbours are held.
+# Groups taken from a block in which no query finds more than these: most blocks, once good neighbors are held.
 _FEW_GROUPS = 16
 
 
@@ -69,7 +69,7 @@ def make_plan(
     Raises:
       UserError: if there are no rows, or more than int32 can count.
     """
-    refuse_empty_memory(num_rows)
+    check_datastore_not_empty(num_rows)
     platform = mesh.devices.flat[0].platform
     group = _GROUP.get(platform, _GROUP_ELSEWHERE)
     if block_size is None:
@@ -81,7 +81,7 @@ def make_plan(
     if plan.rows_per_device * mesh.size >= 2**31:
         raise UserError(
             f"the memory has {num_rows} rows, a search takes fewer than 2^31: name fewer in "
-            "config.retrieval.memory_tasks"
+            "config.retrieval.datastore_tasks"
         )
     return plan
 
@@ -108,7 +108,7 @@ class Search:
             (arXiv 2206.14286); faster on a TPU, not on a CPU, where it is exact and slower.
           recall: of "approximate", between 0 and 1.
           dtype: "float32", or "bfloat16" products, summed in float32: about six times faster on a TPU, and scores of
-            unit vectors are off by up to 0.004, so that neighbours nearer to each other than that may change places.
+            unit vectors are off by up to 0.004, so that neighbors nearer to each other than that may change places.
           block_size: rows whose scores a device holds at a time, for a batch; by default what suits the device.
           batch_size: queries that go through the memory together.
 
@@ -174,11 +174,11 @@ class Search:
             yield ahead
 
 
-def refuse_empty_memory(num_rows: int) -> None:
+def check_datastore_not_empty(num_rows: int) -> None:
     """A memory has at least one row."""
     if num_rows < 1:
         raise UserError(
-            "the memory is empty: no document may be a neighbour; widen config.retrieval.memory_tasks, or set "
+            "the memory is empty: no document may be a neighbor; widen config.retrieval.datastore_tasks, or set "
             "config.retrieval.both_modalities to False"
         )
 
@@ -187,9 +187,7 @@ def _refuse_non_finite(rows: np.ndarray, first: int) -> np.ndarray:
     # Two numbers decide, so that the usual case makes no array as large as the rows.
     if len(rows) and not (np.isfinite(rows.min()) and np.isfinite(rows.max())):
         row = first + int(np.argmin(np.isfinite(rows).all(axis=1)))
-        raise UserError(
-            f"vector {row} of the memory is not finite: make the vectors again, or train the bi-encoder anew"
-        )
+        raise UserError(f"vector {row} of the memory is not finite: make the vectors again, or train the encoder anew")
     return rows
 
 
@@ -302,7 +300,7 @@ def _merge_approximate(
 ) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
     """The same, where each of the k best of a block is found with probability `recall`.
 
-    The recall is a block's own, not the whole memory's: neighbours of a query may all lie in one block.
+    The recall is a block's own, not the whole memory's: neighbors of a query may all lie in one block.
     """
     k = held_scores.shape[1]
     scores = jnp.where(first + jnp.arange(scores.shape[1]) < plan.num_rows, scores, -jnp.inf)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from cm3leon_jax.training.metrics import StepWork
 
 # What is not a step that counts: getting ready, compiling, waiting for batches, waiting for a checkpoint to be copied,
-# held-out loss and sample pictures, and steps that were done and must be done again after a fault.
+# held-out loss and sample images, and steps that were done and must be done again after a fault.
 PARTS = ("startup", "compile", "data_wait", "save", "evaluation", "lost")
 # `RunClock.values()` before a run began.
 NO_SECONDS = {f"seconds_{name}": 0.0 for name in ("total", *PARTS)}
@@ -27,7 +27,7 @@ class RunClock:
         self._restart_lap(0)
 
     @contextlib.contextmanager
-    def spent_on(self, part: str) -> Iterator[None]:
+    def timed(self, part: str) -> Iterator[None]:
         """Around what is one of PARTS."""
         started = time.perf_counter()
         try:
@@ -36,10 +36,10 @@ class RunClock:
             self._seconds[part] += time.perf_counter() - started
 
     @contextlib.contextmanager
-    def paused_for_save(self) -> Iterator[None]:
+    def timed_save(self) -> Iterator[None]:
         """Around a save between two steps."""
         before = self._seconds["save"]
-        with self.spent_on("save"):
+        with self.timed("save"):
             yield
         self.longest_save = max(self.longest_save, self._seconds["save"] - before)
 
@@ -49,7 +49,7 @@ class RunClock:
             self._seconds["startup"] = time.perf_counter() - self._started - sum(self._seconds.values())
         self._restart_lap(first_step)
 
-    def went_back(self, then: Mapping[str, float], last: Mapping[str, float] | None = None) -> None:
+    def record_rollback(self, then: Mapping[str, float], last: Mapping[str, float] | None = None) -> None:
         """The run goes on at a checkpoint; the steps behind it must be done again.
 
         Args:

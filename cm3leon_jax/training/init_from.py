@@ -20,10 +20,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from cm3leon_jax.checkpoints import Checkpoints, DamagedCheckpoint, abstract_on
-from cm3leon_jax.config import Config, ModelConfig
+from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.model.sharding import shardings
-from cm3leon_jax.model.transformer import abstract_model
+from cm3leon_jax.models.config import ModelConfig
+from cm3leon_jax.models.sharding import shardings
+from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.newest_checkpoint import read_newest
 from cm3leon_jax.vocabulary import Vocabulary
 

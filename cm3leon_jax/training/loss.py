@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from cm3leon_jax.model.embedding import gather_columns, scatter_columns
-from cm3leon_jax.model.sharding import BATCH_AXES, BATCH_SPEC
+from cm3leon_jax.models.embedding import gather_columns, scatter_columns
+from cm3leon_jax.models.sharding import BATCH_AXES, BATCH_SPEC
 from cm3leon_jax.vocabulary import Vocabulary
 
 
 class LossSums(NamedTuple):
-    """Summed cross-entropy in nats and number of tokens, of pictures' codes and of all other tokens."""
+    """Summed cross-entropy in nats and number of tokens, of images' codes and of all other tokens."""
 
     text: Float[Array, ""]
     image: Float[Array, ""]
@@ -34,7 +34,7 @@ class LossSums(NamedTuple):
         return (self.text + self.image) / jnp.maximum(self.num_text + self.num_image, 1)
 
     def by_modality(self) -> dict[str, Float[Array, ""]]:
-        """Nats a token: of all, of text and marks, of pictures; and how many tokens of the two there are.
+        """Nats a token: of all, of text and marks, of images; and how many tokens of the two there are.
 
         Where there are none, the loss means nothing: `without_absent` leaves it out.
         """
@@ -104,19 +104,19 @@ def head_loss(
 def _head_loss_forward(
     hidden: Array, table: Array, targets: Array, weights: Array, z_loss: float, num_chunks: int
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    total, losses, of_hidden, of_table = _on_every_device(
+    total, losses, d_hidden, d_table = _on_every_device(
         hidden, table, targets, weights, z_loss, num_chunks, with_gradients=True
     )
-    assert of_hidden is not None and of_table is not None
-    return (total, losses), (of_hidden, of_table)
+    assert d_hidden is not None and d_table is not None
+    return (total, losses), (d_hidden, d_table)
 
 
 def _head_loss_backward(
     z_loss: float, num_chunks: int, gradients: tuple[Array, Array], cotangents: tuple[Array, Array]
 ) -> tuple[Array, Array, None, None]:
-    of_hidden, of_table = gradients
+    d_hidden, d_table = gradients
     scale, _ = cotangents
-    return of_hidden * scale.astype(of_hidden.dtype), of_table * scale, None, None
+    return d_hidden * scale.astype(d_hidden.dtype), d_table * scale, None, None
 
 
 head_loss.defvjp(_head_loss_forward, _head_loss_backward)
@@ -145,29 +145,29 @@ def _on_every_device(
         # Gathered once, in the type of the products, and its gradient shared out once, behind all chunks.
         whole = gather_columns(table.astype(hidden.dtype))
 
-        def chunk(of_table: Array | None, tokens: tuple[Array, Array, Array]) -> tuple[Array | None, tuple]:
-            losses, slope = _chunk_losses(tokens, whole, z_loss)
-            if of_table is None:
+        def chunk(d_table: Array | None, tokens: tuple[Array, Array, Array]) -> tuple[Array | None, tuple]:
+            losses, gradient = _chunk_losses(tokens, whole, z_loss)
+            if d_table is None:
                 return None, (*losses, None)
             # Made once, not for each of its two products.
-            slope = jax.lax.optimization_barrier(slope)
-            of_hidden = jax.lax.psum(jnp.einsum("nV,VE->nE", slope, whole), "tensor")
+            gradient = jax.lax.optimization_barrier(gradient)
+            d_hidden = jax.lax.psum(jnp.einsum("nV,VE->nE", gradient, whole), "tensor")
             # The small side turned by hand: a product over the first axes of both takes XLA twice as long on a CPU.
             features = jax.lax.optimization_barrier(tokens[0].T)
-            here = jnp.einsum("En,nV->EV", features, slope, preferred_element_type=jnp.float32)
-            return of_table + here, (*losses, of_hidden)
+            here = jnp.einsum("En,nV->EV", features, gradient, preferred_element_type=jnp.float32)
+            return d_table + here, (*losses, d_hidden)
 
         def by_chunk(part: Array) -> Array:
             return part.reshape(num_chunks, -1, *part.shape[2:])
 
-        of_table = jnp.zeros(whole.shape[::-1], jnp.float32) if with_gradients else None
+        d_table = jnp.zeros(whole.shape[::-1], jnp.float32) if with_gradients else None
         chunks = by_chunk(hidden), by_chunk(targets), by_chunk(weights)
-        of_table, (totals, losses, of_hidden) = jax.lax.scan(chunk, of_table, chunks, unroll=num_chunks == 1)
+        d_table, (totals, losses, d_hidden) = jax.lax.scan(chunk, d_table, chunks, unroll=num_chunks == 1)
         total = jax.lax.psum(totals.sum(), BATCH_AXES)
         losses = losses.reshape(rows, length)
-        if of_table is None:
+        if d_table is None:
             return total, losses, None, None
-        return total, losses, of_hidden.reshape(hidden.shape), jax.lax.psum(scatter_columns(of_table), "replica")
+        return total, losses, d_hidden.reshape(hidden.shape), jax.lax.psum(scatter_columns(d_table), "replica")
 
     return local(hidden, table, targets, weights)
 
@@ -188,5 +188,5 @@ def _chunk_losses(
     losses = log_denominator - jax.lax.psum(jnp.where(is_target, scores, 0).sum(axis=-1), "tensor")
     total = (weights * (losses + z_loss * jnp.square(log_denominator))).sum()
     share = weights * (1 + 2 * z_loss * log_denominator) / denominator
-    slope = exponentials * share[:, None] - jnp.where(is_target, weights[:, None], 0)
-    return (total, losses), slope.astype(features.dtype)
+    gradient = exponentials * share[:, None] - jnp.where(is_target, weights[:, None], 0)
+    return (total, losses), gradient.astype(features.dtype)

@@ -21,13 +21,13 @@ _GROUPS = {
     "loss": ("loss", "all"),
     "loss_text": ("loss", "text"),
     "loss_image": ("loss", "image"),
-    "held_out_loss": ("held_out_loss", "all"),
-    "held_out_loss_text": ("held_out_loss", "text"),
-    "held_out_loss_image": ("held_out_loss", "image"),
+    "eval_loss": ("eval_loss", "all"),
+    "eval_loss_text": ("eval_loss", "text"),
+    "eval_loss_image": ("eval_loss", "image"),
     "num_text": ("num_targets", "text"),
     "num_image": ("num_targets", "image"),
-    "held_out_num_text": ("held_out_num_targets", "text"),
-    "held_out_num_image": ("held_out_num_targets", "image"),
+    "eval_num_text": ("eval_num_targets", "text"),
+    "eval_num_image": ("eval_num_targets", "image"),
     **{name: ("optimizer", name) for name in ("learning_rate", "grad_norm", "skipped_steps")},
     **{name: ("speed", name) for name in ("tokens_per_second", "tokens_per_second_per_device", "mfu")},
     **{name: ("speed", name) for name in ("step_seconds", "data_wait_seconds")},
@@ -62,9 +62,9 @@ class MetricsLog:
         self._lines.write(step, values)
         self._curves.write(step, values)
 
-    def write_picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
-        """One picture, to TensorBoard."""
-        self._curves.write_picture(step, name, pixels)
+    def write_image(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
+        """One image, to TensorBoard."""
+        self._curves.write_image(step, name, pixels)
 
     def flush(self) -> None:
         """Returns when what was written would outlive a failing host."""
@@ -104,8 +104,8 @@ class EventFile:
         """One text."""
         self._write(step, summary=self._formats.summary.text(name, markdown))
 
-    def write_picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
-        """One picture."""
+    def write_image(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
+        """One image."""
         self._write(step, summary=self._formats.summary.image(name, pixels, dataformats="HWC"))
         self.flush()
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import optax
 
-from cm3leon_jax.config import OptimizerConfig
-from cm3leon_jax.model.weight_decay import decays
+from cm3leon_jax.models.weight_decay import decays
+from cm3leon_jax.training.config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Linear from 0 to the peak over the warm-up, then linear to `final_learning_rate_share` of it at the last step."""
+    """Linear warm-up from 0 to the peak, then linear decay to `final_learning_rate_fraction` of it at the last step."""
     warmup = min(config.warmup_steps, num_steps)
     peak = config.peak_learning_rate
-    decay = optax.linear_schedule(peak, peak * config.final_learning_rate_share, max(1, num_steps - warmup))
+    decay = optax.linear_schedule(peak, peak * config.final_learning_rate_fraction, max(1, num_steps - warmup))
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), decay], [warmup])
 
 

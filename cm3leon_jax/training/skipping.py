@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from cm3leon_jax.config import RecoveryConfig
+from cm3leon_jax.training.config import RecoveryConfig
 
 # Steps over which the mean of gradient norms runs; before so many, nothing is a leap.
 MEMORY = 100
@@ -35,7 +35,7 @@ class History(NamedTuple):
         none = jnp.zeros((), jnp.int32)
         return cls(jnp.zeros((), jnp.float32), none, none, none)
 
-    def is_sound(self, loss: Float[Array, ""], norm: Float[Array, ""], config: RecoveryConfig) -> Bool[Array, ""]:
+    def should_apply(self, loss: Float[Array, ""], norm: Float[Array, ""], config: RecoveryConfig) -> Bool[Array, ""]:
         """Whether a step with this loss and gradient norm is to be taken."""
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         if not config.spike_factor:
@@ -59,7 +59,7 @@ def chosen(sound: Bool[Array, ""], new: object, old: object) -> object:
 
 
 @dataclass(frozen=True)
-class BadStretch:
+class DivergedRange:
     """Steps, first and last, that were left out in a row, and were too many."""
 
     first: int

@@ -15,22 +15,22 @@ import jax
 from jax.sharding import Mesh
 
 from cm3leon_jax import accelerators
-from cm3leon_jax.checkpoints import Checkpoints, DamagedCheckpoint, refuse_changes
+from cm3leon_jax.checkpoints import Checkpoints, DamagedCheckpoint, check_unchanged
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.batches import BatchSource, Retrieval, open_retrieval
-from cm3leon_jax.data.corpus import PreparedCorpus
-from cm3leon_jax.data.neighbours import LIST_FIELDS
-from cm3leon_jax.data.row_fit import row_losses
-from cm3leon_jax.distributed import is_first
+from cm3leon_jax.data.batches.row_fit import row_losses
+from cm3leon_jax.data.batches.source import BatchSource, Retrieval, open_retrieval
+from cm3leon_jax.data.corpus.neighbors import LIST_FIELDS
+from cm3leon_jax.data.corpus.prepared import PreparedCorpus
+from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.errors import RestartError, UserError
-from cm3leon_jax.model.flops import flops_per_token
-from cm3leon_jax.model.sharding import make_mesh, own_rows, refuse_uneven_batch
+from cm3leon_jax.generation.samples import SampleImages
+from cm3leon_jax.models.flops import flops_per_token
+from cm3leon_jax.models.sharding import check_batch_divides, make_mesh, process_local_rows
 from cm3leon_jax.training.goodput import NO_SECONDS
 from cm3leon_jax.training.init_from import NewRun, taken_over
 from cm3leon_jax.training.metrics import StepWork
 from cm3leon_jax.training.optimizer import learning_rate
-from cm3leon_jax.training.samples import SamplePictures
-from cm3leon_jax.training.skipping import BadStretch
+from cm3leon_jax.training.skipping import DivergedRange
 from cm3leon_jax.training.step import TrainState, TrainStep
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -38,8 +38,8 @@ from cm3leon_jax.vocabulary import Vocabulary
 MAY_CHANGE = (
     *("config.mesh", "config.distributed", "config.recovery", "config.sampling", "config.evaluate"),
     *("config.corpus", "config.image_tokenizer_training"),
-    # Neighbours have a fingerprint of their own.
-    *("config.bi_encoder", "config.bi_encoder_training", *(f"config.retrieval.{name}" for name in LIST_FIELDS)),
+    # Neighbors have a fingerprint of their own.
+    *("config.encoder", "config.encoder_training", *(f"config.retrieval.{name}" for name in LIST_FIELDS)),
     *("config.vocabulary.path", "config.vocabulary.num_documents", "config.image_tokenizer.path"),
     *(f"config.train.{name}" for name in ("log_every", "save_every", "keep_checkpoints", "eval_every")),
     *("config.train.eval_batches", "config.train.sample_every", "config.train.compilation_cache"),
@@ -52,7 +52,7 @@ MAY_CHANGE = (
 # What else may differ between an import and the run that starts from it: all that shapes no parameter.
 FREE_AFTER_IMPORT = (
     *("config.batch.batch_size", "config.batch.packing", "config.batch.seed", "config.objective", "config.optimizer"),
-    *("config.retrieval", "neighbours"),
+    *("config.retrieval", "neighbors"),
     *("config.train", "config.model.compute_dtype", "config.model.init_std", "config.model.position_init_std"),
 )
 
@@ -61,7 +61,7 @@ _MOST_STEPS = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Setup:
+class TrainContext:
     """What stays the same however often a run starts again."""
 
     config: Config
@@ -72,7 +72,7 @@ class Setup:
     mesh: Mesh
     compiled: TrainStep
     work: StepWork
-    pictures: SamplePictures | None
+    images: SampleImages | None
     # What a checkpoint says it belongs to.
     identity: dict[str, Any]
 
@@ -85,8 +85,8 @@ class Setup:
             config.objective,
             config.batch,
             split,
-            rows=own_rows(config.batch.batch_size, self.mesh),
-            first_window=start.first_window if start else (0, 0),
+            rows=process_local_rows(config.batch.batch_size, self.mesh),
+            start_block=start.start_block if start else (0, 0),
             retrieval=self.retrieval,
             left_out=start.left_out if start else (),
         )
@@ -101,7 +101,7 @@ class Start:
     # In words.
     origin: str
     # What the checkpoint says, beside what it belongs to.
-    first_window: tuple[int, int] = (0, 0)
+    start_block: tuple[int, int] = (0, 0)
     left_out: tuple[tuple[int, int], ...] = ()
     num_rollbacks: int = 0
     from_import: bool = False
@@ -110,10 +110,10 @@ class Start:
     # The clock's at that time.
     seconds: Mapping[str, float] = field(default_factory=lambda: NO_SECONDS)
 
-    def record(self, first_window: tuple[int, int], seconds: Mapping[str, float]) -> dict[str, Any]:
+    def record(self, start_block: tuple[int, int], seconds: Mapping[str, float]) -> dict[str, Any]:
         """What a checkpoint of the run says, beside what it belongs to."""
         return {
-            "first_window": first_window,
+            "start_block": start_block,
             "left_out": self.left_out,
             "num_rollbacks": self.num_rollbacks,
             "from_import": self.from_import,
@@ -122,7 +122,7 @@ class Start:
         }
 
 
-def set_up(config: Config, workdir: Path) -> Setup:
+def build_context(config: Config, workdir: Path) -> TrainContext:
     """Opens what a run reads and compiles nothing yet.
 
     Raises:
@@ -138,9 +138,9 @@ def set_up(config: Config, workdir: Path) -> Setup:
     retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
     row_losses(corpus, vocabulary, config.batch, config.corpus.train_split).refuse_most_images()
     mesh = make_mesh(config.mesh)
-    refuse_uneven_batch(config.batch.batch_size, mesh, config.train.num_microbatches)
+    check_batch_divides(config.batch.batch_size, mesh, config.train.num_microbatches)
     chip = accelerators.by_device_kind(mesh.devices.flat[0].device_kind)
-    return Setup(
+    return TrainContext(
         config=config,
         workdir=workdir,
         vocabulary=vocabulary,
@@ -154,17 +154,17 @@ def set_up(config: Config, workdir: Path) -> Setup:
             num_devices=mesh.size,
             peak_flops=chip.bfloat16_flops if chip else 0.0,
         ),
-        pictures=SamplePictures(config, workdir, vocabulary, corpus, mesh) if config.train.sample_every else None,
+        images=SampleImages(config, workdir, vocabulary, corpus, mesh) if config.train.sample_every else None,
         identity={
             "vocabulary": vocabulary.fingerprint,
             "corpus": corpus.identity,
-            "neighbours": retrieval.lists.fingerprint if retrieval else "",
+            "neighbors": retrieval.lists.fingerprint if retrieval else "",
             "config": dataclasses.asdict(config),
         },
     )
 
 
-def continued(setup: Setup, checkpoints: Checkpoints) -> Start:
+def restore_or_init(setup: TrainContext, checkpoints: Checkpoints) -> Start:
     """The newest checkpoint that can be read, or a fresh start; damaged ones are put aside."""
     steps, init_from = checkpoints.steps, setup.config.train.init_from
     for step in reversed(steps):
@@ -179,7 +179,7 @@ def continued(setup: Setup, checkpoints: Checkpoints) -> Start:
                     f"no checkpoint is left to continue from: {damage}; bring back one from a copy, or train anew in "
                     "another --workdir"
                 ) from None
-            print(f"damaged: {damage}; now called {checkpoints.set_aside(step).name}. Trying the one before")
+            print(f"damaged: {damage}; now called {checkpoints.quarantine(step).name}. Trying the one before")
             if jax.process_count() > 1:
                 # The others wait for this one to read its part.
                 raise RestartError(f"{damage}; the checkpoint before is used at the next start") from None
@@ -188,12 +188,12 @@ def continued(setup: Setup, checkpoints: Checkpoints) -> Start:
     return _start_from_another(setup, checkpoints, state) if init_from else Start(0, state, "from scratch")
 
 
-def _start_from_another(setup: Setup, checkpoints: Checkpoints, state: TrainState) -> Start:
+def _start_from_another(setup: TrainContext, checkpoints: Checkpoints, state: TrainState) -> Start:
     """The first step of a run with another's parameters, saved at once: the other one may train on, or go."""
     image_tokenizer, fresh = setup.corpus.identity["image_tokenizer"], state.pop("parameters")
     taken = taken_over(NewRun(setup.config, setup.vocabulary, image_tokenizer, fresh, setup.mesh), setup.workdir)
     state["parameters"] = taken.parameters
-    if is_first():
+    if is_coordinator():
         print("".join(f"{note}\n" for note in taken.notes), end="")
     start = Start(0, state, f"from the parameters of {taken.source}", init_from=taken.source)
     if not checkpoints.steps:
@@ -201,14 +201,14 @@ def _start_from_another(setup: Setup, checkpoints: Checkpoints, state: TrainStat
     return start
 
 
-def _start_at(setup: Setup, checkpoints: Checkpoints, step: int, stored: dict[str, Any]) -> Start:
+def _start_at(setup: TrainContext, checkpoints: Checkpoints, step: int, stored: dict[str, Any]) -> Start:
     is_import = bool(stored.get("imported"))
     if is_import and stored["corpus"]["image_tokenizer"] is None:
         # Imported before there was one: the corpus says which one it is.
         del stored["corpus"]
     free = MAY_CHANGE + FREE_AFTER_IMPORT * is_import
-    allowed = refuse_changes(stored, setup.identity, free, f"{setup.workdir} holds a run")
-    if is_first() and not is_import:
+    allowed = check_unchanged(stored, setup.identity, free, f"{setup.workdir} holds a run")
+    if is_coordinator() and not is_import:
         print("".join(f"changed: {change}\n" for change in allowed), end="")
     if is_import:
         state = setup.compiled.init()
@@ -223,15 +223,15 @@ def _start_at(setup: Setup, checkpoints: Checkpoints, step: int, stored: dict[st
             f"config.train.num_tokens {setup.config.train.num_tokens:.10g} ends the run at step {num_steps:,}, but it "
             f"is at step {step:,} already: give at least {step * setup.work.num_tokens:,}"
         )
-    # Restored without ever being initialised, for the same reason; a finished run needs no state.
+    # Restored without ever being initialized, for the same reason; a finished run needs no state.
     state = {} if step == num_steps else checkpoints.restore(step, setup.compiled.abstract_state)
-    if state and is_first():
+    if state and is_coordinator():
         _say_schedule(setup.config, stored, int(state["history"].num_taken))
     return Start(
         step,
         state,
         f"continued from the checkpoint of step {step:,}",
-        first_window=tuple(stored["first_window"]),
+        start_block=tuple(stored["start_block"]),
         left_out=tuple((first, stop) for first, stop in stored["left_out"]),
         num_rollbacks=stored["num_rollbacks"],
         from_import=stored["from_import"],
@@ -254,7 +254,7 @@ def _say_schedule(config: Config, stored: Mapping[str, Any], num_taken: int) -> 
     )
 
 
-def gone_back(setup: Setup, start: Start, checkpoints: Checkpoints, stretch: BadStretch) -> Start:
+def rolled_back(setup: TrainContext, start: Start, checkpoints: Checkpoints, stretch: DivergedRange) -> Start:
     """The last checkpoint before a bad stretch, whose batches are from now on left out.
 
     Raises:
@@ -269,13 +269,13 @@ def gone_back(setup: Setup, start: Start, checkpoints: Checkpoints, stretch: Bad
     checkpoints.drop_after(stretch.first - 1)
     batches = setup.source(setup.config.corpus.train_split, start)
     bad = (batches.batch_of(stretch.first - 1), batches.batch_of(stretch.last - 1) + 1)
-    back = continued(setup, checkpoints)
-    if is_first():
+    back = restore_or_init(setup, checkpoints)
+    if is_coordinator():
         print(
             f"going back: {stretch} (a loss or gradient norm that is not finite, or leaps); {back.origin}, without "
             f"batches {bad[0]:,} to {bad[1] - 1:,} ({start.num_rollbacks + 1} of {setup.config.recovery.max_rollbacks})"
         )
     kept = [(first, stop) for first, stop in start.left_out if stop <= bad[0] or first >= bad[1]]
     return dataclasses.replace(
-        back, left_out=tuple(sorted([*kept, bad])), num_rollbacks=start.num_rollbacks + 1, first_window=(0, 0)
+        back, left_out=tuple(sorted([*kept, bad])), num_rollbacks=start.num_rollbacks + 1, start_block=(0, 0)
     )

@@ -18,9 +18,15 @@ from jaxtyping import Array, Float, Int, Num
 from cm3leon_jax import accelerators
 from cm3leon_jax.checkpoints import abstract_on
 from cm3leon_jax.config import Config
-from cm3leon_jax.data import batches
-from cm3leon_jax.model.sharding import BATCH_AXES, batch_sharding, constrained, own_rows, shardings
-from cm3leon_jax.model.transformer import Transformer, abstract_model
+from cm3leon_jax.data.batches import source as batches
+from cm3leon_jax.models.sharding import (
+    BATCH_AXES,
+    batch_sharding,
+    process_local_rows,
+    shardings,
+    with_logical_constraint,
+)
+from cm3leon_jax.models.transformer import Transformer, abstract_model
 from cm3leon_jax.training.compiler_options import compiler_options
 from cm3leon_jax.training.loss import LossSums, head_loss, loss_sums
 from cm3leon_jax.training.optimizer import learning_rate, optimizer
@@ -37,10 +43,10 @@ _SCORES_ELSEWHERE = 32 << 20
 
 
 def on_mesh(batch: batches.Batch, mesh: Mesh) -> Batch:
-    """A global batch from every process's own rows (`own_rows`)."""
-    sharding, ways = batch_sharding(mesh), math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    """A global batch from every process's own rows (`process_local_rows`)."""
+    sharding, num_parts = batch_sharding(mesh), math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     # Blocks of rows: each is what one way of the batch axes holds, on one device or more.
-    blocks = own_rows(ways, mesh)
+    blocks = process_local_rows(num_parts, mesh)
     size = len(batch.tokens) // len(blocks)
 
     def placed(array: Int[np.ndarray, "b L"]) -> Int[Array, "B L"]:
@@ -49,7 +55,7 @@ def on_mesh(batch: batches.Batch, mesh: Mesh) -> Batch:
             start = blocks.index((index[0].start or 0) // size) * size
             return array[start : start + size]
 
-        return jax.make_array_from_callback((ways * size, array.shape[1]), sharding, block)
+        return jax.make_array_from_callback((num_parts * size, array.shape[1]), sharding, block)
 
     return {name: placed(array) for name, array in batch.asdict().items()}
 
@@ -71,7 +77,7 @@ def objective_loss(
       least_chunks: as in `loss_chunks`.
     """
     model = nnx.merge(graph, parameters)
-    hidden = model(batch["tokens"], batch["positions"], batch["document_start"], batch["picture_places"])
+    hidden = model(batch["tokens"], batch["positions"], batch["document_start"], batch["image_positions"])
     counts = (batch["targets"] != vocabulary.pad).astype(jnp.float32)
     weights = counts / jnp.maximum(counts.sum() if num_tokens is None else num_tokens, 1)
     features, table = model.output_features(hidden), model.output_table
@@ -118,7 +124,7 @@ class TrainStep:
                 lambda part: gradients(state["parameters"], part, num_tokens), batch, train.num_microbatches
             )
             norm, history = optax.tree.norm(found), state["history"]
-            sound = history.is_sound(sums.mean, norm, config.recovery)
+            sound = history.should_apply(sums.mean, norm, config.recovery)
             updates, optimizer_state = update_rule.update(found, state["optimizer"], state["parameters"])
             parameters = optax.apply_updates(state["parameters"], updates)
             after = {
@@ -189,7 +195,9 @@ def accumulated(
     if num_microbatches == 1:
         return gradients(batch)
     parts = {
-        name: constrained(jnp.swapaxes(array.reshape(-1, num_microbatches, array.shape[1]), 0, 1), None, "batch", None)
+        name: with_logical_constraint(
+            jnp.swapaxes(array.reshape(-1, num_microbatches, array.shape[1]), 0, 1), None, "batch", None
+        )
         for name, array in batch.items()
     }
 

@@ -17,23 +17,23 @@ import jax
 from cm3leon_jax import config_file
 from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.batches import iterate
-from cm3leon_jax.data.row_fit import row_losses
-from cm3leon_jax.distributed import StallWatch, is_first
-from cm3leon_jax.errors import RESTART, NotFinite, UserError
+from cm3leon_jax.data.batches.row_fit import row_losses
+from cm3leon_jax.data.batches.source import iterate
+from cm3leon_jax.distributed import Watchdog, is_coordinator
+from cm3leon_jax.errors import EXIT_RESTART, NotFinite, UserError
 from cm3leon_jax.lock import lock
-from cm3leon_jax.model.flops import FLOP_RULE
-from cm3leon_jax.model.transformer import parameter_count
+from cm3leon_jax.models.flops import FLOP_RULE
+from cm3leon_jax.models.transformer import parameter_count
+from cm3leon_jax.preemption import PreemptionHandler
 from cm3leon_jax.progress import Progress
-from cm3leon_jax.stop_signal import StopSignal
 from cm3leon_jax.training.cpu_memory import keep_freed_memory
 from cm3leon_jax.training.goodput import RunClock
-from cm3leon_jax.training.held_out import held_out_loss
+from cm3leon_jax.training.held_out import eval_loss
 from cm3leon_jax.training.loss import absent_modalities, without_absent
 from cm3leon_jax.training.metrics import MetricsLog, StepWork
 from cm3leon_jax.training.profile import Profile
-from cm3leon_jax.training.skipping import BadStretch
-from cm3leon_jax.training.start import Setup, Start, continued, gone_back, set_up
+from cm3leon_jax.training.skipping import DivergedRange
+from cm3leon_jax.training.start import Start, TrainContext, build_context, restore_or_init, rolled_back
 from cm3leon_jax.training.step import Metrics, on_mesh
 
 
@@ -55,15 +55,15 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
         lock(workdir, "train"),
         Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints,
     ):
-        setup = set_up(config, workdir)
-        start = continued(setup, checkpoints)
+        setup = build_context(config, workdir)
+        start = restore_or_init(setup, checkpoints)
         if start.step >= config.num_steps:
-            if is_first():
+            if is_coordinator():
                 print(f"finished: step {start.step:,} of {config.num_steps:,} is the last one")
             return 0
-        with clock.spent_on("compile"):
+        with clock.timed("compile"):
             setup.compiled.compile()
-        if is_first():
+        if is_coordinator():
             config_file.save(config, workdir / "config.json")
             _announce(setup, start)
         is_restart = True
@@ -71,13 +71,13 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
             ended = _train(setup, start, checkpoints, clock, profile, is_restart)
             if isinstance(ended, int):
                 return ended
-            with clock.spent_on("startup"):
-                start, is_restart = gone_back(setup, start, checkpoints, ended), False
+            with clock.timed("startup"):
+                start, is_restart = rolled_back(setup, start, checkpoints, ended), False
 
 
 def _train(
-    setup: Setup, start: Start, checkpoints: Checkpoints, clock: RunClock, profile: Profile, is_restart: bool
-) -> int | BadStretch:
+    setup: TrainContext, start: Start, checkpoints: Checkpoints, clock: RunClock, profile: Profile, is_restart: bool
+) -> int | DivergedRange:
     """Trains from a start to `config.num_steps`.
 
     Returns:
@@ -88,18 +88,18 @@ def _train(
     stopping = False
     source = setup.source(config.corpus.train_split, start)
     held_out_source = setup.source(config.corpus.held_out_split) if train.eval_every else None
-    log = MetricsLog(setup.workdir, start.step, dataclasses.asdict(config)) if is_first() else None
-    progress = Progress("train", config.num_steps, start.step, shown=is_first())
-    clock.went_back(start.seconds, ((log and log.last_seconds) or start.seconds) if is_restart else None)
+    log = MetricsLog(setup.workdir, start.step, dataclasses.asdict(config)) if is_coordinator() else None
+    progress = Progress("train", config.num_steps, start.step, shown=is_coordinator())
+    clock.record_rollback(start.seconds, ((log and log.last_seconds) or start.seconds) if is_restart else None)
     batches = iterate(source, start.step, config.num_steps)
-    stop, watch = StopSignal(), StallWatch(config.distributed.stall_seconds)
-    read = StepReader(config, setup.work, log, progress, clock, watch)
+    stop, watch = PreemptionHandler(), Watchdog(config.distributed.stall_seconds)
+    read = StepLogger(config, setup.work, log, progress, clock, watch)
     clock.ready(start.step)
     try:
         pending: Metrics | None = None
         for step in range(start.step + 1, config.num_steps + 1):
             is_last = step == config.num_steps
-            with clock.spent_on("data_wait"):
+            with clock.timed("data_wait"):
                 batch = on_mesh(next(batches), mesh)
             profile.before(step)
             state, metrics = compiled.step(state, batch)
@@ -112,8 +112,8 @@ def _train(
 
             held_out: dict[str, float] = {}
             if held_out_source and _is_due(step, train.eval_every, is_last):
-                with clock.spent_on("evaluation"):
-                    held_out = held_out_loss(compiled, state["parameters"], held_out_source, train.eval_batches, mesh)
+                with clock.timed("evaluation"):
+                    held_out = eval_loss(compiled, state["parameters"], held_out_source, train.eval_batches, mesh)
             stopping = stop.is_due() and not is_last
             save = is_last or stopping or _is_due(step, train.save_every, is_last)
             if held_out or save:
@@ -122,24 +122,24 @@ def _train(
                 # What the run may go back to has no bad step before it.
                 save = save and (read.num_in_a_row == 0 or is_last or stopping)
             if save:
-                meta = setup.identity | start.record(source.window_of(step), clock.values())
-                with clock.paused_for_save():
+                meta = setup.identity | start.record(source.block_at_step(step), clock.values())
+                with clock.timed_save():
                     if log:
                         log.flush()
                     try:
                         checkpoints.save(step, state, meta)
                     except NotFinite as error:
                         raise _diverged(error, step - read.num_in_a_row, checkpoints) from None
-            if setup.pictures and _is_due(step, train.sample_every, is_last):
-                with clock.spent_on("evaluation"):
-                    grid = setup.pictures(step, state["parameters"])
+            if setup.images and _is_due(step, train.sample_every, is_last):
+                with clock.timed("evaluation"):
+                    grid = setup.images(step, state["parameters"])
                     if log and grid is not None:
-                        log.write_picture(step, "samples", grid)
+                        log.write_image(step, "samples", grid)
             if stopping:
                 break
             if read.num_in_a_row >= config.recovery.max_skipped:
-                return BadStretch(read.last_step - read.num_in_a_row + 1, read.last_step)
-        with clock.spent_on("save"):
+                return DivergedRange(read.last_step - read.num_in_a_row + 1, read.last_step)
+        with clock.timed("save"):
             checkpoints.wait()
     finally:
         stop.close()
@@ -148,13 +148,13 @@ def _train(
         profile.close()
         if log:
             log.close()
-    if is_first():
+    if is_coordinator():
         print(clock.summary())
         if stopping:
             print(f"stopped and saved at step {step:,}; run the same command again to continue")
         else:
             print(f"finished: {config.num_steps:,} steps; the last checkpoint is in {setup.workdir / 'checkpoints'}")
-    return RESTART if stopping else 0
+    return EXIT_RESTART if stopping else 0
 
 
 def _diverged(error: NotFinite, since: int, checkpoints: Checkpoints) -> UserError:
@@ -169,7 +169,7 @@ def _diverged(error: NotFinite, since: int, checkpoints: Checkpoints) -> UserErr
 
 
 @dataclass
-class StepReader:
+class StepLogger:
     """Reads what a step measured, and logs it if it is due or comes with a held-out loss."""
 
     config: Config
@@ -177,7 +177,7 @@ class StepReader:
     log: MetricsLog | None
     progress: Progress
     clock: RunClock
-    watch: StallWatch
+    watch: Watchdog
     last_step: int = 0
     # Steps up to the last one that were left out in a row.
     num_in_a_row: int = 0
@@ -185,7 +185,7 @@ class StepReader:
     def __call__(self, step: int, metrics: Metrics, held_out: Mapping[str, float] | None = None) -> None:
         """Waits for a step."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.watch.beat()
+        self.watch.heartbeat()
         self.last_step, self.num_in_a_row = step, int(values.pop("skipped_in_a_row"))
         if self.num_in_a_row:
             self.progress.note(
@@ -206,7 +206,7 @@ def _is_due(step: int, every: int, is_last: bool) -> bool:
     return every > 0 and (is_last or step % every == 0)
 
 
-def _announce(setup: Setup, start: Start) -> None:
+def _announce(setup: TrainContext, start: Start) -> None:
     """Says what is about to run."""
     config, work = setup.config, setup.work
     parameters = parameter_count(config.model, setup.vocabulary.size, config.batch.sequence_length)
@@ -223,7 +223,7 @@ def _announce(setup: Setup, start: Start) -> None:
         print(f"MFU: of {work.peak_flops / 1e12:,.0f} TFLOP/s a device, bfloat16")
     if config.retrieval.enabled:
         how_many = "0 to " * (config.retrieval.draw == "uniform") + str(config.retrieval.num_drawn)
-        print(f"retrieval: {how_many} neighbour{'s' * (config.retrieval.num_drawn != 1)} in front of each document")
-    if setup.pictures and setup.pictures.note:
-        print(f"samples: {setup.pictures.note}")
+        print(f"retrieval: {how_many} neighbor{'s' * (config.retrieval.num_drawn != 1)} in front of each document")
+    if setup.images and setup.images.note:
+        print(f"samples: {setup.images.note}")
     print(row_losses(setup.corpus, setup.vocabulary, config.batch, config.corpus.train_split))

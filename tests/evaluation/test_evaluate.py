@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.cli import main
-from cm3leon_jax.data import digits
-from cm3leon_jax.documents import encode_png
+from cm3leon_jax.images import encode_png
 from cm3leon_jax.progress import read_step_log
+from examples.digits import images as digits
 from tests import launched
 from tests.test_whole_path import CONFIG
 
 
 @pytest.mark.slow
 def test_two_processes_draw_and_measure_what_one_does(tmp_path):
-    pictures, workdir = tmp_path / "pictures", tmp_path / "run"
-    pictures.mkdir()
+    images, workdir = tmp_path / "images", tmp_path / "run"
+    images.mkdir()
     pixels, labels = digits.load("train")
     for index in range(60):
-        (pictures / f"{index:03d}.png").write_bytes(encode_png(pixels[index]))
-        (pictures / f"{index:03d}.txt").write_text(digits.caption(int(labels[index]), index))
-    (tmp_path / "tiny.py").write_text(CONFIG.replace("{folder}", str(pictures)))
+        (images / f"{index:03d}.png").write_bytes(encode_png(pixels[index]))
+        (images / f"{index:03d}.txt").write_text(digits.caption(int(labels[index]), index))
+    (tmp_path / "tiny.py").write_text(CONFIG.replace("{folder}", str(images)))
     arguments = [f"--config={tmp_path}/tiny.py", f"--workdir={workdir}", "--config.train.num_tokens=2048"]
     for command in ("train-text-tokenizer", "train-image-tokenizer", "prepare"):
         assert main([command, *arguments]) == 0
@@ -40,15 +40,15 @@ def test_two_processes_draw_and_measure_what_one_does(tmp_path):
     said = launched.run(["evaluate", *arguments], processes=2, devices=4)
     numbers, page = evaluated(workdir)
     assert "report.html are written" in said[0]
-    assert "drawing 4 pictures" in said[0] and "drawing" not in said[1]
+    assert "drawing 4 images" in said[0] and "drawing" not in said[1]
     assert main(["evaluate", *arguments]) == 0
     alone, page_alone = evaluated(workdir)
     assert numbers.keys() == alone.keys()
     for name, value in alone.items():
         assert numbers[name] == pytest.approx(value, rel=1e-5), name
-    # Its pictures and captions are the same; so are the rounded numbers.
+    # Its images and captions are the same; so are the rounded numbers.
     assert page == page_alone
-    assert np.isfinite(alone["held_out_loss"])
+    assert np.isfinite(alone["eval_loss"])
 
 
 def evaluated(workdir: Path) -> tuple[dict[str, float], str]:

@@ -4,25 +4,25 @@ import re
 
 import numpy as np
 
-from cm3leon_jax.evaluation.report import Report, loss_curves, masked_pictures, write_report
+from cm3leon_jax.evaluation.report import Report, loss_curves, masked_images, write_report
 
 
 def test_the_page_shows_everything(tmp_path):
     rng = np.random.default_rng(0)
 
-    def pictures(*shape: int) -> np.ndarray:
+    def images(*shape: int) -> np.ndarray:
         return rng.integers(0, 256, (*shape, 8, 8, 1), dtype=np.uint8)
 
     report = Report(
         title="a run",
-        numbers={"step": 1200.0, "caption_accuracy": 0.905, "held_out_loss": 1.5},
-        metrics=[{"step": 1, "loss": 5.0, "loss_text": 4.0}, {"step": 2, "loss": 4.0, "held_out_loss": 4.5}],
+        numbers={"step": 1200.0, "caption_accuracy": 0.905, "eval_loss": 1.5},
+        metrics=[{"step": 1, "loss": 5.0, "loss_text": 4.0}, {"step": 2, "loss": 4.0, "eval_loss": 4.5}],
         prompts=["a handwritten <seven>"],
-        drawn=pictures(1, 3),
-        originals=pictures(2),
-        reconstructions=pictures(2),
-        held_out=pictures(2),
-        filled=pictures(2),
+        drawn=images(1, 3),
+        originals=images(2),
+        reconstructions=images(2),
+        held_out=images(2),
+        filled=images(2),
         texts=["true & one", "esc\x1b[31m \u202eback"],
         captions=["written one", "two"],
         captions_left_to_right=["read one", "two"],
@@ -44,7 +44,7 @@ def test_no_metrics_no_curves():
 
 
 def test_the_masked_part_is_grey():
-    hidden = masked_pictures(np.zeros((1, 8, 8, 1), np.uint8), np.arange(16) // 4 == 1)[0, :, :, 0]
+    hidden = masked_images(np.zeros((1, 8, 8, 1), np.uint8), np.arange(16) // 4 == 1)[0, :, :, 0]
     assert (hidden[2:4] == 170).all()
     assert not hidden[:2].any()
     assert not hidden[4:].any()

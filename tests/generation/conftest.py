@@ -5,22 +5,25 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cm3leon_jax.config import BatchConfig, Config, MeshConfig, ModelConfig, SamplingConfig
-from cm3leon_jax.documents import encode_png
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches.config import BatchConfig
+from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.generation.restoring import TrainedModel
-from cm3leon_jax.model.sharding import make_mesh
-from cm3leon_jax.model.transformer import Transformer
+from cm3leon_jax.images import encode_png
+from cm3leon_jax.models.config import MeshConfig, ModelConfig
+from cm3leon_jax.models.sharding import make_mesh
+from cm3leon_jax.models.transformer import Transformer
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tiny_pictures) -> Config:
-    """Pictures of 16 codes, documents of 160 tokens."""
+def tiny_config(tiny_images) -> Config:
+    """Images of 16 codes, documents of 160 tokens."""
     return Config(
-        image_tokenizer=tiny_pictures,
+        image_tokenizer=tiny_images,
         batch=BatchConfig(sequence_length=160),
         model=ModelConfig(
-            num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", picture_places=16, position_init_std=0.1
+            num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", image_positions=16, position_init_std=0.1
         ),
         mesh=MeshConfig(fsdp=1),
         sampling=SamplingConfig(max_text_tokens=6, batch_size=8),
@@ -48,9 +51,9 @@ def trained(tiny_config, vocabulary, image_tokenizer) -> TrainedModel:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a few pictures, and files that are none."""
+    """A folder with a few images, and files that are none."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
-    for name, picture in zip("abc", pixels, strict=True):
-        (tmp_path / f"{name}.png").write_bytes(encode_png(picture))
+    for name, image in zip("abc", pixels, strict=True):
+        (tmp_path / f"{name}.png").write_bytes(encode_png(image))
     (tmp_path / "broken.png").write_bytes(b"broken")
     return tmp_path

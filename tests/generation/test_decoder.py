@@ -1,4 +1,4 @@
-"""Cached decoding: the same answers as a loop without a cache, legal tokens only, and no neighbour's influence."""
+"""Cached decoding: the same answers as a loop without a cache, legal tokens only, and no neighbor's influence."""
 
 import dataclasses
 import re
@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cm3leon_jax.config import MeshConfig, ModelConfig, SamplingConfig
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation import grammar, prefill, prompts
+from cm3leon_jax.generation import constrained_decoding, prefill, prompts
+from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.decoder import Decoder
-from cm3leon_jax.generation.prompts import IMAGE_CODE, Prompt, Stream
+from cm3leon_jax.generation.prompts import IMAGE_CODE, Prompt, PromptVariant
 from cm3leon_jax.generation.sampling import edit_guided_logits, guided_logits
-from cm3leon_jax.model.sharding import make_mesh
-from cm3leon_jax.model.transformer import Transformer
+from cm3leon_jax.models.config import MeshConfig, ModelConfig
+from cm3leon_jax.models.sharding import make_mesh
+from cm3leon_jax.models.transformer import Transformer
 
 LENGTH, IMAGE_LENGTH = 192, 16
 MESHES = [MeshConfig(fsdp=1), MeshConfig(replica=2, fsdp=2, tensor=2)]
@@ -31,7 +32,7 @@ def model(vocabulary) -> Transformer:
         compute_dtype="float32",
         init_std=0.05,
         positions="learned+rotary",
-        picture_places=IMAGE_LENGTH,
+        image_positions=IMAGE_LENGTH,
         position_init_std=0.1,
     )
     model = Transformer(config, vocabulary.size, LENGTH, nnx.Rngs(0))
@@ -69,7 +70,7 @@ def all_prompts(vocabulary) -> list[Prompt]:
         prompts.text_to_image("zero", IMAGE_LENGTH, v, retrieved),
         prompts.text_infill("a <mask> of <mask>", codes, 5, v),
         prompts.text_infill("<mask>", codes, 10, v, retrieved[:1]),
-        prompts.text_after_picture(codes, 10, v, "the"),
+        prompts.text_after_image(codes, 10, v, "the"),
         prompts.infill("zero", codes, corner.ravel(), v),
         prompts.edit("make it wide", codes, v),
         prompts.continuation(["a photo", codes, "the"], 60, IMAGE_LENGTH, v),
@@ -77,25 +78,25 @@ def all_prompts(vocabulary) -> list[Prompt]:
 
 
 @jax.jit
-def next_logits(graph_and_parameters, ids, places, length):
+def next_logits(graph_and_parameters, ids, image_positions, length):
     """Logits behind the first `length` ids of a row that is padded on the right."""
     model = nnx.merge(*graph_and_parameters)
-    hidden = model(ids, jnp.arange(LENGTH)[None], jnp.zeros_like(ids), places)
+    hidden = model(ids, jnp.arange(LENGTH)[None], jnp.zeros_like(ids), image_positions)
     return model.logits(hidden[:, length - 1])
 
 
-def without_cache(model, prompt: Prompt, stream: Stream, answer: list[int], vocabulary) -> jax.Array:
+def without_cache(model, prompt: Prompt, stream: PromptVariant, answer: list[int], vocabulary) -> jax.Array:
     def padded(ids):
         return jnp.array([[*ids, *[0] * (LENGTH - len(ids))]])
 
-    places = [*stream.places, *prompt.plan_places[: len(answer)]]
+    image_positions = [*stream.image_positions, *prompt.plan_image_positions[: len(answer)]]
     if prompt.plan[0] == prompts.ANYTHING:
-        places = Stream.of([*stream.tokens, *answer], vocabulary).places
+        image_positions = PromptVariant.of([*stream.tokens, *answer], vocabulary).image_positions
     ids = padded([*stream.tokens, *answer])
-    return next_logits(nnx.split(model), ids, padded(places), len(stream.tokens) + len(answer))
+    return next_logits(nnx.split(model), ids, padded(image_positions), len(stream.tokens) + len(answer))
 
 
-def expected_next(prompt: Prompt, answer: list[int], vocabulary) -> grammar.Expected:
+def expected_next(prompt: Prompt, answer: list[int], vocabulary) -> constrained_decoding.ConstraintState:
     """The grammar's view of an answer so far, counted anew from its tokens."""
     v = vocabulary
     tail = 0
@@ -104,14 +105,14 @@ def expected_next(prompt: Prompt, answer: list[int], vocabulary) -> grammar.Expe
     one = {
         "plan": prompt.plan[len(answer)],
         "room": len(prompt.plan) - len(answer),
-        "last": answer[-1] if answer else prompt.streams[0].tokens[-1],
-        "codes_left": -tail % prompt.image_length if prompt.image_length else 0,
+        "last": answer[-1] if answer else prompt.variants[0].tokens[-1],
+        "image_tokens_left": -tail % prompt.image_length if prompt.image_length else 0,
         "stop": prompt.stop,
         "spans_left": prompt.num_spans - answer.count(prompt.stop),
         "num_spans": prompt.num_spans,
         "image_length": prompt.image_length,
     }
-    return grammar.Expected(**{name: jnp.array([value]) for name, value in one.items()})
+    return constrained_decoding.ConstraintState(**{name: jnp.array([value]) for name, value in one.items()})
 
 
 def guided(logits: list[jax.Array], sampling: SamplingConfig) -> jax.Array:
@@ -126,10 +127,10 @@ def greedy_without_cache(model, vocabulary, prompt: Prompt, sampling: SamplingCo
     ids = jnp.arange(vocabulary.size)
     while len(answer) < len(prompt.plan):
         expected = expected_next(prompt, answer, vocabulary)
-        token = int(grammar.forced_tokens(expected, vocabulary)[0])
+        token = int(constrained_decoding.forced_tokens(expected, vocabulary)[0])
         if token < 0:
-            logits = [without_cache(model, prompt, stream, answer, vocabulary) for stream in prompt.streams]
-            legal = grammar.legal_tokens(ids, expected, vocabulary)
+            logits = [without_cache(model, prompt, stream, answer, vocabulary) for stream in prompt.variants]
+            legal = constrained_decoding.legal_tokens(ids, expected, vocabulary)
             token = int(jnp.where(legal, guided(logits, sampling), -jnp.inf).argmax())
         if token == prompt.stop and answer.count(token) == prompt.num_spans - 1:
             break
@@ -150,19 +151,21 @@ def test_a_mixed_batch_answers_as_a_loop_without_cache(model, vocabulary, mesh):
 def test_cached_logits_equal_the_uncached_at_every_position(model, vocabulary, mesh):
     """Prompts of different lengths, with and without retrieved documents, then given tokens one by one."""
     decoder = decoder_on(model, vocabulary, mesh)
-    streams = [stream for prompt in all_prompts(vocabulary) for stream in prompt.streams]
-    plan = prefill.plan_reading([prompt.streams for prompt in all_prompts(vocabulary)])
+    variants = [stream for prompt in all_prompts(vocabulary) for stream in prompt.variants]
+    plan = prefill.plan_prefill([prompt.variants for prompt in all_prompts(vocabulary)])
     assert plan.prefixes is not None
     hidden, cache = decoder._read(plan, "")
     cache, hidden = decoder._copy_rows(cache, plan.rest_row, plan.num_slots + 12), hidden[plan.rest_row]
     start = plan.num_slots - plan.length[plan.rest_row]
-    given = np.random.default_rng(0).integers(4, vocabulary.size, (len(streams), 12))
+    given = np.random.default_rng(0).integers(4, vocabulary.size, (len(variants), 12))
     for step in range(12):
-        for row, stream in enumerate(streams):
+        for row, stream in enumerate(variants):
             ids = jnp.array([[*stream.tokens, *given[row, :step]]])
             ids = jnp.pad(ids, ((0, 0), (0, LENGTH - ids.shape[1])))
-            places = jnp.zeros_like(ids).at[0, : len(stream.places)].set(jnp.array(stream.places))
-            expected = next_logits(nnx.split(model), ids, places, len(stream.tokens) + step)
+            image_positions = (
+                jnp.zeros_like(ids).at[0, : len(stream.image_positions)].set(jnp.array(stream.image_positions))
+            )
+            expected = next_logits(nnx.split(model), ids, image_positions, len(stream.tokens) + step)
             np.testing.assert_allclose(model.logits(hidden[row : row + 1]), expected, atol=1e-4)
         index = np.int32(plan.num_slots + step)
         tokens = given[:, step : step + 1].astype(np.int32)
@@ -189,12 +192,12 @@ def test_tensor_parallel_steps_move_no_weights(vocabulary):
 def test_no_guidance_is_the_prompt_alone(model, decoder, vocabulary):
     prompt = all_prompts(vocabulary)[0]
     sampling = SamplingConfig(temperature=0.0, guidance=1.0, batch_size=1)
-    alone = dataclasses.replace(prompt, streams=prompt.streams[:1])
+    alone = dataclasses.replace(prompt, variants=prompt.variants[:1])
     assert decoder([prompt], sampling)[0].tokens == greedy_without_cache(model, vocabulary, alone, sampling)
 
 
 @pytest.mark.slow
-def test_an_answer_does_not_depend_on_its_neighbours(decoder, vocabulary):
+def test_an_answer_does_not_depend_on_its_neighbors(decoder, vocabulary):
     asked = all_prompts(vocabulary)
     asked = [asked[0], asked[1], asked[6]]
     together = decoder(asked, SamplingConfig(batch_size=3, seed=5))
@@ -215,9 +218,9 @@ def test_equal_prompts_give_different_candidates(decoder, vocabulary):
 def test_only_legal_tokens_are_drawn(decoder, vocabulary):
     v = vocabulary
     drawn, _, texts, text, after, filled, edited, more = decoder(all_prompts(v), SamplingConfig(seed=1, batch_size=8))
-    for picture in (drawn, edited):
-        assert len(picture.tokens) == IMAGE_LENGTH
-        assert v.is_image(np.array(picture.tokens)).all()
+    for image in (drawn, edited):
+        assert len(image.tokens) == IMAGE_LENGTH
+        assert v.is_image(np.array(image.tokens)).all()
     for words in (text, after):
         assert v.is_text(np.array(words.tokens, np.int64)).all()
     marks = [token for token in texts.tokens if not v.is_text(np.array(token))]
@@ -237,8 +240,8 @@ def test_the_score_is_the_mean_log_likelihood(model, vocabulary, mesh, method):
     answer, _ = decoder([prompt] * 2, SamplingConfig(batch_size=2, method=method))
     total = 0.0
     for i, token in enumerate(answer.tokens):
-        ids = jnp.asarray(grammar.candidate_ids(frozenset({IMAGE_CODE}), vocabulary))
-        logits = without_cache(model, prompt, prompt.streams[0], answer.tokens[:i], vocabulary)[0, ids]
+        ids = jnp.asarray(constrained_decoding.candidate_ids(frozenset({IMAGE_CODE}), vocabulary))
+        logits = without_cache(model, prompt, prompt.variants[0], answer.tokens[:i], vocabulary)[0, ids]
         total += float(jax.nn.log_softmax(logits)[token - vocabulary.first_image_code])
     assert answer.score == pytest.approx(total / IMAGE_LENGTH, abs=1e-4)
 
@@ -248,7 +251,7 @@ def test_few_programs_for_prompts_of_many_lengths(decoder, vocabulary):
     lengths = set()
     for words in range(1, 12):
         prompt = prompts.text_to_image("zero " * words, IMAGE_LENGTH, vocabulary)
-        lengths.add(len(prompt.streams[0].tokens))
+        lengths.add(len(prompt.variants[0].tokens))
         decoder([prompt], sampling)
     before = decoder._decode._cache_size()
     assert len(lengths) == 11

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from cm3leon_jax.documents import open_picture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import generate
 from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.generation.prompts import infill, text_to_image
 from cm3leon_jax.generation.ranking import text_log_likelihoods
 from cm3leon_jax.generation.requests import Request, read_requests
-from cm3leon_jax.retrieval.retriever import Neighbour
+from cm3leon_jax.images import decode_image
+from cm3leon_jax.retrieval.retriever import Neighbor
 
 
 def written(folder, name="generations.jsonl") -> list[dict]:
@@ -92,7 +92,7 @@ def test_every_task_is_answered(run, folder, capsys):
             named |= {segment["image"] for segment in answer["segments"] if isinstance(segment, dict)}
     assert {path.name for path in out.iterdir()} == named
     for name in named - {"generations.jsonl"}:
-        assert open_picture((out / name).read_bytes(), 8, 1).shape == (8, 8, 1)
+        assert decode_image((out / name).read_bytes(), 8, 1).shape == (8, 8, 1)
     said = capsys.readouterr().out
     num_images = len(named) - 1
     assert f"16 answers of the checkpoint of step 3: {num_images} images and generations.jsonl in {out}" in said
@@ -102,32 +102,34 @@ def test_every_task_is_answered(run, folder, capsys):
 def test_an_infill_keeps_what_lies_outside_of_its_region(trained, folder):
     requests, _ = read_requests(prompts_file(folder, ALL_TASKS[3]))
     codes = np.arange(16)
-    asked = generate.Asked(requests[0], infill("zero", codes, np.arange(16) < 2, trained.vocabulary), codes)
+    asked = generate.PreparedRequest(requests[0], infill("zero", codes, np.arange(16) < 2, trained.vocabulary), codes)
     v = trained.vocabulary
     answer = [v.first_image_code + 30] * 2 + [v.eoss, v.mask(1)] + [v.first_image_code + 31] * 2
-    picture = generate._picture(asked, generate.Answer(answer, -1.0, 1), trained)
-    np.testing.assert_array_equal(picture, [30, 30, 2, 3, 31, 31, *range(6, 16)])
+    image = generate._image(asked, generate.Completion(answer, -1.0, 1), trained)
+    np.testing.assert_array_equal(image, [30, 30, 2, 3, 31, 31, *range(6, 16)])
 
 
-def test_a_continuation_names_its_pictures(trained):
+def test_a_continuation_names_its_images(trained):
     v = trained.vocabulary
     codes = np.arange(16)
-    picture = v.encode_image(codes).tolist()
-    tokens = [*v.encode_text("zero"), v.break_, *picture, v.break_, *v.encode_text(" one"), v.break_, *picture]
+    image = v.encode_image(codes).tolist()
+    tokens = [*v.encode_text("zero"), v.break_, *image, v.break_, *v.encode_text(" one"), v.break_, *image]
     request = Request(1, 0, "continue", segments=("a",))
-    asked = generate.Asked(request, text_to_image("a", 16, v), None)
-    candidate = generate.Candidate(request, generate.Answer(tokens, -1.0, 1), None)
-    fields, pictures = generate._fields(asked, candidate, "00007", trained)
+    asked = generate.PreparedRequest(request, text_to_image("a", 16, v), None)
+    candidate = generate.Candidate(request, generate.Completion(tokens, -1.0, 1), None)
+    fields, images = generate._fields(asked, candidate, "00007", trained)
     assert fields == {"segments": ["zero", {"image": "00007_1.png"}, " one", {"image": "00007_3.png"}]}
-    assert list(pictures) == ["00007_1.png", "00007_3.png"]
-    np.testing.assert_array_equal(pictures["00007_3.png"], codes)
+    assert list(images) == ["00007_1.png", "00007_3.png"]
+    np.testing.assert_array_equal(images["00007_3.png"], codes)
 
 
 def test_texts_that_an_answer_leaves_out_are_empty(trained, folder):
     requests, _ = read_requests(prompts_file(folder, ALL_TASKS[4]))
     prompt = dataclasses.replace(text_to_image("a", 16, trained.vocabulary), num_spans=2)
-    asked = generate.Asked(requests[0], prompt, None)
-    candidate = generate.Candidate(requests[0], generate.Answer(trained.vocabulary.encode_text("zero"), -1.0, 1), None)
+    asked = generate.PreparedRequest(requests[0], prompt, None)
+    candidate = generate.Candidate(
+        requests[0], generate.Completion(trained.vocabulary.encode_text("zero"), -1.0, 1), None
+    )
     assert generate._fields(asked, candidate, "00000", trained)[0] == {
         "text": "a zero of .",
         "texts": ["zero", ""],
@@ -151,7 +153,7 @@ def test_the_best_candidates_are_kept(run, trained, tiny_config, folder, scorer)
         mine = answers[2 * number : 2 * number + 2]
         assert [answer["score"] for answer in mine] == pytest.approx(scores[kept].tolist(), abs=1e-4)
         for answer, pixels in zip(mine, trained.image_tokenizer.decode(codes[kept]), strict=True):
-            np.testing.assert_array_equal(open_picture((folder / "out" / answer["image"]).read_bytes(), 8, 1), pixels)
+            np.testing.assert_array_equal(decode_image((folder / "out" / answer["image"]).read_bytes(), 8, 1), pixels)
 
 
 @pytest.mark.slow
@@ -189,7 +191,7 @@ def test_the_records_that_fail_do_not_stop_the_others(run, folder, capsys):
     assert run(*lines, samples=2) == 2
     failed = written(folder / "out", "failed.jsonl")
     assert [failure["line"] for failure in failed] == [2, 3, 5, 7]
-    for failure, message in zip(failed, ("not JSON", "no picture", "do not fit", "no such field promt"), strict=True):
+    for failure, message in zip(failed, ("not JSON", "no image", "do not fit", "no such field promt"), strict=True):
         assert message in failure["error"]
     errors = capsys.readouterr().err.splitlines()
     for failure, line in zip(failed, errors[:4], strict=True):
@@ -221,7 +223,7 @@ def test_a_folder_that_is_not_of_a_run_is_refused_before_anything_is_computed(ru
     out = folder / "out"
     out.mkdir()
     (out / "00000.png").write_text("mine")
-    # The folder of the prompts and their pictures; the workdir is the same here.
+    # The folder of the prompts and their images; the workdir is the same here.
     for output in ("out", "."):
         with pytest.raises(UserError, match="is not empty"):
             run({"prompt": "zero"}, output=output)
@@ -230,10 +232,10 @@ def test_a_folder_that_is_not_of_a_run_is_refused_before_anything_is_computed(ru
     assert (out / "00000.png").read_text() == "mine" and len(list(out.iterdir())) == 1
 
 
-def test_a_picture_that_the_run_would_remove_is_refused(run, folder):
+def test_an_image_that_the_run_would_remove_is_refused(run, folder):
     assert run({"prompt": "zero"}) == 0
     edit = {"task": "edit", "prompt": "wider", "image": "out/00000.png"}
-    with pytest.raises(UserError, match="would give way to the pictures of this run: give another folder"):
+    with pytest.raises(UserError, match="would give way to the images of this run: give another folder"):
         run(edit)
     assert (folder / "out" / "00000.png").exists()
     assert run(edit, output="edited") == 0
@@ -259,17 +261,17 @@ def test_a_text_that_only_the_scorer_finds_too_long(run, trained, folder):
 def test_documents_that_were_found_stand_in_front_and_are_named(run, folder, vocabulary, trained, monkeypatch):
     codes = np.arange(16, dtype=np.int32)
     tokens = np.array([*vocabulary.encode_text("zero"), vocabulary.break_, *vocabulary.encode_image(codes)])
-    neighbour = Neighbour("digits", 7, 0.5, tokens)
+    neighbor = Neighbor("digits", 7, 0.5, tokens)
     seen = []
 
     def found(requests, retriever, count, config):
         seen.append(([request.number for request in requests], count))
-        return {0: [neighbour]}
+        return {0: [neighbor]}
 
     monkeypatch.setattr(generate, "open_retriever", lambda config, vocabulary, count: None)
     monkeypatch.setattr(generate, "retrieved_for", found)
     asked = []
-    monkeypatch.setattr(Decoder, "refuse_too_long", lambda self, prompts: asked.extend(prompts))
+    monkeypatch.setattr(Decoder, "check_fits_sequence", lambda self, prompts: asked.extend(prompts))
     assert run({"prompt": "a seven"}, {"prompt": "a nine"}, retrieve=1) == 0
     assert seen == [([0, 1], 1)]
     with_document, without = written(folder / "out")
@@ -333,7 +335,7 @@ def test_candidates_without_a_finite_score_are_not_kept(run, folder, monkeypatch
 
 
 @pytest.mark.parametrize("window", [17, 1_000_000])
-def test_no_more_codes_are_guessed_than_a_picture_has(run, folder, window):
+def test_no_more_codes_are_guessed_than_an_image_has(run, folder, window):
     assert run({"prompt": "zero"}, speculative_window=16) == 0
     expected = (folder / "out" / "00000.png").read_bytes()
     assert run({"prompt": "zero"}, speculative_window=window) == 0

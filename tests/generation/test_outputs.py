@@ -232,7 +232,7 @@ def test_a_run_that_fails_leaves_no_folder_of_its_own(out):
     assert (out / "00000.png").read_text() == "old" and names(out) == {"00000.png", ANSWERS_FILE}
 
 
-def test_which_pictures_a_run_will_replace(out, tmp_path):
+def test_which_images_a_run_will_replace(out, tmp_path):
     generate(out, answer(0))
     (out / "mine.png").write_text("mine")
     (tmp_path / "loop").symlink_to("loop")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.generation import prompts
-from cm3leon_jax.generation.prefill import plan_reading, rounded_up
+from cm3leon_jax.generation.prefill import plan_prefill, rounded_up
 
 
 def test_sizes_are_few_and_not_far_off():
@@ -16,8 +16,8 @@ def test_sizes_are_few_and_not_far_off():
 def test_equal_streams_are_read_once(vocabulary):
     v = vocabulary
     asked = [prompts.text_to_image(text, 16, v) for text in ("zero", "seven", "zero", "zero")]
-    plan = plan_reading([prompt.streams for prompt in asked])
-    zero, seven, nothing = (len(s.tokens) for s in (asked[0].streams[0], asked[1].streams[0], asked[0].streams[1]))
+    plan = plan_prefill([prompt.variants for prompt in asked])
+    zero, seven, nothing = (len(s.tokens) for s in (asked[0].variants[0], asked[1].variants[0], asked[0].variants[1]))
     assert plan.num_read == zero + seven + nothing
     assert plan.rest_row.tolist() == [0, 1, 2, 1, 0, 1, 0, 1]
     assert plan.prefixes is None
@@ -27,17 +27,17 @@ def test_retrieved_documents_are_read_once_for_all_streams_and_candidates(vocabu
     v = vocabulary
     document = [*v.encode_text("zero"), v.break_, *v.encode_image(np.arange(16)).tolist()]
     prompt = prompts.text_to_image("seven", 16, v, [document] * 3)
-    conditional, unconditional = (len(stream.tokens) for stream in prompt.streams)
-    plan = plan_reading([prompt.streams] * 5)
+    conditional, unconditional = (len(stream.tokens) for stream in prompt.variants)
+    plan = plan_prefill([prompt.variants] * 5)
     # The last token of the shorter stream is read again, for the state from which its answer goes on.
     assert plan.num_read == conditional + 1
     assert plan.prefix_length.max() == unconditional - 1
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
-def test_an_edit_shares_its_picture(vocabulary, number):
+def test_an_edit_shares_its_image(vocabulary, number):
     v = vocabulary
     prompt = prompts.edit("make it bright", np.arange(64) % 32, v)
-    streams = [len(stream.tokens) for stream in prompt.streams]
-    plan = plan_reading([prompt.streams] * (number + 1))
-    assert plan.num_read == streams[0] + 1 + streams[2]
+    variants = [len(stream.tokens) for stream in prompt.variants]
+    plan = plan_prefill([prompt.variants] * (number + 1))
+    assert plan.num_read == variants[0] + 1 + variants[2]

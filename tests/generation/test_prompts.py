@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cm3leon_jax.data.objective import move_spans, picture_places
+from cm3leon_jax.data.batches.objective import apply_span_masks, positions_in_image
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
 
@@ -19,35 +19,35 @@ def parts(vocabulary):
 
 
 def masked(document, spans, v) -> tuple[list[int], list[int]]:
-    tokens, places = move_spans(document, picture_places(document, v), spans, v)
-    return tokens.tolist(), places.tolist()
+    tokens, image_positions = apply_span_masks(document, positions_in_image(document, v), spans, v)
+    return tokens.tolist(), image_positions.tolist()
 
 
-def names(stream: prompts.Stream, v) -> list[str]:
-    """A stream as marks, with pictures and texts drawn together."""
+def names(stream: prompts.PromptVariant, v) -> list[str]:
+    """A stream as marks, with images and texts drawn together."""
     ids = np.array(stream.tokens)
-    kinds = np.where(v.is_image(ids), "picture", np.where(v.is_text(ids), "text", [v.name(t) for t in stream.tokens]))
+    kinds = np.where(v.is_image(ids), "image", np.where(v.is_text(ids), "text", [v.name(t) for t in stream.tokens]))
     return [kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
 
 
-def test_text_to_image_is_the_document_up_to_its_picture(parts):
+def test_text_to_image_is_the_document_up_to_its_image(parts):
     v, _, document, n = parts
     prompt = prompts.text_to_image(TEXT, LENGTH, v)
-    conditional, unconditional = prompt.streams
+    conditional, unconditional = prompt.variants
     assert list(conditional.tokens) == document[: n + 2].tolist()
     assert len(prompt.plan) == LENGTH
-    places = picture_places(document, v)
-    assert [*conditional.places, *prompt.plan_places] == places[:-1].tolist()
+    image_positions = positions_in_image(document, v)
+    assert [*conditional.image_positions, *prompt.plan_image_positions] == image_positions[:-1].tolist()
     assert list(unconditional.tokens) == masked(document, [(1, n + 1)], v)[0][:3]
 
 
 def test_a_caption_by_infill_is_the_document_with_its_text_masked(parts):
     v, codes, document, n = parts
     prompt = prompts.text_infill("<mask>", codes, 8, v)
-    (stream,) = prompt.streams
-    tokens, places = masked(document, [(1, n + 1)], v)
+    (stream,) = prompt.variants
+    tokens, image_positions = masked(document, [(1, n + 1)], v)
     assert list(stream.tokens) == tokens[: len(stream.tokens)]
-    assert list(stream.places) == places[: len(stream.tokens)]
+    assert list(stream.image_positions) == image_positions[: len(stream.tokens)]
     assert tokens[len(stream.tokens) :] == [*v.encode_text(TEXT), v.eoss]
     assert prompt.stop == v.eoss
 
@@ -60,11 +60,11 @@ def test_texts_are_filled_in_where_they_are_missing(parts):
     spans = [(start, start + 2), (start + 2 + len(middle), start + 3 + len(middle))]
     tokens, _ = masked(document, spans, v)
     prompt = prompts.text_infill("a<mask> of<mask> five", codes, 8, v)
-    (stream,) = prompt.streams
+    (stream,) = prompt.variants
     assert list(stream.tokens) == tokens[: len(stream.tokens)]
     answer = tokens[len(stream.tokens) :]
     assert answer == [30, 31, v.eoss, v.mask(1), 32, v.eoss]
-    assert prompts.filled_texts(answer[:-1], v) == [v.decode_text([30, 31]).strip(), v.decode_text([32]).strip()]
+    assert prompts.infill_texts(answer[:-1], v) == [v.decode_text([30, 31]).strip(), v.decode_text([32]).strip()]
 
 
 @pytest.mark.parametrize("text", ["nothing is missing", "<mask>" * 9])
@@ -74,21 +74,21 @@ def test_a_text_needs_blanks(parts, text):
         prompts.text_infill(text, codes, 8, v)
 
 
-def test_infill_is_the_document_with_spans_of_its_picture_masked(parts):
+def test_infill_is_the_document_with_spans_of_its_image_masked(parts):
     v, codes, document, n = parts
     mask = np.zeros(LENGTH, bool)
     mask[[2, 3, 4, 9]] = True
     prompt = prompts.infill(TEXT, codes, mask, v)
-    (stream,) = prompt.streams
+    (stream,) = prompt.variants
     first = n + 2
-    tokens, places = masked(document, [(first + 2, first + 5), (first + 9, first + 10)], v)
+    tokens, image_positions = masked(document, [(first + 2, first + 5), (first + 9, first + 10)], v)
     assert list(stream.tokens) == tokens[: len(stream.tokens)]
-    assert [*stream.places, *prompt.plan_places] == places[:-1]
+    assert [*stream.image_positions, *prompt.plan_image_positions] == image_positions[:-1]
     answer = tokens[len(stream.tokens) : -1]
     assert len(prompt.plan) == len(answer)
     for plan, token in zip(prompt.plan, answer, strict=True):
         assert plan == token if plan >= 0 else v.is_image(np.array(token))
-    np.testing.assert_array_equal(prompts.filled(np.where(mask, 0, codes), mask, answer, v), codes)
+    np.testing.assert_array_equal(prompts.merge_infill(np.where(mask, 0, codes), mask, answer, v), codes)
 
 
 def test_infill_needs_a_region(parts):
@@ -100,9 +100,9 @@ def test_infill_needs_a_region(parts):
 def test_an_edit_has_three_streams(parts):
     v, codes, *_ = parts
     prompt = prompts.edit("make it bright", codes, v)
-    assert [names(stream, v) for stream in prompt.streams] == [
-        ["</s>", "text", "<break>", "picture", "<break>", "text", "<break>"],
-        ["</s>", "text", "<break>", "picture", "<break>"],
+    assert [names(stream, v) for stream in prompt.variants] == [
+        ["</s>", "text", "<break>", "image", "<break>", "text", "<break>"],
+        ["</s>", "text", "<break>", "image", "<break>"],
         ["</s>", "<mask:0>", "<break>"],
     ]
     assert len(prompt.plan) == LENGTH
@@ -111,32 +111,32 @@ def test_an_edit_has_three_streams(parts):
 def test_retrieved_documents_stand_in_front(parts):
     v, codes, document, _ = parts
     retrieved = [document[1:-1].tolist()] * 2
-    front = ["</s>", *["text", "<break>", "picture", "<break>"] * 2]
+    front = ["</s>", *["text", "<break>", "image", "<break>"] * 2]
     drawn = prompts.text_to_image(TEXT, LENGTH, v, retrieved)
-    assert [names(stream, v) for stream in drawn.streams] == [[*front, "text", "<break>"], front]
+    assert [names(stream, v) for stream in drawn.variants] == [[*front, "text", "<break>"], front]
     mask = np.arange(LENGTH) < 2
     for prompt, tail in (
-        (prompts.text_infill("<mask>", codes, 4, v, retrieved), ["<mask:0>", "<break>", "picture", "</s>", "<mask:0>"]),
-        (prompts.text_after_picture(codes, 4, v, "", retrieved), ["picture", "<break>"]),
+        (prompts.text_infill("<mask>", codes, 4, v, retrieved), ["<mask:0>", "<break>", "image", "</s>", "<mask:0>"]),
+        (prompts.text_after_image(codes, 4, v, "", retrieved), ["image", "<break>"]),
         (
             prompts.infill(TEXT, codes, mask, v, retrieved),
-            ["text", "<break>", "<mask:0>", "picture", "</s>", "<mask:0>"],
+            ["text", "<break>", "<mask:0>", "image", "</s>", "<mask:0>"],
         ),
         (prompts.continuation([TEXT], 4, LENGTH, v, retrieved), ["text"]),
     ):
-        (stream,) = prompt.streams
+        (stream,) = prompt.variants
         assert names(stream, v) == [*front, *tail]
-        # A retrieved picture keeps its own places.
+        # A retrieved image keeps its own places.
         at = stream.tokens.index(v.first_image_code)
-        assert stream.places[at : at + LENGTH] == tuple(range(2, LENGTH + 2))
+        assert stream.image_positions[at : at + LENGTH] == tuple(range(2, LENGTH + 2))
 
 
 def test_a_continuation_is_split_into_segments(parts):
     v, codes, *_ = parts
     prompt = prompts.continuation([TEXT, codes], 40, LENGTH, v)
-    assert names(prompt.streams[0], v) == ["</s>", "text", "<break>", "picture"]
+    assert names(prompt.variants[0], v) == ["</s>", "text", "<break>", "image"]
     words = v.encode_text("zero")
     answer = [v.break_, *words, v.break_, *v.encode_image(codes).tolist()]
-    text, picture = prompts.split_segments(answer, v)
+    text, image = prompts.split_segments(answer, v)
     assert text == "zero"
-    np.testing.assert_array_equal(picture, codes)
+    np.testing.assert_array_equal(image, codes)

@@ -9,39 +9,41 @@ import pytest
 from flax import nnx
 
 from cm3leon_jax.checkpoints import Checkpoints
-from cm3leon_jax.config import BiEncoderConfig, MeshConfig, VocabularyConfig
+from cm3leon_jax.data.corpus.config import VocabularyConfig
+from cm3leon_jax.encoders.config import EncoderConfig
+from cm3leon_jax.encoders.tfidf import TfidfEncoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
-from cm3leon_jax.generation.decoder import Answer
+from cm3leon_jax.generation.decoder import Completion
 from cm3leon_jax.generation.ranking import SCORERS, Candidate, best, caption_prompt, text_log_likelihoods
 from cm3leon_jax.generation.requests import Request
 from cm3leon_jax.generation.restoring import restore_model
-from cm3leon_jax.retrieval.tfidf import TfidfEncoder
+from cm3leon_jax.models.config import MeshConfig
 from tests.conftest import CAPTIONS
+from tests.encoders.conftest import random_encoder
 from tests.generation.conftest import random_model
-from tests.retrieval.conftest import random_encoder
 
 MESHES = [MeshConfig(fsdp=1), MeshConfig(replica=2, fsdp=2, tensor=2)]
 
 
 @jax.jit
-def next_log_probabilities(graph, parameters, tokens, places, length):
+def next_log_probabilities(graph, parameters, tokens, image_positions, length):
     """Behind the first `length` tokens of a row that is padded on the right."""
     model = nnx.merge(graph, parameters)
-    hidden = model(tokens, jnp.arange(tokens.shape[1])[None], jnp.zeros_like(tokens), places)
+    hidden = model(tokens, jnp.arange(tokens.shape[1])[None], jnp.zeros_like(tokens), image_positions)
     return jax.nn.log_softmax(model.logits(hidden[0, length - 1]))
 
 
 def plain_log_likelihood(text, codes, model) -> float:
     v = model.vocabulary
-    (stream,) = prompts.text_infill("<mask>", codes, 1, v).streams
+    (stream,) = prompts.text_infill("<mask>", codes, 1, v).variants
     answer = [*v.encode_text(text), v.eoss]
-    tokens, places = np.zeros((2, 1, 160), np.int32)
+    tokens, image_positions = np.zeros((2, 1, 160), np.int32)
     first = len(stream.tokens)
-    tokens[0, :first], places[0, :first] = stream.tokens, stream.places
+    tokens[0, :first], image_positions[0, :first] = stream.tokens, stream.image_positions
     total = 0.0
     for length, token in enumerate(answer, start=first):
-        total += float(next_log_probabilities(model.graph, model.parameters, tokens, places, length)[token])
+        total += float(next_log_probabilities(model.graph, model.parameters, tokens, image_positions, length)[token])
         tokens[0, min(length, 159)] = token
     return total / len(answer)
 
@@ -50,31 +52,31 @@ def plain_log_likelihood(text, codes, model) -> float:
 def test_captions_are_scored_as_by_a_plain_loop(tiny_config, vocabulary, image_tokenizer, mesh):
     model = random_model(tiny_config, vocabulary, image_tokenizer, mesh)
     texts = ["", "zero", *CAPTIONS, "a handwritten seven " * 4]
-    pictures = np.random.default_rng(0).integers(0, 32, (len(texts), 16))
-    expected = [plain_log_likelihood(text, codes, model) for text, codes in zip(texts, pictures, strict=True)]
-    np.testing.assert_allclose(text_log_likelihoods(texts, pictures, model), expected, atol=1e-4)
+    images = np.random.default_rng(0).integers(0, 32, (len(texts), 16))
+    expected = [plain_log_likelihood(text, codes, model) for text, codes in zip(texts, images, strict=True)]
+    np.testing.assert_allclose(text_log_likelihoods(texts, images, model), expected, atol=1e-4)
     # More than one batch.
-    many = text_log_likelihoods(texts * 4, np.tile(pictures, (4, 1)), model)
+    many = text_log_likelihoods(texts * 4, np.tile(images, (4, 1)), model)
     np.testing.assert_allclose(many, expected * 4, atol=1e-4)
 
 
 def test_a_caption_as_long_as_the_positions_allow(trained, tiny_config, vocabulary):
     codes = np.arange(16)
-    room = tiny_config.batch.sequence_length - len(caption_prompt("", codes, vocabulary).streams[0].tokens)
+    room = tiny_config.batch.sequence_length - len(caption_prompt("", codes, vocabulary).variants[0].tokens)
     text = "!" * room
     assert len(vocabulary.encode_text(text)) == room
-    trained.decoder.refuse_too_long([caption_prompt(text, codes, vocabulary)])
+    trained.decoder.check_fits_sequence([caption_prompt(text, codes, vocabulary)])
     (score,) = text_log_likelihoods([text], codes[None], trained)
     assert score == pytest.approx(plain_log_likelihood(text, codes, trained), abs=1e-4)
 
 
 def test_the_caption_scorer_leaves_other_tasks_to_the_likelihood(trained):
     codes = np.random.default_rng(0).integers(0, 32, (3, 16))
-    answers = [Answer([], score, 1) for score in (-1.0, -2.0, -3.0)]
+    answers = [Completion([], score, 1) for score in (-1.0, -2.0, -3.0)]
     requests = [Request(1, 0, prompt="zero"), Request(2, 1, "caption"), Request(3, 2, prompt="a seven")]
     candidates = [
-        Candidate(request, answer, picture if request.task == "text_to_image" else None)
-        for request, answer, picture in zip(requests, answers, codes, strict=True)
+        Candidate(request, answer, image if request.task == "text_to_image" else None)
+        for request, answer, image in zip(requests, answers, codes, strict=True)
     ]
     assert SCORERS["likelihood"](candidates, trained) == [-1.0, -2.0, -3.0]
     first, second, third = SCORERS["caption"](candidates, trained)
@@ -85,18 +87,18 @@ def test_the_caption_scorer_leaves_other_tasks_to_the_likelihood(trained):
     assert SCORERS["caption"](candidates[1:2], trained) == [-2.0]
 
 
-def test_clip_scores_by_the_product_of_prompt_and_picture(trained, vocabulary, tmp_path):
+def test_clip_scores_by_the_product_of_prompt_and_image(trained, vocabulary, tmp_path):
     encoder = random_encoder(vocabulary, tmp_path)
     model = dataclasses.replace(trained, clip=encoder)
     codes = np.random.default_rng(0).integers(0, 32, (4, 16))
     requests = [Request(1, 0, prompt="zero"), Request(2, 1, "caption"), Request(3, 2, prompt="a seven")]
     candidates = [
-        Candidate(request, Answer([], -1.0, 1), picture if request.task == "text_to_image" else None)
-        for request, picture in zip([*requests, requests[0]], codes, strict=True)
+        Candidate(request, Completion([], -1.0, 1), image if request.task == "text_to_image" else None)
+        for request, image in zip([*requests, requests[0]], codes, strict=True)
     ]
-    pictures = encoder.encode_pictures(trained.image_tokenizer.decode(codes))
+    images = encoder.encode_images(trained.image_tokenizer.decode(codes))
     texts = encoder.encode_texts(["zero", "", "a seven", "zero"])
-    expected = [-1.0 if index == 1 else float(texts[index] @ pictures[index]) for index in range(4)]
+    expected = [-1.0 if index == 1 else float(texts[index] @ images[index]) for index in range(4)]
     assert len(set(expected)) == 4
     assert SCORERS["clip"](candidates, model) == pytest.approx(expected, abs=1e-5)
     assert SCORERS["clip"](candidates[1:2], model) == [-1.0]
@@ -105,19 +107,19 @@ def test_clip_scores_by_the_product_of_prompt_and_picture(trained, vocabulary, t
 
 
 def test_an_encoder_that_cannot_score_is_refused_before_anything_is_drawn(tiny_config, vocabulary, tmp_path):
-    path = tmp_path / "bi_encoder"
+    path = tmp_path / "encoder"
     config = dataclasses.replace(
         tiny_config,
         sampling=dataclasses.replace(tiny_config.sampling, scorer="clip"),
-        bi_encoder=BiEncoderConfig(path=str(path)),
+        encoder=EncoderConfig(path=str(path)),
     )
     with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(1, {"parameters": {"x": np.zeros(1)}}, {})
-    with pytest.raises(UserError, match=r"no bi-encoder at .*: run `cm3leon train-bi-encoder` first"):
+    with pytest.raises(UserError, match=r"no encoder at .*: run `cm3leon train-encoder` first"):
         restore_model(config, tmp_path)
     pixels = np.zeros(12, np.float32)
     TfidfEncoder(64, 2, 1, np.zeros(1 << 18, np.int64), pixels).save(path)
-    with pytest.raises(UserError, match=r"scorer is 'clip', but the bi-encoder at .* is none"):
+    with pytest.raises(UserError, match=r"scorer is 'clip', but the encoder at .* is none"):
         restore_model(config, tmp_path)
     # CLIP is taken, and what misses next is the run's.
     random_encoder(vocabulary, tmp_path).save(path)

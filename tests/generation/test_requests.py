@@ -17,7 +17,7 @@ from cm3leon_jax.generation.requests import (
     Failure,
     Request,
     prompt_of,
-    read_pictures,
+    read_images,
     read_requests,
     region_mask,
 )
@@ -61,7 +61,7 @@ def test_lines_of_every_task(folder):
         Request(8, 6, "continue", segments=("a photo", c)),
     ]
     assert {request.task for request in requests} == TASKS.keys()
-    assert requests[3].pictures == [a, b]
+    assert requests[3].images == [a, b]
 
 
 def test_the_lines_that_the_readme_shows_are_requests_of_every_task(folder):
@@ -124,29 +124,29 @@ def test_missing_and_empty_prompts_files(tmp_path):
         read_requests(tmp_path)
 
 
-def test_pictures_are_read_once_and_the_bad_ones_say_why(folder, image_tokenizer):
+def test_images_are_read_once_and_the_bad_ones_say_why(folder, image_tokenizer):
     paths = [folder / name for name in ("a.png", "gone.png", "b.png", "broken.png", ".", "nul\0.png", "a.png")]
-    found = read_pictures(paths, image_tokenizer)
+    found = read_images(paths, image_tokenizer)
     assert list(map(str, found)).count(str(folder / "a.png")) == 1
-    assert found[folder / "gone.png"] == f"no picture {folder / 'gone.png'}"
+    assert found[folder / "gone.png"] == f"no image {folder / 'gone.png'}"
     for name in ("broken.png", ".", "nul\0.png"):
-        assert f"the picture {folder / name} cannot be read" in found[folder / name]
-    (again,) = read_pictures([folder / "a.png"], image_tokenizer).values()
+        assert f"the image {folder / name} cannot be read" in found[folder / name]
+    (again,) = read_images([folder / "a.png"], image_tokenizer).values()
     np.testing.assert_array_equal(found[folder / "a.png"], again)
     assert not np.array_equal(found[folder / "a.png"], found[folder / "b.png"])
-    assert read_pictures([], image_tokenizer) == {}
+    assert read_images([], image_tokenizer) == {}
 
 
 @pytest.fixture
 def ask(folder, image_tokenizer, vocabulary):
-    """The prompt of a line, and the codes of the pictures a and b."""
-    pictures = read_pictures([folder / f"{name}.png" for name in ("a", "b", "gone")], image_tokenizer)
+    """The prompt of a line, and the codes of the images a and b."""
+    images = read_images([folder / f"{name}.png" for name in ("a", "b", "gone")], image_tokenizer)
 
     def prompt(sequence_length: int = 160, **line) -> prompts.Prompt:
         (request,), _ = read(folder, line)
-        return prompt_of(request, pictures, image_tokenizer.config, vocabulary, 6, sequence_length)
+        return prompt_of(request, images, image_tokenizer.config, vocabulary, 6, sequence_length)
 
-    return prompt, pictures[folder / "a.png"], pictures[folder / "b.png"]
+    return prompt, images[folder / "a.png"], images[folder / "b.png"]
 
 
 def test_what_the_model_is_given(ask, vocabulary):
@@ -158,7 +158,7 @@ def test_what_the_model_is_given(ask, vocabulary):
     assert prompt(task="edit", prompt="wider", image="a.png") == prompts.edit("wider", a, v)
     assert prompt(task="caption", image="a.png") == prompts.text_infill("<mask>", a, 6, v)
     # The space before a word is part of it, so it is masked with it.
-    says = "Describe the given picture."
+    says = "Describe the given image."
     assert prompt(task="caption", prompt=says, image="a.png") == prompts.text_infill(f"{says}<mask>", a, 6, v)
     assert prompt(task="vqa", prompt="which one?", image="a.png") == prompts.text_infill(
         "Question: which one? Answer:<mask>", a, 6, v
@@ -167,9 +167,9 @@ def test_what_the_model_is_given(ask, vocabulary):
         "a<mask> of<mask>.", a, 6, v
     )
     backwards = {"image": "a.png", "order": "left_to_right"}
-    assert prompt(task="caption", **backwards) == prompts.text_after_picture(a, 6, v)
-    assert prompt(task="caption", prompt=says, **backwards) == prompts.text_after_picture(a, 6, v, says)
-    assert prompt(task="vqa", prompt="which one?", **backwards) == prompts.text_after_picture(
+    assert prompt(task="caption", **backwards) == prompts.text_after_image(a, 6, v)
+    assert prompt(task="caption", prompt=says, **backwards) == prompts.text_after_image(a, 6, v, says)
+    assert prompt(task="vqa", prompt="which one?", **backwards) == prompts.text_after_image(
         a, 6, v, "Question: which one? Answer:"
     )
     assert prompt(task="continue", segments=["x", {"image": "b.png"}]) == prompts.continuation(["x", b], 24, 16, v)
@@ -186,26 +186,26 @@ def test_retrieved_documents_stand_in_front_of_every_task(ask, task, vocabulary)
         front += [*vocabulary.encode_text(text), vocabulary.break_, *vocabulary.encode_image(codes), vocabulary.break_]
     retrieved = [{"prompt": text, "image": f"{name}.png"} for text, name in zip(texts, "ab", strict=True)]
     alone, behind = prompt(task=task, **line), prompt(task=task, retrieved=retrieved, **line)
-    assert list(behind.streams[0].tokens) == [vocabulary.end, *front, *alone.streams[0].tokens[1:]]
+    assert list(behind.variants[0].tokens) == [vocabulary.end, *front, *alone.variants[0].tokens[1:]]
     assert behind.plan == alone.plan
 
 
 def test_a_continuation_ends_with_the_positions(ask, vocabulary):
     prompt, *_ = ask
-    length = len(prompt(task="continue", segments=["a photo"]).streams[0].tokens)
+    length = len(prompt(task="continue", segments=["a photo"]).variants[0].tokens)
     cut = prompt(task="continue", segments=["a photo"], sequence_length=length + 5)
     assert cut.plan == cut.plan[:1] * 5
-    assert len(cut.plan_places) == 5
+    assert len(cut.plan_image_positions) == 5
     # A new document.
-    assert prompt(task="continue", segments=[]).streams[0].tokens == (vocabulary.end,)
+    assert prompt(task="continue", segments=[]).variants[0].tokens == (vocabulary.end,)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"task": "caption", "image": "gone.png"}, "no picture .*gone.png"),
-        ({"prompt": "x", "retrieved": [{"prompt": "x", "image": "gone.png"}]}, "no picture .*gone.png"),
-        ({"task": "continue", "segments": [{"image": "gone.png"}]}, "no picture .*gone.png"),
+        ({"task": "caption", "image": "gone.png"}, "no image .*gone.png"),
+        ({"prompt": "x", "retrieved": [{"prompt": "x", "image": "gone.png"}]}, "no image .*gone.png"),
+        ({"task": "continue", "segments": [{"image": "gone.png"}]}, "no image .*gone.png"),
         ({"task": "infill", "prompt": "x", "image": "a.png", "region": [1, 0, 0, 1]}, "region covers no code"),
         ({"task": "infill_text", "prompt": "x", "image": "a.png"}, "has 0 <mask>: write 1 to 8"),
         ({"task": "vqa", "prompt": "a <mask>?", "image": "a.png"}, "task vqa holds <mask>: the task infill_text"),
@@ -233,11 +233,11 @@ def test_a_name_that_no_file_can_have_fails_alone(name, folder):
 
 
 @pytest.mark.parametrize("name", ["loop/00000.png", "n" * 300, "folder", "pipe", "gone.png", "broken.png"])
-def test_a_picture_that_cannot_be_opened_is_described(name, folder, image_tokenizer):
+def test_an_image_that_cannot_be_opened_is_described(name, folder, image_tokenizer):
     (folder / "loop").symlink_to("loop")
     (folder / "folder").mkdir()
     os.mkfifo(folder / "pipe")
-    found = read_pictures([folder / name, folder / "a.png"], image_tokenizer)
+    found = read_images([folder / name, folder / "a.png"], image_tokenizer)
     assert isinstance(found[folder / name], str) and isinstance(found[folder / "a.png"], np.ndarray)
 
 

@@ -6,25 +6,25 @@ import pytest
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.requests import Request
 from cm3leon_jax.generation.retrieving import open_retriever, retrieved_for
-from cm3leon_jax.retrieval.retriever import Neighbour, Retriever
+from cm3leon_jax.retrieval.retriever import Neighbor, Retriever
 
 
 class Recording(Retriever):
     """A retriever that keeps what it was asked."""
 
     def __init__(self) -> None:
-        self.texts, self.pictures = [], []
+        self.texts, self.images = [], []
 
     def by_text(self, texts, count):
         self.texts += texts
-        return [[Neighbour("task", index, 0.5, np.arange(3))] * count for index in range(len(texts))]
+        return [[Neighbor("task", index, 0.5, np.arange(3))] * count for index in range(len(texts))]
 
-    def by_picture(self, pictures, count):
-        self.pictures += list(pictures)
-        return [[Neighbour("task", 100 + index, 0.5, np.arange(3))] * count for index in range(len(pictures))]
+    def by_image(self, images, count):
+        self.images += list(images)
+        return [[Neighbor("task", 100 + index, 0.5, np.arange(3))] * count for index in range(len(images))]
 
 
-def test_texts_find_what_is_to_be_drawn_and_pictures_what_is_asked_about(tiny_config, folder):
+def test_texts_find_what_is_to_be_drawn_and_images_what_is_asked_about(tiny_config, folder):
     requests = [
         Request(1, 0, prompt="a seven"),
         Request(2, 1, "caption", image=folder / "a.png"),
@@ -36,13 +36,13 @@ def test_texts_find_what_is_to_be_drawn_and_pictures_what_is_asked_about(tiny_co
     retriever = Recording()
     found = retrieved_for(requests, retriever, 2, tiny_config)
     assert retriever.texts == ["a seven", "a nine"]
-    assert [picture.shape for picture in retriever.pictures] == [(8, 8, 1)] * 2
-    numbers = {number: [neighbour.document for neighbour in mine] for number, mine in found.items()}
+    assert [image.shape for image in retriever.images] == [(8, 8, 1)] * 2
+    numbers = {number: [neighbor.document for neighbor in mine] for number, mine in found.items()}
     assert numbers == {0: [0, 0], 3: [1, 1], 1: [100, 100], 5: [101, 101]}
 
 
 def test_more_documents_than_fit_are_refused(tiny_config, vocabulary):
-    # Nine pictures of 16 codes, each with a token of text and a break, make 162 tokens.
+    # Nine images of 16 codes, each with a token of text and a break, make 162 tokens.
     with pytest.raises(UserError, match=r"--retrieve=8 does not fit: .*_length 160 has room for at most 7 documents"):
         open_retriever(tiny_config, vocabulary, 8)
 

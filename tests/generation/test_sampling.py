@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax.config import SamplingConfig
+from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.sampling import (
-    Filters,
+    SamplingParams,
     contrastive_scores,
     draw,
     edit_guided_logits,
     guided_logits,
     keep_top_k,
     keep_top_p,
-    next_scores,
+    process_logits,
 )
 
 
@@ -39,7 +39,7 @@ def test_guidance_is_equation_1():
     np.testing.assert_allclose(found[2], unconditional[2], rtol=1e-5)
 
 
-def test_edit_guidance_moves_to_the_picture_then_to_the_text():
+def test_edit_guidance_moves_to_the_image_then_to_the_text():
     full, image, nothing = random_logits(3, 2, 7)
     found = edit_guided_logits(jnp.asarray(full), jnp.asarray(image), jnp.asarray(nothing), 7.5, 1.5)
     np.testing.assert_allclose(found, nothing + 1.5 * (image - nothing) + 7.5 * (full - image), rtol=1e-4)
@@ -92,8 +92,8 @@ def test_scores_of_a_mixed_batch():
         temperature=0.7, top_p=0.8, contrastive_k=3, contrastive_alpha=0.4, amateur_temperature=0.5
     )
     scales, is_contrastive = jnp.array([3.0, 3.0]), jnp.array([False, True])
-    found = next_scores(
-        jnp.asarray(logits), jnp.asarray(legal), scales, jnp.ones(2), is_contrastive, Filters.of(sampling)
+    found = process_logits(
+        jnp.asarray(logits), jnp.asarray(legal), scales, jnp.ones(2), is_contrastive, SamplingParams.of(sampling)
     )
     guided = np.where(legal[0], logits[0, 1] + 3.0 * (logits[0, 0] - logits[0, 1]), -np.inf)[None] / 0.7
     np.testing.assert_allclose(found[0], keep_top_p(jnp.asarray(guided), 0.8)[0], rtol=1e-4)

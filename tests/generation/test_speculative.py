@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cm3leon_jax.config import MeshConfig, ModelConfig, SamplingConfig
 from cm3leon_jax.generation import prompts
+from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.decoder import Decoder
-from cm3leon_jax.model.sharding import make_mesh
-from cm3leon_jax.model.transformer import Transformer
+from cm3leon_jax.models.config import MeshConfig, ModelConfig
+from cm3leon_jax.models.sharding import make_mesh
+from cm3leon_jax.models.transformer import Transformer
 
 LENGTH, IMAGE_LENGTH = 128, 48
 
@@ -36,7 +37,7 @@ def test_greedy_answers_are_identical(vocabulary, mesh, window):
     codes = np.arange(16)
     asked = [prompts.text_to_image(text, IMAGE_LENGTH, vocabulary) for text in ("zero", "a photo of a seven", "nine")]
     edit = prompts.edit("bright", codes, vocabulary)
-    asked.append(dataclasses.replace(edit, plan=asked[0].plan, plan_places=asked[0].plan_places))
+    asked.append(dataclasses.replace(edit, plan=asked[0].plan, plan_image_positions=asked[0].plan_image_positions))
     one_by_one = SamplingConfig(temperature=0.0, batch_size=4)
     expected = decoder(asked, one_by_one)
     found = decoder(asked, dataclasses.replace(one_by_one, speculative_window=window))
@@ -49,7 +50,7 @@ def test_greedy_answers_are_identical(vocabulary, mesh, window):
 
 @pytest.mark.slow
 def test_answers_have_the_same_distribution(vocabulary):
-    """Pairs of neighbouring codes over many short pictures, drawn either way."""
+    """Pairs of neighboring codes over many short images, drawn either way."""
     decoder = decoder_of(vocabulary, MeshConfig(fsdp=1), std=0.3)
     prompt = prompts.text_to_image("zero", 3, vocabulary)
     sampling = SamplingConfig(temperature=0.15, top_p=0.9, guidance=2.0, batch_size=4000)
@@ -69,7 +70,7 @@ def test_answers_have_the_same_distribution(vocabulary):
 
 def test_other_answers_are_drawn_one_by_one(vocabulary):
     decoder = decoder_of(vocabulary, MeshConfig(fsdp=1))
-    prompt = prompts.text_after_picture(np.arange(16), 20, vocabulary)
+    prompt = prompts.text_after_image(np.arange(16), 20, vocabulary)
     sampling = SamplingConfig(temperature=0.0, batch_size=1)
     assert (
         decoder([prompt], dataclasses.replace(sampling, speculative_window=4))[0].tokens

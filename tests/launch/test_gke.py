@@ -38,7 +38,7 @@ def render(template: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def rendered(template: str, *pairs: str, command=("train", "--config=configs/demo.py")) -> list[dict]:
+def rendered(template: str, *pairs: str, command=("train", "--config=examples/digits/demo.py")) -> list[dict]:
     printed = render(template, *WHERE, *pairs, "--", *command)
     assert printed.returncode == 0, printed.stderr
     return list(yaml.safe_load_all(printed.stdout))
@@ -147,7 +147,7 @@ def test_processes_of_a_job_are_numbered(tmp_path):
             "JAX_COORDINATOR_ADDRESS": f"run-0.{service['metadata']['name']}:8476",
             "JAX_NUM_PROCESSES": "2",
             "JAX_PROCESS_ID": str(index),
-            "arguments": "[train][--config=configs/demo.py]",
+            "arguments": "[train][--config=examples/digits/demo.py]",
         }
 
 

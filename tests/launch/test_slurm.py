@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3leon_jax.data import digits
 from cm3leon_jax.progress import read_step_log
+from examples.digits import images as digits
 from tests.conftest import IMAGE_LENGTH, write_corpus
 from tests.launch.slurm_cluster import Cluster, cluster, missing, wait_for
 

@@ -180,7 +180,7 @@ def test_the_checkout_is_copied_to_every_worker(tpu, tmp_path):
     assert process.returncode == 0, process.stderr
     for worker in range(2):
         folder = tmp_path / str(worker) / "cm3leon"
-        assert (folder / "setup.py").exists() and (folder / "configs" / "demo.py").exists()
+        assert (folder / "setup.py").exists() and (folder / "configs" / "cm3leon_7b.py").exists()
         assert (folder / "asked").read_text() == "-m pip install --quiet -e .[tpu,data]\n"
 
 

@@ -52,7 +52,7 @@ def test_a_small_model_fits_and_all_reduces_no_weight(tmp_path, scratch, capsys)
     assert found["memory"]["bytes"] < found["memory"]["limit_bytes"]
     kinds = {(row["kind"], row["what"]) for row in found["collectives"]}
     assert ("all-gather", "weights of the layers") in kinds
-    # On so few chips gradients are passed on from neighbour to neighbour, while they are made.
+    # On so few chips gradients are passed on from neighbor to neighbor, while they are made.
     assert {
         ("collective-permute", "shares, beside their products"),
         ("reduce-scatter", "gradients of the layers"),
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_numbers(capsys):
     shown = capsys.readouterr().out
     assert "DOES NOT FIT" in shown
     assert "of 15.75 GiB" in shown
-    assert "mend: more config.train.num_microbatches" in shown
+    assert "fix: more config.train.num_microbatches" in shown
 
 
 @needs_compiler

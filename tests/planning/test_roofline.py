@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 
 from cm3leon_jax.accelerators import by_device_kind
-from cm3leon_jax.config import BatchConfig, Config, MeshConfig, ModelConfig, TrainConfig
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches.config import BatchConfig
+from cm3leon_jax.models.config import MeshConfig, ModelConfig
 from cm3leon_jax.planning import search
 from cm3leon_jax.planning.collectives import Collective
 from cm3leon_jax.planning.roofline import Work, collective_seconds, roofline, torus_links, work
 from cm3leon_jax.planning.topology import parse
+from cm3leon_jax.training.config import TrainConfig
 
 CONFIG = Config(
     batch=BatchConfig(batch_size=2048, sequence_length=4096),

@@ -14,8 +14,8 @@ faiss = pytest.importorskip("faiss")
 
 def clustered_vectors(num_rows: int, num_clusters: int = 40, dim: int = 32) -> np.ndarray:
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((num_clusters, dim), dtype=np.float32)
-    vectors = centres[rng.integers(num_clusters, size=num_rows)]
+    centers = rng.standard_normal((num_clusters, dim), dtype=np.float32)
+    vectors = centers[rng.integers(num_clusters, size=num_rows)]
     vectors += 0.5 * rng.standard_normal((num_rows, dim), dtype=np.float32)
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
@@ -98,7 +98,7 @@ def test_fewer_rows_than_asked_for_are_filled_up(tmp_path, num_rows, flat_up_to)
 
 
 def test_an_empty_memory_is_refused_and_nothing_is_written(tmp_path):
-    with pytest.raises(UserError, match=r"the memory is empty: .*memory_tasks"):
+    with pytest.raises(UserError, match=r"the memory is empty: .*datastore_tasks"):
         build(np.zeros((0, 4), np.float16), tmp_path / "index.faiss")
     assert list(tmp_path.iterdir()) == []
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax.config import MeshConfig
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.models.config import MeshConfig
+from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.retrieval import search as search_module
 from cm3leon_jax.retrieval.search import Search
 
@@ -18,19 +18,19 @@ def mesh_of(num_devices: int):
     return make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=tensor), jax.devices()[:num_devices])
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
+def l2_normalize(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 def random_vectors(num_rows: int, dim: int) -> np.ndarray:
-    return unit(np.random.default_rng(0).standard_normal((num_rows, dim), dtype=np.float32))
+    return l2_normalize(np.random.default_rng(0).standard_normal((num_rows, dim), dtype=np.float32))
 
 
 def clustered_vectors(num_rows: int, dim: int, num_clusters: int) -> np.ndarray:
     rng = np.random.default_rng(0)
-    centres = random_vectors(num_clusters, dim)
+    centers = random_vectors(num_clusters, dim)
     noise = rng.standard_normal((num_rows, dim), dtype=np.float32)
-    return unit(centres[rng.integers(num_clusters, size=num_rows)] + 0.04 * noise)
+    return l2_normalize(centers[rng.integers(num_clusters, size=num_rows)] + 0.04 * noise)
 
 
 def sorted_scores(memory: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,8 +48,8 @@ def whole_numbers(seed: int, num_rows: int, num_queries: int, dim: int) -> tuple
     return tuple(rng.integers(-2, 3, (n, dim)).astype(np.float32) for n in (num_rows, num_queries))
 
 
-def assert_same_neighbours(found, expected) -> None:
-    """Scores agree, and so do the neighbours, but where scores are as good as equal."""
+def assert_same_neighbors(found, expected) -> None:
+    """Scores agree, and so do the neighbors, but where scores are as good as equal."""
     np.testing.assert_allclose(found[0], expected[0], atol=2e-6)
     for row, wanted, scores in zip(found[1], expected[1], expected[0], strict=True):
         # What one found and the other did not can only be as good as the last.
@@ -66,27 +66,27 @@ def assert_same_neighbours(found, expected) -> None:
 
 @pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize("make", [random_vectors, lambda n, d: clustered_vectors(n, d, 50)], ids=["random", "clusters"])
-def test_neighbours_are_those_of_faiss(num_devices, make):
+def test_neighbors_are_those_of_faiss(num_devices, make):
     faiss = pytest.importorskip("faiss")
     memory = make(5003, 64)
     index = faiss.IndexFlatIP(64)
     index.add(memory)
     queries = memory[::41]
     found = Search(memory, mesh_of(num_devices), block_size=1024, batch_size=64)(queries, 40)
-    assert_same_neighbours(found, index.search(queries, 40))
+    assert_same_neighbors(found, index.search(queries, 40))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize("clustered", [False, True])
-def test_neighbours_are_those_of_faiss_in_a_large_memory(num_devices, clustered):
+def test_neighbors_are_those_of_faiss_in_a_large_memory(num_devices, clustered):
     faiss = pytest.importorskip("faiss")
     memory = clustered_vectors(200_000, 512, 1000) if clustered else random_vectors(200_000, 512)
     index = faiss.IndexFlatIP(512)
     index.add(memory)
     queries = memory[:300]
     found = Search(memory, mesh_of(num_devices))(queries, 64)
-    assert_same_neighbours(found, index.search(queries, 64))
+    assert_same_neighbors(found, index.search(queries, 64))
 
 
 @given(
@@ -153,7 +153,7 @@ def test_a_mapped_float16_memory_is_searched_as_it_is(tmp_path):
     memory, queries = random_vectors(700, 16).astype(np.float16), random_vectors(9, 16)
     np.save(tmp_path / "memory.npy", memory)
     mapped = np.load(tmp_path / "memory.npy", mmap_mode="r")
-    assert_same_neighbours(Search(mapped, mesh_of(8))(queries, 10), sorted_scores(memory, queries, 10))
+    assert_same_neighbors(Search(mapped, mesh_of(8))(queries, 10), sorted_scores(memory, queries, 10))
 
 
 def test_bfloat16_scores_are_as_near_as_promised():
@@ -187,7 +187,7 @@ def test_the_program_holds_no_scores_of_the_whole_memory():
 
 
 def test_a_memory_that_cannot_be_searched_is_refused():
-    with pytest.raises(UserError, match=r"the memory is empty: .*memory_tasks"):
+    with pytest.raises(UserError, match=r"the memory is empty: .*datastore_tasks"):
         Search(np.zeros((0, 4), np.float32), mesh_of(1))
     broken = random_vectors(100, 4)
     broken[77, 2] = np.nan

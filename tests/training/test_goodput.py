@@ -26,7 +26,7 @@ def now(monkeypatch):
 
 
 def spend(clock, part, now, seconds):
-    with clock.spent_on(part):
+    with clock.timed(part):
         now(seconds)
 
 
@@ -44,7 +44,7 @@ def test_a_lap_has_the_rates_of_its_steps_and_the_split_of_all(now):
         spend(clock, "data_wait", now, 0.5)
         now(1.5)
     for seconds in (1, 4, 2):
-        with clock.paused_for_save():
+        with clock.timed_save():
             now(seconds)
     lap = clock.lap(15, WORK)
     assert lap["step_seconds"] == pytest.approx(2.0)
@@ -73,7 +73,7 @@ def test_steps_behind_the_checkpoint_are_lost_after_a_fault_and_nothing_else_is(
 
     again = RunClock()
     now(3)
-    again.went_back(saved, last)
+    again.record_rollback(saved, last)
     again.ready(10)
     now(4)
     values = again.values()
@@ -84,7 +84,7 @@ def test_steps_behind_the_checkpoint_are_lost_after_a_fault_and_nothing_else_is(
     assert counted(values) == 10 + 4
 
     # A run that goes back by itself loses what it did since.
-    again.went_back(saved)
+    again.record_rollback(saved)
     assert again.values()["seconds_lost"] == 6 + 4
     assert counted(again.values()) == 10
 
@@ -92,13 +92,13 @@ def test_steps_behind_the_checkpoint_are_lost_after_a_fault_and_nothing_else_is(
 def test_a_start_that_was_killed_before_its_first_checkpoint_is_lost_as_a_whole(now):
     first = RunClock()
     now(2)
-    first.went_back(NO_SECONDS, NO_SECONDS)
+    first.record_rollback(NO_SECONDS, NO_SECONDS)
     first.ready(0)
     now(7)
     last = first.values()
     again = RunClock()
     now(3)
-    again.went_back(NO_SECONDS, last)
+    again.record_rollback(NO_SECONDS, last)
     again.ready(0)
     values = again.values()
     assert (values["seconds_lost"], values["seconds_startup"], values["seconds_total"]) == (7, 5, 12)
@@ -113,7 +113,7 @@ def test_a_stop_behind_a_checkpoint_loses_nothing(now):
     saved = first.values()
     again = RunClock()
     now(2)
-    again.went_back(saved, saved)
+    again.record_rollback(saved, saved)
     again.ready(8)
     assert again.values()["seconds_lost"] == 0
     assert again.values()["seconds_total"] == 11

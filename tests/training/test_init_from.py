@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.checkpoints import Checkpoints
-from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, MeshConfig, ModelConfig, TrainConfig, VocabularyConfig
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches.config import BatchConfig
+from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
+from cm3leon_jax.models.config import MeshConfig, ModelConfig
+from cm3leon_jax.training.config import TrainConfig
 from cm3leon_jax.training.init_from import same_tokens
-from cm3leon_jax.training.start import continued, set_up
+from cm3leon_jax.training.start import build_context, restore_or_init
 from cm3leon_jax.vocabulary import Vocabulary
 from tests.conftest import random_document, write_corpus
 
@@ -28,33 +32,33 @@ def other_vocabulary() -> Vocabulary:
     return Vocabulary.train(OTHER_CAPTIONS * 4, num_text_tokens=300, num_image_codes=24, num_masks=9, progress=False)
 
 
-def setup_in(folder, vocabulary, corpus_path, model, tiny_pictures, mesh=None, length=48, **train):
+def setup_in(folder, vocabulary, corpus_path, model, tiny_images, mesh=None, length=48, **train):
     vocabulary.save(folder / "vocabulary")
     config = Config(
         corpus=CorpusConfig(path=str(corpus_path)),
         vocabulary=VocabularyConfig(path=str(folder / "vocabulary")),
-        image_tokenizer=tiny_pictures,
+        image_tokenizer=tiny_images,
         batch=BatchConfig(batch_size=8, sequence_length=length),
         mesh=mesh or MeshConfig(),
         model=model,
         train=TrainConfig(num_tokens=8.0 * 48 * 10, sample_every=0, **train),
     )
-    return set_up(config, folder)
+    return build_context(config, folder)
 
 
 MODEL = ModelConfig(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="none")
 
 
 @pytest.fixture(scope="module")
-def other_run(tmp_path_factory, vocabulary, corpus, tiny_pictures):
+def other_run(tmp_path_factory, vocabulary, corpus, tiny_images):
     """The folder of a run at step 6, on a mesh of its own, and its parameters."""
     folder = tmp_path_factory.mktemp("other")
-    setup = setup_in(folder, vocabulary, corpus.path, MODEL, tiny_pictures, MeshConfig(replica=2, fsdp=2, tensor=2))
+    setup = setup_in(folder, vocabulary, corpus.path, MODEL, tiny_images, MeshConfig(replica=2, fsdp=2, tensor=2))
     state = setup.compiled.init()
     # As if trained: no number is that of a run from scratch.
     state["parameters"] = jax.tree.map(lambda leaf: leaf + 1.0, state["parameters"])
     with Checkpoints(folder / "checkpoints", keep=3) as checkpoints:
-        start = continued(setup, checkpoints)
+        start = restore_or_init(setup, checkpoints)
         for step in (3, 6):
             checkpoints.save(step, state, setup.identity | start.record((0, 0), start.seconds))
     return folder, jax.device_get(state["parameters"])
@@ -62,13 +66,13 @@ def other_run(tmp_path_factory, vocabulary, corpus, tiny_pictures):
 
 def started(setup):
     with Checkpoints(setup.workdir / "checkpoints", keep=3) as checkpoints:
-        return continued(setup, checkpoints)
+        return restore_or_init(setup, checkpoints)
 
 
-def test_the_same_vocabulary_takes_all_over_on_any_mesh(tmp_path, other_run, vocabulary, corpus, tiny_pictures, capsys):
+def test_the_same_vocabulary_takes_all_over_on_any_mesh(tmp_path, other_run, vocabulary, corpus, tiny_images, capsys):
     folder, parameters = other_run
     setup = setup_in(
-        tmp_path, vocabulary, corpus.path, MODEL, tiny_pictures, MeshConfig(fsdp=8), init_from=str(folder), seed=5
+        tmp_path, vocabulary, corpus.path, MODEL, tiny_images, MeshConfig(fsdp=8), init_from=str(folder), seed=5
     )
     start = started(setup)
     assert start.origin == f"from the parameters of {folder} at step 6" and start.step == 0
@@ -86,14 +90,14 @@ def test_the_same_vocabulary_takes_all_over_on_any_mesh(tmp_path, other_run, voc
 
 
 def test_another_vocabulary_and_a_longer_sequence_begin_with_what_both_have(
-    tmp_path, other_run, other_vocabulary, vocabulary, tiny_pictures, capsys
+    tmp_path, other_run, other_vocabulary, vocabulary, tiny_images, capsys
 ):
     folder, parameters = other_run
     rng = np.random.default_rng(0)
     documents = [random_document(other_vocabulary, rng) for _ in range(12)]
     path = write_corpus(tmp_path / "corpus", other_vocabulary, {"new": {"train": documents, "validation": documents}})
     setup = setup_in(
-        tmp_path / "run", other_vocabulary, path, MODEL, tiny_pictures, MeshConfig(fsdp=4, tensor=2), 64,
+        tmp_path / "run", other_vocabulary, path, MODEL, tiny_images, MeshConfig(fsdp=4, tensor=2), 64,
         init_from=str(folder),
     )  # fmt: skip
     fresh = jax.device_get(setup.compiled.init()["parameters"])
@@ -137,10 +141,10 @@ OTHER_MODELS = [{"model_dim": 64}, {"num_layers": 3}, {"ffn_dim": 96}, {"gated":
     "fields", [*OTHER_MODELS, {name: value for part in OTHER_MODELS for name, value in part.items()}]
 )
 def test_another_shape_is_refused_by_the_name_of_each_field(
-    tmp_path, other_run, vocabulary, corpus, tiny_pictures, fields
+    tmp_path, other_run, vocabulary, corpus, tiny_images, fields
 ):
     model = dataclasses.replace(MODEL, **fields)
-    setup = setup_in(tmp_path, vocabulary, corpus.path, model, tiny_pictures, init_from=str(other_run[0]))
+    setup = setup_in(tmp_path, vocabulary, corpus.path, model, tiny_images, init_from=str(other_run[0]))
     with pytest.raises(UserError) as refused:
         started(setup)
     differing = {name for name in dataclasses.asdict(MODEL) if f"config.model.{name} is" in str(refused.value)}
@@ -149,10 +153,10 @@ def test_another_shape_is_refused_by_the_name_of_each_field(
 
 
 def test_what_is_no_run_or_lacks_its_vocabulary_is_refused(
-    tmp_path, other_run, other_vocabulary, vocabulary, corpus, tiny_pictures
+    tmp_path, other_run, other_vocabulary, vocabulary, corpus, tiny_images
 ):
     def refused(match, init_from, vocabulary=vocabulary, path=corpus.path):
-        setup = setup_in(tmp_path / "run", vocabulary, path, MODEL, tiny_pictures, init_from=str(init_from))
+        setup = setup_in(tmp_path / "run", vocabulary, path, MODEL, tiny_images, init_from=str(init_from))
         with pytest.raises(UserError, match=match):
             started(setup)
 
@@ -170,18 +174,18 @@ def test_what_is_no_run_or_lacks_its_vocabulary_is_refused(
         (folder / "elsewhere").rename(folder / "vocabulary")
 
 
-def test_of_a_damaged_run_the_step_before_is_used(tmp_path, other_run, vocabulary, corpus, tiny_pictures):
+def test_of_a_damaged_run_the_step_before_is_used(tmp_path, other_run, vocabulary, corpus, tiny_images):
     folder = shutil.copytree(other_run[0], tmp_path / "damaged")
     record = folder / "checkpoints" / "6" / "meta" / "metadata"
-    write_json(record, json.loads(record.read_text()) | {"first_window": [0, 9]})
-    setup = setup_in(tmp_path / "run", vocabulary, corpus.path, MODEL, tiny_pictures, init_from=str(folder))
+    write_json(record, json.loads(record.read_text()) | {"start_block": [0, 9]})
+    setup = setup_in(tmp_path / "run", vocabulary, corpus.path, MODEL, tiny_images, init_from=str(folder))
     assert started(setup).origin == f"from the parameters of {folder} at step 3"
     # It is another's folder: nothing in it gets another name.
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["3", "6"]
 
 
-def test_an_import_is_passed_over_and_stays(tmp_path, other_run, vocabulary, corpus, tiny_pictures):
-    setup = setup_in(tmp_path, vocabulary, corpus.path, MODEL, tiny_pictures, init_from=str(other_run[0]))
+def test_an_import_is_passed_over_and_stays(tmp_path, other_run, vocabulary, corpus, tiny_images):
+    setup = setup_in(tmp_path, vocabulary, corpus.path, MODEL, tiny_images, init_from=str(other_run[0]))
     imported = {"parameters": setup.compiled.init()["parameters"]}
     with Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints:
         checkpoints.save(0, imported, setup.identity | {"imported": True})

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from cm3leon_jax.config import MeshConfig
-from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.models.config import MeshConfig
+from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.training.loss import head_loss
 
 B, L, E, V = 8, 6, 16, 40

@@ -48,7 +48,7 @@ def test_pytorch_stays_out_of_the_log(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_tensorboard_reads_curves_and_pictures_and_drops_what_was_done_again(tmp_path):
+def test_tensorboard_reads_curves_and_images_and_drops_what_was_done_again(tmp_path):
     from tensorflow.core.util import event_pb2
     from tensorflow.data import TFRecordDataset
 
@@ -57,7 +57,7 @@ def test_tensorboard_reads_curves_and_pictures_and_drops_what_was_done_again(tmp
         for step in (1, 2):
             if step > first_step:
                 log.write(step, {"loss": step + 10.0 * first_step})
-        log.write_picture(2, "samples", np.full((4, 4, 3), 7, np.uint8))
+        log.write_image(2, "samples", np.full((4, 4, 3), 7, np.uint8))
         log.close()
     files = sorted((tmp_path / "tensorboard").iterdir())
     assert len(files) == 2
@@ -82,14 +82,14 @@ def test_what_is_not_finite_is_null_in_json(tmp_path):
 
 def test_every_curve_of_a_run_has_a_group():
     split = LossSums(*(jnp.ones(()),) * 4).by_modality()
-    held_out = {f"held_out_{name}" for name in split}
+    held_out = {f"eval_{name}" for name in split}
     clock = RunClock()
     lap = clock.lap(1, StepWork(num_tokens=1, flops_per_token=1.0, num_devices=1, peak_flops=1.0))
     names = {*split, *held_out, *lap, "learning_rate", "grad_norm", "skipped_steps"}
     tags = {name: tag(name) for name in names}
     assert len(set(tags.values())) == len(names)
-    groups = {"loss", "held_out_loss", "num_targets", "held_out_num_targets", "optimizer", "speed", "goodput"}
+    groups = {"loss", "eval_loss", "num_targets", "eval_num_targets", "optimizer", "speed", "goodput"}
     assert {one.split("/")[0] for one in tags.values()} == groups
-    assert tags["loss_image"] == "loss/image" and tags["held_out_loss_text"] == "held_out_loss/text"
+    assert tags["loss_image"] == "loss/image" and tags["eval_loss_text"] == "eval_loss/text"
     # What others add finds a group by its first word.
     assert tag("retrieval_num_drawn") == "retrieval/num_drawn"

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from cm3leon_jax.config import OptimizerConfig
+from cm3leon_jax.training.config import OptimizerConfig
 from cm3leon_jax.training.optimizer import learning_rate, optimizer
 
 
@@ -30,13 +30,13 @@ def test_the_first_update_by_hand():
 
 def test_weight_decay_spares_biases_and_norms():
     rule = optimizer(OptimizerConfig(peak_learning_rate=0.1, warmup_steps=1), num_steps=100)
-    parameters = {"blocks": {"up": jnp.ones(3), "up_bias": jnp.ones(3)}, "last_norm": {"scale": jnp.ones(3)}}
+    parameters = {"blocks": {"up": jnp.ones(3), "up_bias": jnp.ones(3)}, "final_norm": {"scale": jnp.ones(3)}}
     state = rule.init(parameters)
-    nothing = {"blocks": {"up": jnp.zeros(3), "up_bias": jnp.zeros(3)}, "last_norm": {"scale": jnp.zeros(3)}}
+    nothing = {"blocks": {"up": jnp.zeros(3), "up_bias": jnp.zeros(3)}, "final_norm": {"scale": jnp.zeros(3)}}
     _, state = rule.update(nothing, state, parameters)
     updates, _ = rule.update(nothing, state, parameters)
     assert (updates["blocks"]["up"] < 0).all()
-    assert not updates["blocks"]["up_bias"].any() and not updates["last_norm"]["scale"].any()
+    assert not updates["blocks"]["up_bias"].any() and not updates["final_norm"]["scale"].any()
 
 
 def test_a_clip_norm_of_zero_leaves_gradients_as_they_are():

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax.config import Config, MeshConfig, RecoveryConfig
-from cm3leon_jax.data.batches import BatchSource
-from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches.source import BatchSource
+from cm3leon_jax.models.config import MeshConfig
+from cm3leon_jax.models.sharding import make_mesh
+from cm3leon_jax.training.config import RecoveryConfig
 from cm3leon_jax.training.skipping import MEMORY, History
 from cm3leon_jax.training.step import TrainStep, on_mesh
 
@@ -18,7 +20,7 @@ def after(norms, recovery, loss=1.0, history=None):
     """The history after steps with these gradient norms, and which of them were taken."""
     history, taken = history or History.empty(), []
     for norm in norms:
-        sound = history.is_sound(jnp.float32(loss), jnp.float32(norm), recovery)
+        sound = history.should_apply(jnp.float32(loss), jnp.float32(norm), recovery)
         history = history.after(jnp.float32(norm), sound)
         taken.append(bool(sound))
     return history, taken

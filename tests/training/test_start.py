@@ -10,30 +10,33 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.checkpoints import Checkpoints
-from cm3leon_jax.config import BatchConfig, Config, CorpusConfig, TrainConfig, VocabularyConfig
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches.config import BatchConfig
+from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.training.config import TrainConfig
 from cm3leon_jax.training.optimizer import learning_rate
-from cm3leon_jax.training.start import Setup, continued, set_up
+from cm3leon_jax.training.start import TrainContext, build_context, restore_or_init
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory, tiny_pictures, corpus, vocabulary) -> Setup:
-    from cm3leon_jax.config import ModelConfig
+def setup(tmp_path_factory, tiny_images, corpus, vocabulary) -> TrainContext:
+    from cm3leon_jax.models.config import ModelConfig
 
     folder = tmp_path_factory.mktemp("start")
     vocabulary.save(folder / "vocabulary")
     config = Config(
         corpus=CorpusConfig(path=str(corpus.path)),
         vocabulary=VocabularyConfig(path=str(folder / "vocabulary")),
-        image_tokenizer=tiny_pictures,
+        image_tokenizer=tiny_images,
         batch=BatchConfig(batch_size=8, sequence_length=48),
         model=ModelConfig(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="none"),
         train=TrainConfig(num_tokens=8.0 * 48 * 10, sample_every=0),
     )
-    return set_up(config, folder / "run")
+    return build_context(config, folder / "run")
 
 
-META = {"first_window": [0, 0], "left_out": [[1, 2]], "num_rollbacks": 1, "from_import": False, "seconds": {}}
+META = {"start_block": [0, 0], "left_out": [[1, 2]], "num_rollbacks": 1, "from_import": False, "seconds": {}}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(setup, saved, folder, damage, capsys):
     DAMAGES[damage](folder / "6")
     with Checkpoints(folder, keep=3) as checkpoints:
-        start = continued(setup, checkpoints)
+        start = restore_or_init(setup, checkpoints)
         assert checkpoints.steps == [3]
         assert (start.step, start.left_out, start.num_rollbacks) == (3, ((1, 2),), 1)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(start.state), saved[1][3])
@@ -104,7 +107,7 @@ def test_without_any_sound_checkpoint_nothing_starts_anew(setup, folder):
         Checkpoints(folder, keep=3) as checkpoints,
         pytest.raises(UserError, match=r"no checkpoint is left to continue from: .*/3 .*; bring back one"),
     ):
-        continued(setup, checkpoints)
+        restore_or_init(setup, checkpoints)
     assert (folder / "3").is_dir()
 
 
@@ -115,7 +118,7 @@ def test_what_a_killed_save_left_is_cleared_and_not_taken_for_a_step(setup, fold
     # Another run may be writing it: only the one that trains here clears it.
     assert (folder / "9.orbax-checkpoint-tmp").exists()
     with Checkpoints(folder, keep=3) as checkpoints:
-        assert continued(setup, checkpoints).step == 6
+        assert restore_or_init(setup, checkpoints).step == 6
     assert not (folder / "9.orbax-checkpoint-tmp").exists()
 
 
@@ -127,35 +130,35 @@ def test_a_whole_checkpoint_of_another_shape_is_refused_and_stays(setup, folder)
     del meta["meta_sum"]
     record.write_text(json.dumps(meta))
     model = dataclasses.replace(setup.config.model, model_dim=64)
-    wider = set_up(dataclasses.replace(setup.config, model=model), setup.workdir)
+    wider = build_context(dataclasses.replace(setup.config, model=model), setup.workdir)
     with Checkpoints(folder, keep=3) as checkpoints, pytest.raises(UserError, match="does not fit the model"):
-        continued(wider, checkpoints)
+        restore_or_init(wider, checkpoints)
     assert (folder / "6").is_dir()
 
 
 def test_what_may_change_is_said_and_what_may_not_is_refused(setup, folder, capsys):
     def changed(**fields):
         train = dataclasses.replace(setup.config.train, **fields)
-        return set_up(dataclasses.replace(setup.config, train=train), setup.workdir)
+        return build_context(dataclasses.replace(setup.config, train=train), setup.workdir)
 
     with Checkpoints(folder, keep=3) as checkpoints:
-        assert continued(changed(save_every=7), checkpoints).step == 6
+        assert restore_or_init(changed(save_every=7), checkpoints).step == 6
         assert "changed: config.train.save_every was 1000 and is 7" in capsys.readouterr().out
         with pytest.raises(UserError, match=r"config.train.seed was 0 and is 1; use those again"):
-            continued(changed(seed=1), checkpoints)
+            restore_or_init(changed(seed=1), checkpoints)
 
 
 def of_length(setup, num_steps):
     """The same run with another end."""
     train = dataclasses.replace(setup.config.train, num_tokens=8.0 * 48 * num_steps)
-    return set_up(dataclasses.replace(setup.config, train=train), setup.workdir)
+    return build_context(dataclasses.replace(setup.config, train=train), setup.workdir)
 
 
 @pytest.mark.parametrize("num_steps", [7, 9, 20, 1000])
 def test_the_end_of_a_run_may_move_and_its_schedule_is_said(setup, saved, folder, capsys, num_steps):
     moved = of_length(setup, num_steps)
     with Checkpoints(folder, keep=3) as checkpoints:
-        start = continued(moved, checkpoints)
+        start = restore_or_init(moved, checkpoints)
     assert start.step == 6
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(start.state), saved[1][6])
     schedule = learning_rate(setup.config.optimizer, num_steps)
@@ -169,14 +172,14 @@ def test_the_end_of_a_run_may_move_and_its_schedule_is_said(setup, saved, folder
 
 def test_a_run_that_ends_where_it_is_is_finished_and_one_that_is_past_its_end_is_refused(setup, folder, capsys):
     with Checkpoints(folder, keep=3) as checkpoints:
-        start = continued(of_length(setup, 6), checkpoints)
+        start = restore_or_init(of_length(setup, 6), checkpoints)
         assert (start.step, start.state) == (6, {})
         with pytest.raises(UserError, match="ends the run at step 5, but it is at step 6 already: give at least 2,304"):
-            continued(of_length(setup, 5), checkpoints)
+            restore_or_init(of_length(setup, 5), checkpoints)
     assert "schedule" not in capsys.readouterr().out
 
 
 def test_more_steps_than_can_be_counted(setup):
     config = dataclasses.replace(setup.config, train=TrainConfig(num_tokens=1e30))
     with pytest.raises(UserError, match=r"train\.num_tokens 1e\+30 takes .* steps"):
-        set_up(config, setup.workdir)
+        build_context(config, setup.workdir)

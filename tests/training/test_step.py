@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from cm3leon_jax.config import BatchConfig, MeshConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
-from cm3leon_jax.data.batches import Batch, BatchSource
-from cm3leon_jax.model.sharding import make_mesh
+from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
+from cm3leon_jax.data.batches.source import Batch, BatchSource
+from cm3leon_jax.models.config import MeshConfig
+from cm3leon_jax.models.sharding import make_mesh
+from cm3leon_jax.training.config import OptimizerConfig, TrainConfig
 from cm3leon_jax.training.step import TrainStep, loss_chunks, objective_loss, on_mesh
 from tests.training.conftest import B, L
 
@@ -132,7 +134,7 @@ def unpacked(batch: Batch, pad: int) -> Batch:
             n = len(inside)
             tokens[:n], targets[:n] = batch.tokens[row][inside], batch.targets[row][inside]
             positions[:n], starts[:n] = np.arange(n), 0
-            places[:n] = batch.picture_places[row][inside]
+            places[:n] = batch.image_positions[row][inside]
             rows.append((tokens, targets, positions, starts, places))
     return Batch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
 

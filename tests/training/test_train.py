@@ -9,30 +9,25 @@ import jax
 import pytest
 
 from cm3leon_jax.checkpoints import Checkpoints
-from cm3leon_jax.config import (
-    BatchConfig,
-    Config,
-    CorpusConfig,
-    MeshConfig,
-    OptimizerConfig,
-    RecoveryConfig,
-    TrainConfig,
-    VocabularyConfig,
-)
-from cm3leon_jax.data.corpus import PreparedCorpus
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches.config import BatchConfig
+from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
+from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.progress import read_step_log
 from cm3leon_jax.training import train
+from cm3leon_jax.training.config import OptimizerConfig, RecoveryConfig, TrainConfig
 from cm3leon_jax.training.step import TrainStep
 
 
 @pytest.fixture
-def config(tmp_path, tiny_model, tiny_pictures, corpus, vocabulary) -> Config:
+def config(tmp_path, tiny_model, tiny_images, corpus, vocabulary) -> Config:
     vocabulary.save(tmp_path / "vocabulary")
     return Config(
         corpus=CorpusConfig(path=str(corpus.path)),
         vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
-        image_tokenizer=tiny_pictures,
+        image_tokenizer=tiny_images,
         batch=BatchConfig(batch_size=8, sequence_length=48),
         model=tiny_model,
         optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=2),
@@ -149,7 +144,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(config, tmp_path, monkeypatch, 
     assert latest_step(workdir) == 4
     assert train.run(config, workdir, Namespace(profile="")) == 0
     assert steps(workdir) == [1, 2, 3, 4, 6]
-    assert [line["step"] for line in logged(workdir) if "held_out_loss" in line] == [3, 6]
+    assert [line["step"] for line in logged(workdir) if "eval_loss" in line] == [3, 6]
     # A finished run says so and does nothing.
     assert train.run(config, workdir, Namespace(profile="")) == 0
     assert "finished: step 6 of 6" in capsys.readouterr().out

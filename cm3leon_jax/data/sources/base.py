@@ -24,26 +24,26 @@ OUTPUT_FEATURES = {
 CAPTIONED = {"image": tf.TensorSpec((), tf.string), "caption": tf.TensorSpec((), tf.string)}
 
 
-def captioned_picture(
-    dataset: tf.data.Dataset, image_key: str = "image", caption_key: str = "caption", picture_first: bool = False
+def captioned_image(
+    dataset: tf.data.Dataset, image_key: str = "image", caption_key: str = "caption", image_first: bool = False
 ) -> tf.data.Dataset:
-    """A seqio preprocessor: examples with a picture and captions become documents, one a caption.
+    """A seqio preprocessor: examples with an image and captions become documents, one a caption.
 
     Args:
-      dataset: examples with the bytes of a picture file, or its pixels as uint8 [height, width, channels], under
+      dataset: examples with the bytes of an image file, or its pixels as uint8 [height, width, channels], under
         `image_key`, and a string or a list of strings under `caption_key`; "a/b" names a nested feature.
-      image_key: where the picture is.
+      image_key: where the image is.
       caption_key: where the caption or the captions are.
-      picture_first: whether the picture stands in front of the caption.
+      image_first: whether the image stands in front of the caption.
     """
 
     def documents(example: Mapping[str, Any]) -> dict[str, tf.Tensor]:
-        picture, captions = feature_at(example, image_key), feature_at(example, caption_key)
-        if picture.dtype == tf.uint8:
-            picture = tf.io.encode_png(picture)
-        pictures = tf.fill(tf.shape(captions), picture)
-        segments = tf.stack([pictures, captions] if picture_first else [captions, pictures], axis=-1)
-        is_image = tf.broadcast_to(tf.constant([picture_first, not picture_first]), tf.shape(segments))
+        image, captions = feature_at(example, image_key), feature_at(example, caption_key)
+        if image.dtype == tf.uint8:
+            image = tf.io.encode_png(image)
+        images = tf.fill(tf.shape(captions), image)
+        segments = tf.stack([images, captions] if image_first else [captions, images], axis=-1)
+        is_image = tf.broadcast_to(tf.constant([image_first, not image_first]), tf.shape(segments))
         return {"segments": segments, "is_image": is_image}
 
     dataset = dataset.map(documents, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -84,8 +84,8 @@ class SlicedSource(seqio.FunctionDataSource):
         return self._slice(split, start, stop).apply(tf.data.experimental.assert_cardinality(stop - start))
 
 
-def add_task(name: str, source: seqio.DataSource, picture_first: bool) -> seqio.Task:
-    """Registers a task of captioned pictures, whose examples are {"image": ..., "caption": ...}.
+def add_task(name: str, source: seqio.DataSource, image_first: bool) -> seqio.Task:
+    """Registers a task of captioned images, whose examples are {"image": ..., "caption": ...}.
 
     Raises:
       UserError: if there is a task of that name already, or it is no name.
@@ -94,7 +94,7 @@ def add_task(name: str, source: seqio.DataSource, picture_first: bool) -> seqio.
         return seqio.TaskRegistry.add(
             name,
             source=source,
-            preprocessors=[functools.partial(captioned_picture, picture_first=picture_first)],
+            preprocessors=[functools.partial(captioned_image, image_first=image_first)],
             output_features=OUTPUT_FEATURES,
         )
     except ValueError as error:

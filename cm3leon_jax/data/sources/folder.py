@@ -9,9 +9,9 @@ import seqio
 import tensorflow as tf
 
 from cm3leon_jax.data.sources.base import CAPTIONED, SlicedSource, add_task
-from cm3leon_jax.data.sources.folder_config import FolderConfig
+from cm3leon_jax.data.sources.config import FolderConfig
 from cm3leon_jax.data.sources.folder_documents import FolderDocuments, UnreadableImage, read_folder
-from cm3leon_jax.data.threads import NUM_THREADS, mapped_ahead
+from cm3leon_jax.threads import NUM_THREADS, mapped_ahead
 
 
 class FolderSource(SlicedSource):
@@ -57,7 +57,7 @@ class FolderSource(SlicedSource):
 
 
 def add_folder_task(
-    name: str, folder: str | Path, config: FolderConfig | None = None, picture_first: bool = False
+    name: str, folder: str | Path, config: FolderConfig | None = None, image_first: bool = False
 ) -> seqio.Task:
     """Registers a folder of captioned images, with the splits "train" and "validation", or those that it has.
 
@@ -66,10 +66,10 @@ def add_folder_task(
       folder: images, in folders below too, each with a caption in a `.txt` file of the same stem beside it, or in a
         line {"file_name": "a/b.png", "text": "..."} of a metadata.jsonl (or .csv, .parquet) in its folder or above.
       config: which captions are taken, and what is held out.
-      picture_first: whether the image stands in front of the caption.
+      image_first: whether the image stands in front of the caption.
 
     Raises:
       UserError: if there is no such folder, or no image with a caption in it.
     """
     documents = read_folder(Path(folder).expanduser(), config or FolderConfig())
-    return add_task(name, FolderSource(documents), picture_first=picture_first)
+    return add_task(name, FolderSource(documents), image_first=image_first)

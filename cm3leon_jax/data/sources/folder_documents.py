@@ -22,15 +22,8 @@ from jaxtyping import Int64
 from tqdm import tqdm
 
 from cm3leon_jax.data.sources.captions import LONGEST, BadCaption, captions_in, cleaned
-from cm3leon_jax.data.sources.folder_config import FolderConfig
-from cm3leon_jax.data.sources.listing import (
-    METADATA_FILES,
-    UNSUPPORTED,
-    Listing,
-    list_files,
-    same_name,
-    stem_of,
-)
+from cm3leon_jax.data.sources.config import FolderConfig
+from cm3leon_jax.data.sources.listing import METADATA_FILES, UNSUPPORTED, Listing, list_files, same_name, stem_of
 from cm3leon_jax.data.sources.metadata import BadLine, read_metadata
 from cm3leon_jax.data.sources.skipped import Skipped, printable
 from cm3leon_jax.errors import UserError
@@ -157,7 +150,7 @@ def read_folder(folder: Path, config: FolderConfig) -> FolderDocuments:
       UserError: if there is no such folder, no image with a caption in it, or metadata without a column for captions.
     """
     if not folder.is_dir():
-        raise UserError(f"no folder of pictures at {printable(str(folder))}: give the path of an existing folder")
+        raise UserError(f"no folder of images at {printable(str(folder))}: give the path of an existing folder")
     skipped = Skipped()
     listing = list_files(folder, skipped)
     _sort_images(listing)
@@ -294,9 +287,9 @@ def _cleaned_alone(caption: str) -> list[str]:
 def _without_documents(folder: Path, listing: Listing, skipped: Skipped) -> str:
     where = printable(str(folder))
     if not listing.images and not skipped.by_kind:
-        return f"the folder {where} holds no pictures: put files ending in {', '.join(IMAGE_SUFFIXES)} there"
+        return f"the folder {where} holds no images: put files ending in {', '.join(IMAGE_SUFFIXES)} there"
     return (
-        f"the folder {where} holds no pictures with captions: write the caption of a.png to a.txt beside it, or to a "
+        f"the folder {where} holds no images with captions: write the caption of a.png to a.txt beside it, or to a "
         f"line of metadata.jsonl; what is there: {skipped.in_one_line(800)}"
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cm3leon_jax.data.sources.captions import encoding_of
-from cm3leon_jax.data.sources.folder_config import FolderConfig
+from cm3leon_jax.data.sources.config import FolderConfig
 from cm3leon_jax.data.sources.skipped import printable
 from cm3leon_jax.errors import UserError
 

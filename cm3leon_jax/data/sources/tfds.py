@@ -22,19 +22,19 @@ def add_tfds_task(
     caption_key: str = "caption",
     data_dir: str | Path | None = None,
     splits: Mapping[str, str] | None = None,
-    picture_first: bool = False,
+    image_first: bool = False,
 ) -> seqio.Task:
     """Registers any image-caption data set of TFDS; it is downloaded and prepared if it is not there yet.
 
     Args:
       name: of the task: letters, digits and underscores.
       builder_name: as `tfds.builder` takes it, such as "coco_captions/2014:1.1.0".
-      image_key: the picture, an Image feature; "a/b" names a nested feature.
+      image_key: the image, an Image feature; "a/b" names a nested feature.
       caption_key: a string or a list of strings, each of which makes a document.
       data_dir: where TFDS keeps its data; None is its default folder.
       splits: TFDS splits by split name, such as {"train": "train[:99%]", "validation": "train[99%:]"}; by default
         "train", and as "validation" the first of "validation", "test", the last hundredth of "train".
-      picture_first: whether the picture stands in front of the caption.
+      image_first: whether the image stands in front of the caption.
 
     Raises:
       UserError: if there is no such builder or feature, or the data set cannot be downloaded.
@@ -60,7 +60,7 @@ def add_tfds_task(
         _download(builder)
         return _tfds_dataset(builder, tfds_splits[split], image_key, caption_key)
 
-    return add_task(name, seqio.FunctionDataSource(dataset_fn, list(tfds_splits)), picture_first=picture_first)
+    return add_task(name, seqio.FunctionDataSource(dataset_fn, list(tfds_splits)), image_first=image_first)
 
 
 def _download(builder: tfds.core.DatasetBuilder) -> None:

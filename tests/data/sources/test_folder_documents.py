@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax.data.sources.folder_config import FolderConfig
+from cm3leon_jax.data.sources.config import FolderConfig
 from cm3leon_jax.data.sources.folder_documents import UnreadableImage, read_folder
-from cm3leon_jax.documents import encode_png
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.images import IMAGE_SUFFIXES, UNSUPPORTED_IMAGE_SUFFIXES
+from cm3leon_jax.images import IMAGE_SUFFIXES, UNSUPPORTED_IMAGE_SUFFIXES, encode_png
 
 NAMES = st.text(st.characters(exclude_categories=["C"], exclude_characters='/."'), min_size=1, max_size=12)
 
@@ -126,7 +125,7 @@ ODD = {
 @pytest.mark.parametrize("name", ["3.png", "3.txt", "metadata.jsonl", "metadata.csv", "metadata.parquet", "3.other"])
 def test_what_is_no_file_is_skipped_unread_and_counted_once(tmp_path, make, name):
     for index in range(6):
-        write(tmp_path, f"{index}.png", f"picture {index}")
+        write(tmp_path, f"{index}.png", f"image {index}")
     (tmp_path / name).unlink(missing_ok=True)
     make(tmp_path / name)
     found, skipped = everything(tmp_path)
@@ -139,7 +138,7 @@ def test_folders_are_read_once_however_many_links_lead_there(tmp_path, num_links
     outside = tmp_path / "outside"
     inside = tmp_path / "images"
     for index in range(4):
-        write(inside, f"z/{index}.png", f"picture {index}")
+        write(inside, f"z/{index}.png", f"image {index}")
         write(outside, f"{index}.png", f"outside {index}")
     for link in range(num_links):
         (inside / f"loop{link}").symlink_to(".")
@@ -276,7 +275,7 @@ EDITS = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edit_shows_in_the_provenance_and_is_named(tmp_path, edit):
     for index in range(6):
-        write(tmp_path, f"{index}.png", f"picture {index}")
+        write(tmp_path, f"{index}.png", f"image {index}")
     write(tmp_path, "6.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "6.png", "text": "six"}')
     before = read_folder(tmp_path, FolderConfig())
@@ -320,7 +319,7 @@ def test_an_image_that_is_not_the_listed_one_is_not_taken(tmp_path, spoil, reaso
 
 
 def test_folders_without_documents_are_refused_with_what_is_there(tmp_path):
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         read_folder(tmp_path, FolderConfig())
     for index in range(9):
         (tmp_path / f"{index}.svg").write_text("<svg/>")
@@ -328,7 +327,7 @@ def test_folders_without_documents_are_refused_with_what_is_there(tmp_path):
         UserError, match=r"9 x image of a kind that is not read: 0\.svg, 1\.svg, 2\.svg, 3\.svg, 4\.svg"
     ):
         read_folder(tmp_path, FolderConfig())
-    with pytest.raises(UserError, match="no folder of pictures at"):
+    with pytest.raises(UserError, match="no folder of images at"):
         read_folder(tmp_path / "nowhere", FolderConfig())
 
 

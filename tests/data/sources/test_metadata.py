@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax.data.sources import metadata
-from cm3leon_jax.data.sources.folder_config import FolderConfig
+from cm3leon_jax.data.sources.config import FolderConfig
 from cm3leon_jax.data.sources.metadata import BadLine, MetadataLine, read_metadata
 from cm3leon_jax.errors import UserError
 

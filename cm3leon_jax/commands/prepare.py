@@ -1,0 +1,68 @@
+"""From raw documents to a prepared corpus: token shards and, for retrieval, vectors and neighbor lists.
+
+Each stage goes on where an interrupted run of it stopped, and leaves alone what is complete. Several processes that
+share a file system share the work; the files are the same as those of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches.row_fit import row_losses
+from cm3leon_jax.data.corpus.prepared import PreparedCorpus
+from cm3leon_jax.data.corpus.shard_writer import DocumentTokenizer
+from cm3leon_jax.data.corpus.tokenizing import summary, write_token_shards
+from cm3leon_jax.data.sources.reading import changes_since
+from cm3leon_jax.distributed import barrier, is_coordinator
+from cm3leon_jax.encoders.loading import load_encoder
+from cm3leon_jax.files import read_json, remove_partial_files
+from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.lock import lock
+from cm3leon_jax.retrieval.neighbor_search import find_neighbors, neighbor_summary
+from cm3leon_jax.vocabulary import Vocabulary
+
+
+def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
+    """The command `prepare`."""
+    with lock(config.corpus.path, "prepare"):
+        return _run(config)
+
+
+def _tell_older_states(config: Config, sources: dict[str, dict[str, str]]) -> None:
+    """Says which of the tokenizers and encoders were made from another state of the documents."""
+    encoder = Path(config.encoder.path)
+    records = {
+        "the vocabulary": Path(config.vocabulary.path) / "trained_on.json",
+        "the image tokenizer": Path(config.image_tokenizer.path) / "sample" / "sample.json",
+        "the encoder": encoder / "sample" / "sample.json",
+        "the word statistics": encoder / "trained_on.json",
+    }
+    for what, file in records.items():
+        if file.exists() and (changes := changes_since(read_json(file, f"the record of {what}"), sources)):
+            print(f"{what} was made from an older state of the documents ({changes}); it goes on being used")
+
+
+def _run(config: Config) -> int:
+    tokens = DocumentTokenizer(
+        Vocabulary.load(config.vocabulary.path),
+        ImageTokenizer.load(config.image_tokenizer.path),
+        config.corpus.encode_batch_size,
+    )
+    # What is missing shows before the hours that tokens may take.
+    encoder = load_encoder(config.encoder.path) if config.retrieval.enabled else None
+    if is_coordinator():
+        remove_partial_files(config.corpus.path)
+    barrier("the left-overs of interrupted runs are removed")
+    manifest = write_token_shards(config.corpus, tokens)
+    if is_coordinator():
+        corpus = PreparedCorpus.open(config.corpus.path)
+        print(summary(manifest))
+        print(row_losses(corpus, tokens.vocabulary, config.batch, config.corpus.train_split), flush=True)
+        _tell_older_states(config, {name: task["source"] for name, task in manifest["tasks"].items()})
+    if encoder is not None:
+        found = find_neighbors(config, PreparedCorpus.open(config.corpus.path), tokens, encoder)
+        if is_coordinator():
+            print(neighbor_summary(found))
+    return 0

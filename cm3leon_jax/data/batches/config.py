@@ -1,0 +1,49 @@
+"""The objective and the shape of a training batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cm3leon_jax.config_part import Part, one_of, require
+from cm3leon_jax.ranges import Fraction, Positive, PositiveInt, Seed
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig(Part):
+    """The CM3 objective (arXiv 2201.07520, section 2; arXiv 2309.02591, section 2.2)."""
+
+    # "poisson": the number of masks is Poisson(mean_spans); "fixed": exactly mean_spans; "none": plain left to right.
+    span_count: str = "poisson"
+    mean_spans: Positive = 1.0
+    max_spans: PositiveInt = 16
+    # Share of the masked documents in which whole segments (a caption, an image) are masked instead of random spans.
+    # Random spans almost never cover a whole caption (1 in 20,000), so without this share neither the unconditional
+    # stream of guidance (`<mask:0> <break> image`) nor captioning by infill would be trained. At a half, a captioned
+    # image loses its whole caption 16% of the time, about the drop rate of classifier-free guidance elsewhere, and
+    # the other half keeps training infill inside images.
+    segment_mask_prob: Fraction = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("objective", self, "span_count", "poisson", "fixed", "none")
+        require(
+            self.span_count != "fixed" or self.mean_spans.is_integer(),
+            f"objective.mean_spans is {self.mean_spans}: a whole number where span_count is 'fixed'",
+        )
+
+
+@dataclass(frozen=True)
+class BatchConfig(Part):
+    """The training batch."""
+
+    # Sequences over all devices, and tokens in each.
+    batch_size: PositiveInt = 2048
+    sequence_length: PositiveInt = 4096
+    # "whole": whole documents side by side, attention stays inside each; "stream": the paper's way, one stream of
+    # documents cut anywhere, attention over all of the block.
+    packing: str = "whole"
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("batch", self, "packing", "whole", "stream")

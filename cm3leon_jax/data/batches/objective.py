@@ -1,0 +1,174 @@
+"""The CM3 objective: spans move to the end, so that a left-to-right model learns to fill in.
+
+`a b c d e` with the span `b c` masked becomes `a <mask:0> d e <mask:0> b c <eoss>` (Aghajanyan et al., arXiv
+2201.07520, section 2). No span crosses a `<break>` or an `</s>`, and neither is ever masked (arXiv 2309.02591,
+section 2.2).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, Int64, UInt64
+
+from cm3leon_jax import counter_random
+from cm3leon_jax.data.batches.config import ObjectiveConfig
+from cm3leon_jax.vocabulary import Vocabulary
+
+# A masked span costs its mark in place, its mark at the tail, and the `<eoss>` behind it.
+SENTINELS_PER_SPAN = 3
+
+_COUNT, _WHOLE, _SPANS = 11, 12, 13
+
+Span = tuple[int, int]
+
+
+def span_counts(objective: ObjectiveConfig, num_masks: int, *key: int | np.ndarray) -> Int64[np.ndarray, "..."]:
+    """How many spans are drawn for each key (array parts of the key give an array of counts)."""
+    most = min(objective.max_spans, num_masks)
+    if objective.span_count == "none":
+        return np.zeros(np.broadcast_shapes(*(np.shape(part) for part in key)), np.int64)
+    if objective.span_count == "fixed":
+        return np.full(np.broadcast_shapes(*(np.shape(part) for part in key)), min(int(objective.mean_spans), most))
+    counts = np.arange(most)
+    log_probability = counts * np.log(objective.mean_spans) - objective.mean_spans
+    log_probability -= np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, most)))])
+    uniform = counter_random.uniform(*key, _COUNT)
+    return np.asarray(np.searchsorted(np.cumsum(np.exp(log_probability)), uniform, side="right"))
+
+
+@dataclass(frozen=True)
+class SpanMasks:
+    """What decides the masks of n sequences, drawn for many at once; `sample_spans` finishes one."""
+
+    # Spans, at most.
+    counts: Int64[np.ndarray, "n"]
+    # Whether whole segments are masked, where there are several.
+    is_whole: Bool[np.ndarray, "n"]
+    # Where the generator of each begins.
+    keys: UInt64[np.ndarray, "n"]
+
+
+def sample_span_masks(objective: ObjectiveConfig, num_masks: int, *key: int | np.ndarray) -> SpanMasks:
+    """The draws for each key, whose array parts have one entry a sequence."""
+    return SpanMasks(
+        span_counts(objective, num_masks, *key),
+        counter_random.uniform(*key, _WHOLE) < objective.segment_mask_prob,
+        counter_random.hash64(*key, _SPANS),
+    )
+
+
+def separator_indices(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> list[int]:
+    """Where the marks between segments stand (`<break>`, `</s>`)."""
+    return np.flatnonzero((tokens == vocabulary.break_) | (tokens == vocabulary.end)).tolist()
+
+
+def segments_between(separators: list[int], start: int, stop: int) -> list[Span]:
+    """The segments of the stretch `start` .. `stop` of a sequence with these marks, counted from `start`."""
+    inside = separators[bisect_left(separators, start) : bisect_left(separators, stop)]
+    edges = [start - 1, *inside, stop]
+    return [(left + 1 - start, right - start) for left, right in pairwise(edges) if right > left + 1]
+
+
+def segments(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> list[Span]:
+    """The stretches between marks, as (start, stop); empty ones are left out."""
+    return segments_between(separator_indices(tokens, vocabulary), 0, len(tokens))
+
+
+def sample_spans(length: int, parts: list[Span], count: int, is_whole: bool, rng: np.random.Generator) -> list[Span]:
+    """Draws at most `count` spans that do not touch each other's tokens, in order of position.
+
+    Args:
+      length: tokens of the sequence that is masked.
+      parts: its segments.
+      is_whole: whether the spans are segments, where there are several.
+      rng: where the draw comes from.
+    """
+    if count == 0 or not parts:
+        return []
+    if len(parts) > 1 and is_whole:
+        # One segment always stays, as the condition.
+        chosen = rng.permutation(len(parts))[: min(count, len(parts) - 1)]
+        return sorted(parts[i] for i in chosen.tolist())
+    spans: list[Span] = []
+    # More candidates than spans, since some fall on a mark or on a span already taken.
+    for ends in rng.random((count**2, 2)).tolist():
+        start, stop = _clip_to_segment(math.floor(min(ends) * length), round(max(ends) * length), parts)
+        if stop > start and all(stop <= other_start or start >= other_stop for other_start, other_stop in spans):
+            spans.append((start, stop))
+        if len(spans) == count:
+            break
+    return sorted(spans)
+
+
+def _clip_to_segment(start: int, stop: int, parts: list[Span]) -> Span:
+    """The part of a span that lies in the segment it overlaps most."""
+    clipped = [(max(start, part_start), min(stop, part_stop)) for part_start, part_stop in parts]
+    return max(clipped, key=lambda span: span[1] - span[0])
+
+
+def positions_in_image(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> Int32[np.ndarray, "n"]:
+    """For each image code, 1 + the place in its image that follows it (so 2, 3, ..); 0 for every other token."""
+    is_code = np.zeros(len(tokens) + 2, bool)
+    is_code[1:-1] = vocabulary.is_image(tokens)
+    edges = np.flatnonzero(is_code[1:] != is_code[:-1]).tolist()
+    images = list(zip(edges[::2], edges[1::2], strict=True))
+    inside = np.arange(2, 2 + max((stop - start for start, stop in images), default=0), dtype=np.int32)
+    positions = np.zeros(len(tokens), np.int32)
+    for start, stop in images:
+        positions[start:stop] = inside[: stop - start]
+    return positions
+
+
+def apply_span_masks(
+    tokens: Int[np.ndarray, "n"],
+    positions: Int[np.ndarray, "n"],
+    spans: list[Span],
+    vocabulary: Vocabulary,
+    limit: int | None = None,
+) -> tuple[Int32[np.ndarray, "m"], Int32[np.ndarray, "m"]]:
+    """Replaces each span by its mark and appends mark, span and `<eoss>` at the end.
+
+    Args:
+      tokens: the sequence.
+      places: its `image_positions`; a moved code keeps its own, and a mark gets the place that follows it.
+      spans: what moves, in order.
+      limit: longest result; what is over is cut from the end of the source, so that every tail survives.
+
+    Returns:
+      Tokens and places.
+    """
+    end_of_span = _one(vocabulary.eoss), _one(0)
+    source: list[tuple[np.ndarray, np.ndarray]] = []
+    tail: list[tuple[np.ndarray, np.ndarray]] = []
+    last = 0
+    for index, (start, stop) in enumerate(spans):
+        sentinel, position_before = _one(vocabulary.mask(index)), _one(max(0, int(positions[start]) - 1))
+        source += [(tokens[last:start], positions[last:start]), (sentinel, positions[stop - 1 : stop])]
+        tail += [(sentinel, position_before), (tokens[start:stop], positions[start:stop]), end_of_span]
+        last = stop
+    source.append((tokens[last:], positions[last:]))
+    kept = len(tokens) + sum(1 + start - stop for start, stop in spans)
+    moved_tokens, moved_positions = zip(*source, *tail, strict=True)
+    return _cut_out(_joined(moved_tokens), kept, limit), _cut_out(_joined(moved_positions), kept, limit)
+
+
+def _one(value: int) -> Int32[np.ndarray, "1"]:
+    return np.array([value], np.int32)
+
+
+def _joined(parts: Sequence[np.ndarray]) -> Int32[np.ndarray, "n"]:
+    return np.concatenate(parts, dtype=np.int32)
+
+
+def _cut_out(sequence: Int32[np.ndarray, "n"], stop: int, limit: int | None) -> Int32[np.ndarray, "m"]:
+    """At most `limit` of a sequence: what is over is missing before `stop`, then at the end."""
+    if limit is None or len(sequence) <= limit:
+        return sequence
+    start = max(0, stop - (len(sequence) - limit))
+    return np.concatenate([sequence[:start], sequence[stop:]])[:limit]

@@ -1,0 +1,226 @@
+"""The prepared corpus: flat token shards with offsets, and a manifest that says what they are.
+
+    CORPUS/manifest.json
+    CORPUS/TASK/SPLIT/tokens-00000.bin      ids of all documents of the shard, end to end, little-endian
+    CORPUS/TASK/SPLIT/offsets-00000.npy     int64 [documents + 1]: where each document starts
+    CORPUS/TASK/SPLIT/checksums-00000.npy   uint32 [documents]: CRC-32 of each document's bytes
+
+A document is stored as its segments with `<break>` between them; `</s>`, masks and padding are added when a batch is
+built.
+Shards are memory-mapped: a random read costs microseconds and no memory. Opening a corpus checks its manifest, offsets
+and checksums, about 1% of its bytes, and all tokens of a small one; a document is checked the first time it is read, so
+a terabyte need not be read before.
+"""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int32, UInt
+
+from cm3leon_jax.data.corpus.array_files import check_file, open_array
+from cm3leon_jax.data.corpus.manifest import Manifest, ShardFiles
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import read_json
+from cm3leon_jax.records import read_record
+from cm3leon_jax.vocabulary import Vocabulary
+
+FORMAT_VERSION = 2
+
+# Bytes of tokens of a task and split that are read at opening, which takes a tenth of a second.
+_CHECKED_WHOLE = 1 << 28
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype:
+    """The narrowest little-endian type that holds every id."""
+    return np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")
+
+
+def tokens_file(folder: Path, shard: int) -> Path:
+    """Where a shard's tokens lie."""
+    return folder / f"tokens-{shard:05d}.bin"
+
+
+def offsets_file(folder: Path, shard: int) -> Path:
+    """Where a shard's offsets lie."""
+    return folder / f"offsets-{shard:05d}.npy"
+
+
+def checksums_file(folder: Path, shard: int) -> Path:
+    """Where the checksums of a shard's documents lie."""
+    return folder / f"checksums-{shard:05d}.npy"
+
+
+def mend_shard(file: Path) -> str:
+    """What to do about a damaged file of a shard."""
+    return f"delete {file.name} there and run `cm3leon prepare` again, which writes that shard anew"
+
+
+class TaskSplit:
+    """The documents of one task and split, by index."""
+
+    def __init__(self, folder: Path, shards: Sequence[ShardFiles], dtype: np.dtype, first_shard: int = 0) -> None:
+        self.dtype, self._folder, self._first_shard = dtype, folder, first_shard
+        self._offsets, self._tokens, self._checksums = [], [], []
+        for shard, entry in enumerate(shards, first_shard):
+            self._offsets.append(_offsets(offsets_file(folder, shard), entry))
+            self._checksums.append(_checksums(checksums_file(folder, shard), entry))
+            self._tokens.append(_tokens(tokens_file(folder, shard), entry, dtype))
+        is_small = sum(tokens.nbytes for tokens in self._tokens) <= _CHECKED_WHOLE
+        # A byte a document: whether it was found to be what was written. A check at every read takes a tenth of the
+        # time in which a batch is built.
+        self._is_checked = [bytearray([is_small]) * len(checksums) for checksums in self._checksums]
+        if is_small:
+            for shard, entry in enumerate(shards, first_shard):
+                check_file(tokens_file(folder, shard), entry["tokens"], mend_shard(tokens_file(folder, shard)))
+        self._first_document = list(accumulate((len(offsets) - 1 for offsets in self._offsets), initial=0))
+
+    @property
+    def num_documents(self) -> int:
+        """How many documents there are."""
+        return self._first_document[-1]
+
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, "documents"]:
+        """Tokens of each document, int32."""
+        return np.concatenate(
+            [np.diff(offsets).astype(np.int32) for offsets in self._offsets] or [np.zeros(0, np.int32)]
+        )
+
+    def stored(self, index: int, anew: bool = False) -> UInt[np.ndarray, "n"]:
+        """The tokens of one document as they lie in the file, not copied.
+
+        Args:
+          index: of the document.
+          anew: whether it is checked even if it was before.
+
+        Raises:
+          UserError: if they are not those that were written.
+        """
+        shard = bisect_right(self._first_document, index) - 1
+        row = index - self._first_document[shard]
+        start, stop = self._offsets[shard][row : row + 2].tolist()
+        tokens = self._tokens[shard][start:stop]
+        if anew or not self._is_checked[shard][row]:
+            if zlib.crc32(tokens) != self._checksums[shard][row]:
+                file = tokens_file(self._folder, self._first_shard + shard)
+                raise UserError(f"{file} is damaged: document {row} of it is not what was written; {mend_shard(file)}")
+            self._is_checked[shard][row] = True
+        return tokens
+
+    def document(self, index: int) -> Int32[np.ndarray, "n"]:
+        """The tokens of one document."""
+        return self.stored(index).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A prepared corpus on disk, opened for reading."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path, vocabulary: Vocabulary | None = None) -> PreparedCorpus:
+        """Opens `path`; refuses it if it was prepared with a vocabulary other than the one given."""
+        path = Path(path)
+        if not (path / "manifest.json").exists():
+            raise UserError(f"no prepared corpus at {path} (no manifest.json): run `cm3leon prepare` first")
+        manifest = read_manifest(path)
+        if vocabulary is not None:
+            vocabulary.check_fingerprint(manifest["vocabulary"]["fingerprint"], f"the corpus {path}")
+        return cls(path, manifest)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides every batch beside the config: rates, numbers of documents, and both tokenizers."""
+        tasks = {
+            name: {"rate": task["rate"]} | {split: found["num_documents"] for split, found in task["splits"].items()}
+            for name, task in self.manifest["tasks"].items()
+        }
+        return {"tasks": tasks, "image_tokenizer": self.manifest["image_tokenizer"].get("fingerprint")}
+
+    @property
+    def image_length(self) -> int:
+        """Image codes of one image."""
+        return self.manifest["image_tokenizer"]["image_length"]
+
+    def rates(self) -> dict[str, float]:
+        """The mixture's rate of each task, in the order of the manifest."""
+        return {name: task["rate"] for name, task in self.manifest["tasks"].items()}
+
+    def task_split(self, task: str, split: str) -> TaskSplit:
+        """The documents of one task and split."""
+        splits = self.manifest["tasks"][task]["splits"]
+        if split not in splits:
+            raise UserError(f"task {task} of the corpus {self.path} has no split {split!r}: it has {', '.join(splits)}")
+        dtype = token_dtype(self.manifest["vocabulary"]["size"])
+        return TaskSplit(self.path / task / split, splits[split]["shards"], dtype)
+
+    def splits(self, split: str) -> dict[str, TaskSplit]:
+        """All tasks that have documents in `split`, by name."""
+        found = {
+            name: self.task_split(name, split)
+            for name, task in self.manifest["tasks"].items()
+            if task["splits"].get(split, {}).get("num_documents")
+        }
+        if not found:
+            raise UserError(f"the corpus {self.path} has no documents in the split {split!r}")
+        return found
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads CORPUS/manifest.json.
+
+    Raises:
+      UserError: if it is missing, of another version, or damaged.
+    """
+    file, what = path / "manifest.json", "the corpus manifest"
+    found = read_json(file, what)
+    if isinstance(found, dict) and (version := found.get("format_version")) != FORMAT_VERSION:
+        raise UserError(
+            f"the corpus at {path} has format version {version!r}, this program reads {FORMAT_VERSION}: delete that "
+            "folder and run `cm3leon prepare` again"
+        )
+    fix = "delete it and run `cm3leon prepare` again, which keeps the shards"
+    manifest = read_record(file, what, Manifest, fix, sealed=True)
+    for name, task in manifest["tasks"].items():
+        for split, entry in task["splits"].items():
+            if len(entry["shards"]) != entry["num_shards"]:
+                raise UserError(f"{what} is damaged: {file}: {name}.{split} does not list its shards; {fix}")
+    return manifest
+
+
+# Plain arrays over the mapped files: a slice of np.memmap costs ten times as much.
+def _offsets(file: Path, entry: ShardFiles) -> np.ndarray:
+    offsets = np.asarray(open_array(file, entry["offsets"], mend_shard(file)))
+    fits = offsets.shape == (entry["num_documents"] + 1,) and offsets.dtype == np.int64
+    if not fits or offsets[0] != 0 or offsets[-1] != entry["num_tokens"] or (np.diff(offsets) < 0).any():
+        raise UserError(f"{file} does not fit its shard: {mend_shard(file)}")
+    return offsets
+
+
+def _checksums(file: Path, entry: ShardFiles) -> np.ndarray:
+    checksums = np.asarray(open_array(file, entry["checksums"], mend_shard(file)))
+    if checksums.shape != (entry["num_documents"],) or checksums.dtype != np.uint32:
+        raise UserError(f"{file} does not fit its shard: {mend_shard(file)}")
+    return checksums
+
+
+def _tokens(file: Path, entry: ShardFiles, dtype: np.dtype) -> np.ndarray:
+    try:
+        size = file.stat().st_size
+        if size == entry["num_tokens"] * dtype.itemsize:
+            # An empty file cannot be mapped.
+            return np.asarray(np.memmap(file, dtype, mode="r")) if size else np.zeros(0, dtype)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): {mend_shard(file)}") from None
+    raise UserError(f"{file} is damaged: it has {size:,} bytes for {entry['num_tokens']:,} tokens; {mend_shard(file)}")

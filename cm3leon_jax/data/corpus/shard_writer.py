@@ -1,0 +1,213 @@
+"""Writes one shard of a prepared corpus: documents become ids, images are encoded many at a time."""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from cm3leon_jax.data.corpus.array_files import save_array
+from cm3leon_jax.data.corpus.manifest import ShardFiles, ShardRecord
+from cm3leon_jax.data.corpus.prepared import checksums_file, offsets_file, token_dtype, tokens_file
+from cm3leon_jax.data.sources.reading import SkippedExample
+from cm3leon_jax.documents import Document, ImageSegment
+from cm3leon_jax.files import atomic_write
+from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.images import UnreadableImage, decode_image, encode_png
+from cm3leon_jax.records import read_record, write_record
+from cm3leon_jax.vocabulary import Vocabulary
+
+# Skipped documents that are listed one by one; all of them are counted.
+NUM_LISTED = 1000
+
+
+def shard_metadata_file(folder: Path, shard: int) -> Path:
+    """Where the record of a complete shard lies."""
+    return folder / f"shard-{shard:05d}.json"
+
+
+def read_shard_record(file: Path) -> dict[str, Any]:
+    """Reads the record of a shard."""
+    fix = "delete it and run `cm3leon prepare` again, which writes that shard anew"
+    return read_record(file, "the record of a shard", ShardRecord, fix, sealed=True)
+
+
+@dataclass(frozen=True)
+class DecodedDocument:
+    """A document with its text as ids and its images as pixels; among the segments, None stands for an image."""
+
+    segments: tuple[list[int] | None, ...]
+    images: tuple[UInt8[np.ndarray, "R R C"], ...]
+
+
+@dataclass(frozen=True)
+class DocumentTokenizer:
+    """Makes ids of documents."""
+
+    vocabulary: Vocabulary
+    image_tokenizer: ImageTokenizer
+    batch_size: int
+
+    def open(self, document: Document | SkippedExample) -> DecodedDocument | SkippedExample:
+        """Opens the images and tokenizes the text; the codes of images come later, many at a time."""
+        if isinstance(document, SkippedExample):
+            return document
+        config = self.image_tokenizer.config
+        segments: list[list[int] | None] = []
+        images = []
+        for number, segment in enumerate(document.segments):
+            if not isinstance(segment, ImageSegment):
+                segments.append(self.vocabulary.encode_text(segment.text))
+                continue
+            try:
+                images.append(decode_image(segment.encoded, config.resolution, config.in_channels))
+            except UnreadableImage as error:
+                return SkippedExample(f"unreadable image: segment {number}: {error}")
+            segments.append(None)
+        if not any(segment is None or segment for segment in segments):
+            return SkippedExample("empty document")
+        return DecodedDocument(tuple(segments), tuple(images))
+
+    def length(self, document: DecodedDocument) -> int:
+        """How many ids a document has."""
+        image_length = self.image_tokenizer.config.image_length
+        return sum(image_length if s is None else len(s) for s in document.segments) + len(document.segments) - 1
+
+    def encode(self, images: list[UInt8[np.ndarray, "R R C"]]) -> Int[np.ndarray, "n image_length"]:
+        """Ids of images."""
+        return self.vocabulary.encode_image(self.image_tokenizer.encode(np.stack(images), self.batch_size))
+
+    def join(self, document: DecodedDocument, codes: Iterator[Int[np.ndarray, " image_length"]]) -> list[int]:
+        """The ids of a document, with `<break>` between its segments; takes its images' ids from `codes`."""
+        ids: list[int] = []
+        for number, segment in enumerate(document.segments):
+            if number:
+                ids.append(self.vocabulary.break_)
+            ids.extend(next(codes).tolist() if segment is None else segment)
+        return ids
+
+
+class TokenFile:
+    """The tokens of a shard while they are written, with their offsets and checksums: whole at the end, or absent."""
+
+    def __init__(self, folder: Path, number: int, dtype: np.dtype) -> None:
+        self._folder, self._number, self._dtype = folder, number, dtype
+        self._offsets, self._checksums = array("q", [0]), array("I")
+        self._checksum = 0
+        self._open_files = ExitStack()
+
+    def __enter__(self) -> TokenFile:
+        temporary = self._open_files.enter_context(atomic_write(tokens_file(self._folder, self._number)))
+        self._file = self._open_files.enter_context(temporary.open("wb"))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._open_files.__exit__(*exception)
+
+    def add(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> None:
+        """Writes one document."""
+        data = np.asarray(ids, self._dtype).tobytes()
+        self._file.write(data)
+        self._offsets.append(self._offsets[-1] + len(ids))
+        self._checksums.append(zlib.crc32(data))
+        self._checksum = zlib.crc32(data, self._checksum)
+
+    def close(self) -> ShardFiles:
+        """Moves the files to their place; returns what they hold."""
+        self._open_files.close()
+        return {
+            "num_documents": len(self._checksums),
+            "num_tokens": self._offsets[-1],
+            "tokens": self._checksum,
+            "offsets": save_array(offsets_file(self._folder, self._number), np.array(self._offsets, "<i8")),
+            "checksums": save_array(checksums_file(self._folder, self._number), np.array(self._checksums, "<u4")),
+        }
+
+
+@dataclass
+class ShardWriter:
+    """One shard while it is written: whole at its end, or absent."""
+
+    folder: Path
+    number: int
+    tokens: DocumentTokenizer
+    # How many of its first images are kept as samples.
+    num_samples: int
+    num_tokens: int = 0
+    _counts: Counter[str] = field(default_factory=Counter)
+    _skipped: Counter[str] = field(default_factory=Counter)
+    _listed: list[dict[str, Any]] = field(default_factory=list)
+    _documents: deque[DecodedDocument] = field(default_factory=deque)
+    _images: list[np.ndarray] = field(default_factory=list)
+    # Ids of images whose document still waits for others.
+    _codes: deque[np.ndarray] = field(default_factory=deque)
+
+    def __enter__(self) -> ShardWriter:
+        self._file = TokenFile(self.folder, self.number, token_dtype(self.tokens.vocabulary.size)).__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._file.__exit__(*exception)
+
+    def add(self, index: int, document: DecodedDocument | SkippedExample) -> None:
+        """Takes one example: a document, or one to be counted as skipped."""
+        self._counts["num_examples"] += 1
+        if isinstance(document, SkippedExample):
+            self._skipped[document.reason.partition(":")[0]] += 1
+            if len(self._listed) < NUM_LISTED:
+                where = {"where": document.where} if document.where else {}
+                self._listed.append({"index": index, **where, "reason": document.reason})
+            return
+        for image in document.images:
+            number = self._counts["num_images"]
+            if number < self.num_samples:
+                with atomic_write(self.folder / "samples" / f"{number:05d}.png") as temporary:
+                    temporary.write_bytes(encode_png(image))
+            self._counts["num_images"] += 1
+        self._counts["num_documents"] += 1
+        self._counts["num_text_tokens"] += sum(len(segment) for segment in document.segments if segment is not None)
+        self.num_tokens += self.tokens.length(document)
+        self._documents.append(document)
+        self._images.extend(document.images)
+        while len(self._images) >= self.tokens.batch_size:
+            self._encode(self.tokens.batch_size)
+        self._write_ready()
+
+    def close(self, last: bool) -> dict[str, Any]:
+        """Writes what waits, moves the files to their place, then the record that says the shard is complete."""
+        if self._images:
+            self._encode(len(self._images))
+        self._write_ready()
+        files = self._file.close()
+        num_image_tokens = self._counts["num_images"] * self.tokens.image_tokenizer.config.image_length
+        record = {
+            "num_examples": self._counts["num_examples"],
+            "num_documents": self._counts["num_documents"],
+            "num_images": self._counts["num_images"],
+            "num_tokens": self.num_tokens,
+            "num_text_tokens": self._counts["num_text_tokens"],
+            "num_image_tokens": num_image_tokens,
+            "skipped": {"by_reason": dict(sorted(self._skipped.items())), "first": self._listed},
+            "last": last,
+            "files": files,
+        }
+        write_record(shard_metadata_file(self.folder, self.number), record)
+        return record
+
+    def _encode(self, count: int) -> None:
+        self._codes.extend(self.tokens.encode(self._images[:count]))
+        del self._images[:count]
+
+    def _write_ready(self) -> None:
+        while self._documents and len(self._documents[0].images) <= len(self._codes):
+            document = self._documents.popleft()
+            codes = (self._codes.popleft() for _ in document.images)
+            self._file.add(self.tokens.join(document, codes))

@@ -1,0 +1,322 @@
+"""Reads the documents of a seqio Mixture or Task in a fixed order; the only door to seqio besides `tasks`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cm3leon_jax.data.corpus.config import CorpusConfig
+from cm3leon_jax.data.sources.folder_documents import folder_task_name, read_folder
+from cm3leon_jax.data.sources.skipped import Skipped, printable
+from cm3leon_jax.documents import Document, ImageSegment, TextSegment
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.registry import import_module
+
+
+@dataclass(frozen=True)
+class SkippedExample:
+    """An example that is no document, why, and, where the source says so, which file it is."""
+
+    reason: str
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which examples of a split one of several processes reads: runs of `size` of them, from run `first` on every
+    `step`-th. The first example behind a run comes with it, and so says whether the split goes on there."""
+
+    size: int
+    first: int = 0
+    step: int = 1
+
+    def wants(self, index: Any) -> Any:
+        """Whether an example is among them; for numbers from the first run on, Python's or TensorFlow's."""
+        run, place = index // self.size - self.first, index % self.size
+        return (run % self.step == 0) | ((place == 0) & ((run - 1) % self.step == 0) & (run > 0))
+
+    def slices(self, num_examples: int) -> Iterator[tuple[int, int]]:
+        """The examples of a split of so many, as runs: the first of each, and what is behind its last."""
+        first = self.first * self.size
+        if self.step == 1 and first < num_examples:
+            yield first, num_examples
+            return
+        for start in range(first, num_examples, self.step * self.size):
+            yield start, min(start + self.size + 1, num_examples)
+
+
+@dataclass(frozen=True)
+class TaskReader:
+    """One task of the mixture."""
+
+    name: str
+    rate: float
+    splits: tuple[str, ...]
+    _task: Any
+
+    def num_examples(self, split: str) -> int | None:
+        """How many examples the task says it has; None if it does not say."""
+        return self._task.num_input_examples(split)
+
+    def provenance(self) -> dict[str, str]:
+        """What the documents follow from besides the task's name, if its data source says so (`tasks.TracedSource`)."""
+        return getattr(self._task.source, "provenance", dict)()
+
+    def num_documents(self) -> int:
+        """How many examples there are in all splits, as far as the task says so."""
+        return sum(self.num_examples(split) or 0 for split in self.splits)
+
+    def skipped(self) -> Skipped:
+        """What the data source passed over before there were examples."""
+        return getattr(self._task.source, "skipped", None) or Skipped()
+
+    def changed_since(self, time: float) -> list[str]:
+        """Files of the data source that were changed after a time, in seconds since 1970, if it knows them."""
+        return getattr(self._task.source, "changed_since", lambda time: [])(time)
+
+    def where(self, split: str, index: int) -> str:
+        """The file that an example comes from, if the data source knows it."""
+        return printable(self._task.source.where(split, index)) if hasattr(self._task.source, "where") else ""
+
+    def documents(self, split: str, start: int = 0) -> Iterator[Document | SkippedExample]:
+        """The documents from example `start` on, always in the same order."""
+        return (document for _, document in self.share(split, Share(1, start)))
+
+    def share(self, split: str, share: Share) -> Iterator[tuple[int, Document | SkippedExample]]:
+        """A share of the documents, each with its number among all of the split's."""
+        import tensorflow as tf
+
+        index = share.first * share.size - 1
+        faults = getattr(self._task.source, "faults", {})
+        try:
+            for dataset in self._numbered(split, share):
+                for number, example in dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+                    index = int(number)
+                    fault = faults.pop((split, index), None)
+                    yield index, SkippedExample(fault) if fault else _document(self.name, index, example)
+        except tf.errors.OpError as error:
+            lines = [line for line in str(error.message).splitlines() if line.strip()]
+            reason = next((line for line in lines if "Error:" in line), lines[0] if lines else type(error).__name__)
+            where = f"example {index + 1}" if share.step == 1 else f"an example from {index + 1} on"
+            raise UserError(f"the task {self.name} cannot read {where} of {split!r}: {reason.strip()}") from None
+
+    def _numbered(self, split: str, share: Share) -> Iterator[Any]:
+        """Datasets of a share's examples with their numbers, one after the other."""
+        num_examples = self.num_examples(split) or 0
+        if hasattr(self._task.source, "between") and self._slice(split, 0, num_examples).cardinality() == num_examples:
+            # A document for each example of the source, so what others read is not even opened.
+            for start, stop in share.slices(num_examples):
+                yield self._slice(split, start, stop).enumerate(start)
+            return
+        dataset = self._task.get_dataset(sequence_length=None, split=split, shuffle=False, use_cached=False)
+        numbered = dataset.enumerate().skip(share.first * share.size)
+        # What others read never crosses into Python.
+        yield numbered.filter(lambda index, _: share.wants(index)) if share.step > 1 else numbered
+
+    def _slice(self, split: str, start: int, stop: int) -> Any:
+        """Documents of a run of the source's examples, where that is a `tasks.SlicedSource`."""
+        dataset = self._task.preprocess_precache(self._task.source.between(split, start, stop))
+        return self._task.preprocess_postcache(dataset, sequence_length=None)
+
+
+def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
+    """The tasks of `config.corpus.mixture`, with their rates, by name.
+
+    Raises:
+      UserError: if seqio is not installed, a module cannot be imported, or there is no such mixture of documents.
+    """
+    if corpus.mixture.startswith("tfds:"):
+        print(f"{corpus.mixture}: looking for the data set, which is downloaded where it is not there yet", flush=True)
+    seqio = _import_seqio()
+    for module in corpus.modules:
+        import_module(module, "config.corpus.modules")
+    from cm3leon_jax.data.sources import tasks
+
+    if not corpus.mixture:
+        raise UserError(f"config.corpus.mixture is empty: name {_choice(seqio)}")
+    name = tasks.register_named(corpus.mixture, corpus.folder)
+    try:
+        found = seqio.get_mixture_or_task(name)
+    except ValueError:
+        raise UserError(
+            f"config.corpus.mixture is {name!r}, but no Mixture or Task of that name is registered by "
+            f"{', '.join(corpus.modules) or 'config.corpus.modules, which is empty'}: name {_choice(seqio)}"
+        ) from None
+    if set(found.output_features) != {"segments", "is_image"}:
+        raise UserError(
+            f"the features of {name!r} are {', '.join(found.output_features)}: a task of documents has `segments` and "
+            "`is_image` (see cm3leon_jax.data.sources.tasks.OUTPUT_FEATURES)"
+        )
+    tasks_found, rates = (found.tasks, _rates(found)) if isinstance(found, seqio.Mixture) else ([found], {name: 1.0})
+    readers = tuple(
+        TaskReader(task.name, rates[task.name], tuple(task.splits), task) for task in tasks_found if rates[task.name]
+    )
+    for reader in readers:
+        skipped = reader.skipped()
+        refuse_many_skipped(corpus, reader.name, reader.num_documents(), skipped.num_documents, skipped.in_one_line())
+    return readers
+
+
+def refuse_many_skipped(corpus: CorpusConfig, task: str, num_documents: int, num_skipped: int, kinds: str) -> None:
+    """Refuses a task of which more is skipped than the config allows.
+
+    Raises:
+      UserError: if so, with the kinds of what is skipped.
+    """
+    if num_skipped > corpus.max_skipped_fraction * (num_documents + num_skipped):
+        raise UserError(
+            f"the task {task} has {num_documents:,} documents, but {num_skipped:,} had to be skipped, more than "
+            f"config.corpus.max_skipped_fraction={corpus.max_skipped_fraction:g} of all; mend them or raise it "
+            f"({kinds})"
+        )
+
+
+def skipped_report(tasks: Sequence[TaskReader]) -> str:
+    """What the tasks' data sources passed over: a line for each task and kind, or nothing."""
+    lines = []
+    for task in tasks:
+        if (skipped := task.skipped()).by_kind:
+            lines.append(f"{task.name}: {task.num_documents():,} documents, {skipped.by_kind.total():,} skipped:")
+            lines += [f"  {line}" for line in skipped.lines()]
+    return "\n".join(lines)
+
+
+def source_changes(was: dict[str, str], now: dict[str, str]) -> str:
+    """In what a task's provenance differs from a stored one; a value that only one of them has is not compared."""
+    return "; ".join(f"{name}: {was[name]}, now {now[name]}" for name in now if was.get(name, now[name]) != now[name])
+
+
+def changes_since(record: dict[str, Any], sources: dict[str, dict[str, str]]) -> str:
+    """In what tasks differ from those that a record (`sources`) says something was made from; empty if in nothing."""
+    stored = record.get("sources", {})
+    changed = {task: source_changes(stored.get(task, {}), now) for task, now in sources.items()}
+    return "; ".join(f"{task}: {changes}" for task, changes in changed.items() if changes)
+
+
+def folder_changes(corpus: CorpusConfig, record: dict[str, Any]) -> str:
+    """The same for a mixture that is a folder, as it is now; of other mixtures, and without the folder, nothing."""
+    if not corpus.mixture.startswith("folder:"):
+        return ""
+    try:
+        return changes_since(record, provenance_of(corpus))
+    except UserError:
+        # What was taken from the folder does not need it any more.
+        return ""
+
+
+def provenance_of(corpus: CorpusConfig) -> dict[str, dict[str, str]]:
+    """What the documents of `config.corpus.mixture` follow from, by task; of a folder without the import of seqio."""
+    kind, _, rest = corpus.mixture.partition(":")
+    if kind == "folder":
+        return {folder_task_name(rest): read_folder(Path(rest).expanduser(), corpus.folder).provenance()}
+    return {task.name: found for task in open_mixture(corpus) if (found := task.provenance())}
+
+
+def _rates(mixture: Any) -> dict[str, float]:
+    """How often each task of a mixture is drawn, relative to the others; 0 leaves it out."""
+    rates = {}
+    for task in mixture.tasks:
+        try:
+            rates[task.name] = float(mixture.get_rate(task))
+        # A rate may be a function of the user's.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"the mixture {mixture.name!r} has no rate for its task {task.name!r}: {reason}") from None
+    named = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+    if not all(math.isfinite(rate) and rate >= 0 for rate in rates.values()):
+        raise UserError(
+            f"the mixture {mixture.name!r} has rates that are negative or no numbers ({named}): register others"
+        )
+    if not any(rates.values()):
+        raise UserError(
+            f"the mixture {mixture.name!r} draws nothing: all of its rates are 0 ({named}); register others"
+        )
+    return rates
+
+
+def read_documents(corpus: CorpusConfig, split: str, start: int = 0) -> Iterator[Document]:
+    """Documents of all tasks that have `split`, interleaved by rate; `start` skips that many of each task.
+
+    A task that ends early leaves its place to the others; malformed examples are left out.
+    """
+    tasks = [task for task in open_mixture(corpus) if split in task.splits]
+    if report := skipped_report(tasks):
+        print(report, flush=True)
+    if not tasks:
+        raise UserError(f"no task of {corpus.mixture!r} has a split {split!r}: see config.corpus.train_split")
+    open_tasks = {task.name: task.documents(split, start) for task in tasks}
+    rates = {task.name: task.rate for task in tasks}
+    taken = dict.fromkeys(open_tasks, 0)
+    while open_tasks:
+        name = min(open_tasks, key=lambda task: (taken[task] + 1) / rates[task])
+        taken[name] += 1
+        document = next(open_tasks[name], None)
+        if document is None:
+            del open_tasks[name]
+        elif isinstance(document, Document):
+            yield document
+
+
+def _document(task: str, index: int, example: dict[str, Any]) -> Document | SkippedExample:
+    segments, is_image = example["segments"], example["is_image"]
+    if len(segments) != len(is_image):
+        raise UserError(
+            f"example {index} of the task {task} has {len(segments)} segments but {len(is_image)} values of is_image: "
+            "one for each segment"
+        )
+    try:
+        return Document(
+            tuple(
+                ImageSegment(bytes(segment)) if image else TextSegment(bytes(segment).decode())
+                for segment, image in zip(segments, is_image, strict=True)
+            )
+        )
+    except UnicodeDecodeError as error:
+        return SkippedExample(f"text is not UTF-8: {error.reason} at byte {error.start}")
+
+
+def _import_seqio() -> Any:
+    try:
+        with _silent_stderr():
+            import seqio
+            import tensorflow as tf
+            from absl import logging
+
+            # The accelerator's memory is for the image tokenizer.
+            tf.config.set_visible_devices([], "GPU")
+    except ImportError as error:
+        raise UserError(f"reading raw data needs seqio ({error}): pip install 'cm3leon_jax[data]'") from None
+    logging.set_verbosity(logging.ERROR)
+    return seqio
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    # TensorFlow's libraries print a page of notices while they load, whatever their settings say.
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _choice(seqio: Any) -> str:
+    registered = (*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names())
+    names = [
+        name
+        for name in sorted(registered)
+        if set(seqio.get_mixture_or_task(name).output_features) == {"segments", "is_image"}
+    ]
+    return f"one of {', '.join(names)}, folder:PATH or tfds:BUILDER"

@@ -1,0 +1,61 @@
+"""Documents of one text and one image: what images are drawn and captions are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from cm3leon_jax.data.batches.objective import segments
+from cm3leon_jax.data.corpus.prepared import PreparedCorpus
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.vocabulary import Vocabulary
+
+# Marks of an infill prompt beside the document: two ends, and two for each of a few spans.
+_MOST_MARKS = 8
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Held-out documents of one text and one image."""
+
+    texts: list[str]
+    codes: Int[np.ndarray, "n codes"]
+
+
+def captioned_images(
+    corpus: PreparedCorpus, split: str, most: int, longest: int, vocabulary: Vocabulary
+) -> CaptionedImages:
+    """The first documents of a split that are one text and one image, each image once.
+
+    Args:
+      most: how many; 0 means all.
+      longest: positions of the model; documents that leave no room for an answer are left out.
+    """
+    texts: list[str] = []
+    codes: list[Int[np.ndarray, "codes"]] = []
+    seen: set[bytes] = set()
+    for documents in corpus.splits(split).values():
+        for index in range(documents.num_documents):
+            tokens = documents.document(index)
+            parts = [tokens[start:stop] for start, stop in segments(tokens, vocabulary)]
+            images = [part for part in parts if vocabulary.is_image(part).all()]
+            words = [part for part in parts if not vocabulary.is_image(part).any()]
+            # Room for the marks, and for as many codes as an infill can ask for.
+            fits = len(tokens) + len(images[0] if images else ()) + _MOST_MARKS <= longest
+            if len(images) != 1 or len(words) != 1 or len(parts) != 2 or not fits:
+                continue
+            if images[0].tobytes() not in seen:
+                seen.add(images[0].tobytes())
+                texts.append(vocabulary.decode_text(words[0].tolist()))
+                codes.append(vocabulary.decode_image(images[0]))
+            if most and len(texts) == most:
+                return CaptionedImages(texts, np.stack(codes))
+    if not texts:
+        raise UserError(
+            f"the split {split!r} of {corpus.path} has no document of one text and one image that leaves room for an "
+            f"answer within config.batch.sequence_length {longest}: point config.corpus.path to a corpus of captioned "
+            "images, name another config.corpus.held_out_split, or shorten the captions"
+        )
+    return CaptionedImages(texts, np.stack(codes))

@@ -1,0 +1,54 @@
+"""How tokens are sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cm3leon_jax.config_part import Part, one_of
+from cm3leon_jax.ranges import Fraction, NonNegativeInt, PositiveInt, Range, Seed
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Part):
+    """How a token is drawn, how many, and how fast."""
+
+    # 0 always takes the likeliest token.
+    temperature: Annotated[float, Range(at_least=1e-3, other=0)] = 1.0
+    top_p: Fraction = 1.0
+    # Draw from this many likeliest tokens; 0 means from all.
+    top_k: NonNegativeInt = 0
+    # Weight of classifier-free guidance; 1 means none (arXiv 2309.02591, equation 1).
+    guidance: Annotated[float, Range(at_least=0, at_most=1000)] = 3.0
+    # Weights of an edit's guidance, towards the instruction and towards the source image (the same, section 4.1).
+    edit_guidance: Annotated[float, Range(at_least=0, at_most=1000)] = 7.5
+    edit_image_guidance: Annotated[float, Range(at_least=0, at_most=1000)] = 1.5
+    # "top_p": guidance, temperature, top_k and top_p; "contrastive": CD-K (the same, equation 3) wherever a prompt has
+    # a text to leave out; "mixed": of a prompt's candidates, every other one by either.
+    method: str = "top_p"
+    # CD-K draws from tokens of at least alpha times the k-th largest probability.
+    contrastive_k: PositiveInt = 10
+    contrastive_alpha: Annotated[float, Range(above=0, at_most=1)] = 0.5
+    amateur_temperature: Annotated[float, Range(at_least=1e-3)] = 1.0
+    # Answers drawn for a prompt, of which the ones that score best are kept.
+    candidates: PositiveInt = 1
+    # "likelihood": the mean log-likelihood of an answer's tokens, given its prompt; "caption": that of the prompt's
+    # text, given the image that was drawn for it; "clip": how near the two are by the encoder at encoder.path, as
+    # the paper chooses (both only for images from a text, for other answers "likelihood").
+    scorer: str = "likelihood"
+    # Most text tokens of an answer.
+    max_text_tokens: PositiveInt = 128
+    # Prompts decoded side by side.
+    batch_size: PositiveInt = 64
+    # Type of the keys and values kept: "" (that of the activations), "float32", "bfloat16" or "int8".
+    cache_dtype: str = ""
+    # Codes of an image that are guessed and checked in one pass (speculative Jacobi decoding, arXiv 2410.01699); 0
+    # draws them one by one.
+    speculative_window: Annotated[int, Range(at_least=2, other=0)] = 0
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("sampling", self, "method", "top_p", "contrastive", "mixed")
+        one_of("sampling", self, "scorer", "likelihood", "caption", "clip")
+        one_of("sampling", self, "cache_dtype", "", "float32", "bfloat16", "int8")

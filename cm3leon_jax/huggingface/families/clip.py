@@ -1,0 +1,303 @@
+"""A Hugging Face folder of the CLIP architecture as the run's encoder: ViT-B/32, B/16, L/14 and every other size.
+
+Reads config.json, the weights, tokenizer.json (or vocab.json and merges.txt) and, where it is there,
+preprocessor_config.json; writes the folder config.encoder.path.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from jaxtyping import Float32
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+from cm3leon_jax.config import Config
+from cm3leon_jax.encoders.base import CONFIG_FILE
+from cm3leon_jax.encoders.clip.encoder import ClipEncoder, parameter_shapes
+from cm3leon_jax.encoders.clip.inputs import ImageNormalization, SpecialTokenIds
+from cm3leon_jax.encoders.clip.model import ACTIVATIONS, CHANNELS, ClipArchitecture, Tower
+from cm3leon_jax.encoders.loading import load_encoder
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import read_object
+from cm3leon_jax.huggingface.families.opt_names import OptTensor
+from cm3leon_jax.huggingface.reading_weights import StoredTensor, open_weights
+from cm3leon_jax.huggingface.stored_config import StoredConfig
+from cm3leon_jax.huggingface.tokenizer_files import open_tokenizer
+from cm3leon_jax.lock import lock
+from cm3leon_jax.progress import Progress
+
+MODEL_TYPE = "clip"
+
+# What transformers takes where a config says nothing: ViT-B/32.
+_TEXT_DEFAULTS = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 49407,
+}
+_IMAGE_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": CHANNELS,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+# The end token that the first published configs name, wrongly; their texts are read at the highest id.
+_LEGACY_END = 2
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+# How the published tokenizer cuts a text into words.
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+_AS_IT_IS, _TRANSPOSED, _VECTOR = ((0,), (1,)), ((1,), (0,)), ((0,),)
+_CONVOLUTION = ((3,), (2,), (0,), (1,))
+_TO_HEADS, _FROM_HEADS, _HEADS = ((1, 2), (0,)), ((2,), (0, 1)), ((0, 1),)
+_LOGIT_SCALE = "logit_scale"
+_NORMS = {
+    "text": {"final_norm": "final_layer_norm"},
+    # Misspelt, as published.
+    "image": {"first_norm": "pre_layrnorm", "final_norm": "post_layernorm"},
+}
+_IN_LAYERS = {
+    "attention_norm.scale": OptTensor("layer_norm1.weight", _VECTOR),
+    "attention_norm.bias": OptTensor("layer_norm1.bias", _VECTOR),
+    "attention.query": OptTensor("self_attn.q_proj.weight", _TO_HEADS),
+    "attention.query_bias": OptTensor("self_attn.q_proj.bias", _HEADS),
+    "attention.key": OptTensor("self_attn.k_proj.weight", _TO_HEADS),
+    "attention.key_bias": OptTensor("self_attn.k_proj.bias", _HEADS),
+    "attention.value": OptTensor("self_attn.v_proj.weight", _TO_HEADS),
+    "attention.value_bias": OptTensor("self_attn.v_proj.bias", _HEADS),
+    "attention.output": OptTensor("self_attn.out_proj.weight", _FROM_HEADS),
+    "attention.output_bias": OptTensor("self_attn.out_proj.bias", _VECTOR),
+    "feed_forward_norm.scale": OptTensor("layer_norm2.weight", _VECTOR),
+    "feed_forward_norm.bias": OptTensor("layer_norm2.bias", _VECTOR),
+    "feed_forward.up": OptTensor("mlp.fc1.weight", _TRANSPOSED),
+    "feed_forward.up_bias": OptTensor("mlp.fc1.bias", _VECTOR),
+    "feed_forward.down": OptTensor("mlp.fc2.weight", _TRANSPOSED),
+    "feed_forward.down_bias": OptTensor("mlp.fc2.bias", _VECTOR),
+}
+
+
+def names() -> dict[str, OptTensor]:
+    """Where each parameter lies, but the temperature; "{}" stands for the layer."""
+    found = {
+        "text.token_embedding": OptTensor("text_model.embeddings.token_embedding.weight", _AS_IT_IS),
+        "image.patch_embedding": OptTensor("vision_model.embeddings.patch_embedding.weight", _CONVOLUTION),
+        "image.class_embedding": OptTensor("vision_model.embeddings.class_embedding", _VECTOR),
+    }
+    for ours, theirs, projection in (("text", "text", "text"), ("image", "vision", "visual")):
+        model = f"{theirs}_model"
+        found[f"{ours}.position_embedding"] = OptTensor(f"{model}.embeddings.position_embedding.weight", _AS_IT_IS)
+        found[f"{ours}.projection"] = OptTensor(f"{projection}_projection.weight", _TRANSPOSED)
+        for name, norm in _NORMS[ours].items():
+            found[f"{ours}.{name}.scale"] = OptTensor(f"{model}.{norm}.weight", _VECTOR)
+            found[f"{ours}.{name}.bias"] = OptTensor(f"{model}.{norm}.bias", _VECTOR)
+        for name, tensor in _IN_LAYERS.items():
+            found[f"{ours}.blocks.{name}"] = OptTensor(f"{model}.encoder.layers.{{}}.{tensor.name}", tensor.axes)
+    return found
+
+
+def run(config: Config, folder: Path, stored: Mapping[str, Any]) -> int:
+    """Imports a folder, given the object in its config.json."""
+    with lock(config.encoder.path, "import"):
+        return _run(config, folder, stored)
+
+
+def _run(config: Config, folder: Path, stored: Mapping[str, Any]) -> int:
+    path = Path(config.encoder.path)
+    architecture = read_architecture(stored, folder)
+    tokenizer_json, special_tokens = read_tokenizer(folder, stored, architecture)
+    colors = read_colors(folder, architecture)
+    weights = read_parameters(architecture, open_weights(folder, without=(".position_ids",)), folder)
+    encoder = ClipEncoder(architecture, weights, tokenizer_json, special_tokens, colors)
+    _refuse_a_tokenizer_that_fails(encoder, folder)
+    if (path / CONFIG_FILE).exists():
+        if load_encoder(path).fingerprint != encoder.fingerprint:
+            raise UserError(
+                f"config.encoder.path {path} holds another encoder than the folder's: name another path, or delete it"
+            )
+        print(f"the encoder {path} is that of {folder} already: nothing to do")
+        return 0
+    encoder.save(path)
+    count = sum(value.size for value in weights.values())
+    print(f"imported the encoder {encoder.fingerprint} with {count:,} parameters into {path}")
+    return 0
+
+
+def _refuse_a_tokenizer_that_fails(encoder: ClipEncoder, folder: Path) -> None:
+    """Cuts a text: whether the parts of a tokenizer work together shows when they do."""
+    try:
+        encoder.tokenizer(["a red square, 1 ünï 数"])
+    except Exception as error:  # The library raises a bare Exception.
+        raise UserError(f"the tokenizer in {folder} cuts no text ({error}): get it again") from None
+
+
+def read_architecture(stored: Mapping[str, Any], folder: Path) -> ClipArchitecture:
+    """The shapes that a config.json describes.
+
+    Raises:
+      UserError: names the first field with a value that is missing, of another type, or has no code here.
+    """
+    whole = StoredConfig(stored, f"{folder}/config.json")
+    text, image = _part(whole, "text", _TEXT_DEFAULTS), _part(whole, "vision", _IMAGE_DEFAULTS)
+    if image.get("num_channels") != CHANNELS:
+        raise image.error("num_channels", image.get("num_channels"), str(CHANNELS))
+    resolution, patch_size = image.size("image_size"), image.size("patch_size")
+    if resolution % patch_size:
+        raise image.error("image_size", resolution, f"a multiple of patch_size {patch_size}")
+    return ClipArchitecture(
+        embedding_dim=whole.size("projection_dim", 512),
+        vocabulary_size=text.size("vocab_size"),
+        # A text stands between two marks.
+        max_text_tokens=text.size("max_position_embeddings", least=3),
+        resolution=resolution,
+        patch_size=patch_size,
+        text=_tower(text),
+        image=_tower(image),
+    )
+
+
+def read_parameters(
+    architecture: ClipArchitecture, weights: Mapping[str, StoredTensor], folder: Path
+) -> dict[str, Float32[np.ndarray, "..."]]:
+    """The parameters of `clip.Clip` by name.
+
+    Raises:
+      UserError: names the first tensor that is missing, has another shape, or has no place in the model.
+    """
+    shapes, table = parameter_shapes(architecture), names()
+    del shapes[_LOGIT_SCALE]
+    layers = {name: shape[0] if ".blocks." in name else None for name, shape in shapes.items()}
+    expected: dict[str, tuple[int, ...]] = {_LOGIT_SCALE: ()}
+    for name, shape in shapes.items():
+        tensor, count = table[name], layers[name]
+        keys = [tensor.name] if count is None else [tensor.name.format(layer) for layer in range(count)]
+        expected |= dict.fromkeys(keys, tensor.shape(shape if count is None else shape[1:]))
+    for key in sorted(expected.keys() | weights.keys()):
+        found = weights[key].shape if key in weights else "absent"
+        if found != expected.get(key, "absent"):
+            raise UserError(
+                f"{folder}: tensor {key} is {found}, by config.json it has to be {expected.get(key, 'absent')}: they "
+                "do not belong together"
+            )
+
+    def read(tensor: OptTensor, key: str, shape: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
+        return np.ascontiguousarray(tensor.to_ours(weights[key].read, shape, (slice(None),) * len(shape)))
+
+    result = {_LOGIT_SCALE: np.asarray(weights[_LOGIT_SCALE].read(()), np.float32)}
+    progress = Progress("import", len(shapes), unit="parameter")
+    for name, shape in shapes.items():
+        tensor, count = table[name], layers[name]
+        if count is None:
+            result[name] = read(tensor, tensor.name, shape)
+        else:
+            parts = (read(tensor, tensor.name.format(layer), shape[1:]) for layer in range(count))
+            result[name] = np.stack(list(parts))
+        progress.advance()
+    progress.close()
+    return result
+
+
+def read_tokenizer(
+    folder: Path, stored: Mapping[str, Any], architecture: ClipArchitecture
+) -> tuple[str, SpecialTokenIds]:
+    """The tokenizer as JSON of the `tokenizers` library, and the ids of its marks."""
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            found |= read_object(folder / name, "the tokenizer's config")
+    special = StoredConfig(found, f"{folder}/tokenizer_config.json or special_tokens_map.json")
+    tokenizer = _tokenizer(folder, _mark(special, "unk_token", _END))
+    start, end = _mark(special, "bos_token", _START), _mark(special, "eos_token", _END)
+    pad = _mark(special, "pad_token", end)
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    absent, largest = [name for name in (start, end, pad) if name not in ids], max(ids.values(), default=0)
+    if absent or largest >= architecture.vocabulary_size:
+        what = f"has no token {absent[0]}" if absent else f"has the id {largest}"
+        raise UserError(
+            f"{folder}: its tokenizer {what}, its config.json says vocab_size {architecture.vocabulary_size}: they do "
+            "not belong together"
+        )
+    says = _part(StoredConfig(stored, f"{folder}/config.json"), "text", _TEXT_DEFAULTS).get("eos_token_id")
+    if says not in (_LEGACY_END, ids[end]):
+        raise UserError(
+            f"{folder}: its tokenizer ends a text with the id {ids[end]}, its config.json reads it at {says} "
+            "(text_config.eos_token_id): they do not belong together"
+        )
+    return tokenizer.to_str(), SpecialTokenIds(ids[start], ids[end], ids[pad], ends_at_highest=says == _LEGACY_END)
+
+
+def read_colors(folder: Path, architecture: ClipArchitecture) -> ImageNormalization:
+    """What images are normalized by; CLIP's own where the folder does not say."""
+    file = folder / "preprocessor_config.json"
+    if not file.exists():
+        return ImageNormalization()
+    stored = StoredConfig(read_object(file, "the folder's preprocessing"), str(file))
+    sides = stored.get("crop_size" if stored.flag("do_center_crop", True) else "size", architecture.resolution)
+    given = list(sides.values()) if isinstance(sides, dict) else [sides]
+    if not given or any(side != architecture.resolution for side in given):
+        raise UserError(
+            f"{file} makes images of {reprlib.repr(sides)}, config.json says {architecture.resolution} pixels a "
+            "side: they do not belong together"
+        )
+    if not stored.flag("do_normalize", True):
+        return ImageNormalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    mean, std = (
+        stored.numbers("image_mean", ImageNormalization.mean),
+        stored.numbers("image_std", ImageNormalization.std),
+    )
+    if min(std) <= 0:
+        raise stored.error("image_std", std, f"{CHANNELS} numbers above 0")
+    return ImageNormalization(mean, std)
+
+
+def _part(stored: StoredConfig, name: str, defaults: Mapping[str, Any]) -> StoredConfig:
+    # Old folders repeat each part under a second name, which counts.
+    return stored.part(f"{name}_config_dict", f"{name}_config").with_defaults(defaults)
+
+
+def _tower(part: StoredConfig) -> Tower:
+    dim, num_heads, activation = part.size("hidden_size"), part.size("num_attention_heads"), part.text("hidden_act")
+    epsilon = part.number("layer_norm_eps")
+    if activation not in ACTIVATIONS:
+        raise part.error("hidden_act", activation, " or ".join(map(repr, ACTIVATIONS)))
+    if dim % num_heads:
+        raise part.error("hidden_size", dim, f"a multiple of num_attention_heads {num_heads}")
+    if epsilon <= 0:
+        raise part.error("layer_norm_eps", epsilon, "above 0")
+    return Tower(
+        part.num_layers("num_hidden_layers"), dim, num_heads, part.size("intermediate_size"), activation, epsilon
+    )
+
+
+def _mark(special: StoredConfig, name: str, default: str) -> str:
+    """A special token, which one file writes as a text and the other as an object."""
+    if isinstance(special.get(name), dict):
+        return special.part(name).text("content", default)
+    return special.text(name, default) or default
+
+
+def _tokenizer(folder: Path, unknown: str) -> tokenizers.Tokenizer:
+    tokenizer, is_whole = open_tokenizer(folder, unk_token=unknown, end_of_word_suffix="</w>")
+    if is_whole:
+        return tokenizer
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer

@@ -1,0 +1,129 @@
+"""The values of the transformer, and of the mesh it lies on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cm3leon_jax.config_part import Layers, Part, one_of, require
+from cm3leon_jax.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, Range
+
+
+@dataclass(frozen=True)
+class ModelConfig(Part):
+    """The transformer (arXiv 2309.02591, section 2.3)."""
+
+    num_layers: Layers = 24
+    model_dim: PositiveInt = 1024
+    num_heads: PositiveInt = 16
+    # Heads of keys and values, each for a group of query heads (arXiv 2305.13245); 0: num_heads.
+    num_key_value_heads: NonNegativeInt = 0
+    # 0: four times model_dim.
+    ffn_dim: NonNegativeInt = 0
+    # "gelu" is the exact one, "gelu_tanh" its usual approximation.
+    activation: str = "relu"
+    # A second product beside the activated one, multiplied with it: with "silu", SwiGLU (arXiv 2002.05202, section 2).
+    gated: bool = False
+    # "layer", or "rms", which neither centers nor shifts (arXiv 1910.07467).
+    norm: str = "layer"
+    # "layer" or "rms" normalizes every query and key head before their product, for stability at high learning rates
+    # (arXiv 2302.05442, section 2.1); with one learned scale for all heads, or one per head (Chameleon,
+    # arXiv 2405.09818, section 2.3).
+    query_key_norm: str = "none"
+    query_key_norm_per_head: bool = False
+    # "xla" runs everywhere; "splash" is the fused one for TPUs, "tokamax" that for GPUs; "auto" takes the fused one
+    # where there is one.
+    attention: str = "auto"
+    # The paper has neither biases nor learned scales and shifts after its layer norms; OPT has both.
+    biases: bool = False
+    norm_scale_and_bias: bool = False
+    # Where the norm of each sublayer is: on its "input" (with a final norm after the last layer), on its "output"
+    # before it is added (Chameleon-34B; a final norm, too), or on the "sum" (OPT-350M).
+    norm_position: str = "input"
+    # Width of the token embeddings; 0: model_dim. Others are projected to and from it (OPT-350M).
+    embedding_dim: NonNegativeInt = 0
+    # Whether the embedding table is the output layer's as well, as in the paper and in OPT.
+    tied_embeddings: bool = True
+    # "learned": a table of absolute positions, the paper's; "rotary": queries and keys are turned by their position
+    # (arXiv 2104.09864), which makes "one row up" the same step everywhere in an image; "learned+rotary": both.
+    positions: str = "learned"
+    # A second table: the place in its image that follows a code or a mark. A code that moved to the end of a masked
+    # document has lost its place otherwise. 0 leaves it out, as the paper does; else the codes of one image.
+    image_positions: NonNegativeInt = 0
+    # Half of what rotary positions turn goes by the place in the image instead (as in arXiv 2409.12191, section 2.1):
+    # so the same place of two images is always the same distance, and copying from a neighbor is soon learned.
+    rotary_image_positions: bool = False
+    # Wavelengths of the rotary pairs go up to 2 pi times about this many tokens.
+    rotary_base: Annotated[float, Range(above=1)] = 10_000.0
+    layer_norm_epsilon: Positive = 1e-5
+    init_std: NonNegative = 0.006
+    position_init_std: NonNegative = 0.0002
+    # The type of activations; parameters are float32.
+    compute_dtype: str = "bfloat16"
+    # What the backward pass computes again: "full", each layer from its input; "save_attention", all but attention,
+    # whose inputs and output are kept; "save_dots", all but the matrix products; "none", nothing.
+    remat: str = "full"
+    scan_layers: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            "rotary" not in self.positions or self.head_dim % 2 == 0,
+            f"model.positions is {self.positions!r}, which turns pairs, but a head is {self.head_dim} wide",
+        )
+        require(
+            self.model_dim % self.num_heads == 0,
+            f"model.model_dim {self.model_dim} does not divide into model.num_heads {self.num_heads}",
+        )
+        require(
+            self.num_heads % self.key_value_heads == 0,
+            f"model.num_heads {self.num_heads} does not divide into model.num_key_value_heads {self.key_value_heads}",
+        )
+        one_of("model", self, "activation", "relu", "gelu", "gelu_tanh", "silu")
+        one_of("model", self, "norm", "layer", "rms")
+        one_of("model", self, "attention", "auto", "xla", "splash", "tokamax")
+        one_of("model", self, "norm_position", "input", "output", "sum")
+        one_of("model", self, "query_key_norm", "none", "layer", "rms")
+        require(
+            self.query_key_norm != "none" or not self.query_key_norm_per_head,
+            "model.query_key_norm_per_head needs model.query_key_norm: set it to 'layer' or 'rms'",
+        )
+        one_of("model", self, "positions", "learned", "rotary", "learned+rotary")
+        require(
+            not self.rotary_image_positions or ("rotary" in self.positions and self.image_positions > 0),
+            "model.rotary_image_positions turns by image position: it needs rotary positions and model.image_positions",
+        )
+        one_of("model", self, "remat", "full", "save_attention", "save_dots", "none")
+        one_of("model", self, "compute_dtype", "bfloat16", "float32")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.model_dim // self.num_heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_key_value_heads or self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.ffn_dim or 4 * self.model_dim
+
+    @property
+    def token_dim(self) -> int:
+        """Width of the token embeddings."""
+        return self.embedding_dim or self.model_dim
+
+
+@dataclass(frozen=True)
+class MeshConfig(Part):
+    """How many ways each mesh axis splits; one of them may be -1, which takes the devices that are left."""
+
+    # Copies of the parameters; 0: one a slice, or as many more as the topology needs (model/sharding.py says when).
+    replica: Annotated[int, Range(at_least=-1)] = 0
+    # Ways in which each copy is shared out, over devices with different data.
+    fsdp: Annotated[int, Range(at_least=1, other=-1)] = -1
+    # Ways in which the work of each layer is shared out, over devices with the same data.
+    tensor: Annotated[int, Range(at_least=1, other=-1)] = 1

@@ -1,0 +1,183 @@
+"""From the logical names of axes to the axes of the device mesh: one table, and the mesh itself.
+
+replica   holds different data and a copy of every parameter: slices, hosts, or groups of chips
+fsdp      holds different data and a share of every parameter
+tensor    shares the work of a layer, and the sequence between layers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.models.config import MeshConfig
+
+MESH_AXES = ("replica", "fsdp", "tensor")
+# Axes whose devices hold different rows of a batch.
+BATCH_AXES = ("replica", "fsdp")
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+# Parameters are split over "fsdp" along the model dimension and over "tensor" along what a layer works on in parallel;
+# activations over the batch, and over "tensor" along the same or, between layers, along the sequence.
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "layers": None,
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "ffn": "tensor",
+    "head": None,
+    "position": None,
+    "batch": BATCH_AXES,
+    "sequence": "tensor",
+}
+
+# A step of decoding reads every weight once, for a few tokens: split only where the work is split, never gathered.
+DECODING_RULES = RULES | {"embed": None}
+
+BATCH_SPEC = PartitionSpec(BATCH_AXES)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over the devices (all by default), laid along their network; `replica` goes across slices first."""
+    devices = jax.devices() if devices is None else devices
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    sizes = _mesh_sizes(config, len(devices), slices, devices[0].device_kind)
+    if slices > 1:
+        inside = (sizes[0] // slices, *sizes[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _mesh_sizes(config: MeshConfig, num_devices: int, num_slices: int, device_kind: str) -> tuple[int, ...]:
+    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
+    if sizes["replica"] == 0:
+        sizes["replica"] = num_slices * _replicas_of_a_slice(num_devices // num_slices, device_kind)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise UserError(f"config.mesh: only one of {', '.join(MESH_AXES)} may be -1, but {' and '.join(free)} are")
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if free and fixed > 0:
+        sizes[free[0]] = num_devices // fixed
+    if int(np.prod(list(sizes.values()))) != num_devices:
+        shape = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise UserError(f"config.mesh: {shape} does not make {num_devices} devices; change one of the sizes")
+    if sizes["replica"] % num_slices:
+        raise UserError(
+            f"config.mesh.replica {sizes['replica']} does not divide among {num_slices} slices: parameters are "
+            f"shared out inside a slice alone, so take a multiple of {num_slices}"
+        )
+    return tuple(sizes.values())
+
+
+def _replicas_of_a_slice(num_devices: int, device_kind: str) -> int:
+    """Copies of the parameters in a slice by default: the fewest with which its gradients are reduce-scattered.
+
+    Over a whole v5e slice of 64 chips or more the TPU's compiler (libtpu 0.0.52) makes an all-reduce of every weight's
+    gradient; over a half of it, it does not. The other chips have compiler options against it (compiler_options.py).
+    """
+    return 2 if device_kind == "TPU v5 lite" and num_devices >= 64 else 1
+
+
+def platform() -> str:
+    """What the mesh of the context runs on: "cpu", "gpu", "tpu"; empty without a mesh."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else ""
+
+
+def with_logical_constraint(x: Array, *logical_axes: str | None) -> Array:
+    """An activation, laid on the mesh of the context as RULES say; without a mesh, or where nothing divides, as it is.
+
+    The model names axes with this and knows no mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    named = zip(logical_axes, x.shape, strict=True)
+    spec = [_axes_that_divide(RULES[axis] if axis else None, size, mesh.shape) for axis, size in named]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _axes_that_divide(
+    mesh_axes: str | tuple[str, ...] | None, size: int, sizes: Mapping[str, int]
+) -> str | tuple[str, ...] | None:
+    num_parts = int(
+        np.prod([sizes[axis] for axis in ((mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ())])
+    )
+    return mesh_axes if size % num_parts == 0 else None
+
+
+def check_batch_divides(batch_size: int, mesh: Mesh, num_microbatches: int = 1) -> None:
+    """A batch must give every device that holds other data the same number of sequences, in every microbatch."""
+    num_parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    if batch_size % (num_parts * num_microbatches):
+        parts = f" and {num_microbatches} microbatches" if num_microbatches > 1 else ""
+        raise UserError(
+            f"config.batch.batch_size {batch_size} does not divide by the {num_parts} ways of the mesh axes "
+            f"{' and '.join(BATCH_AXES)}{parts}: take a multiple of {num_parts * num_microbatches}, "
+            "or change config.mesh"
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How a batch lies on the mesh."""
+    return NamedSharding(mesh, BATCH_SPEC)
+
+
+def process_local_rows(batch_size: int, mesh: Mesh) -> list[int]:
+    """The rows of a batch that devices of this process hold, in order."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for index in held if index for row in range(batch_size)[index[0]]})
+
+
+def cache_sharding(num_rows: int, mesh: Mesh) -> NamedSharding:
+    """How keys and values, [B H S Dh], lie on the mesh; too few rows to share out stay on every device."""
+    return NamedSharding(mesh, PartitionSpec(_axes_that_divide(BATCH_AXES, num_rows, mesh.shape), RULES["heads"]))
+
+
+def parameter_name(path: tuple[Any, ...]) -> str:
+    """The dotted name of a parameter, or of another array of a state, given its path in a tree."""
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def shardings(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """The sharding of every array of a training state, in the same tree.
+
+    Parameters, and the optimizer's moments, which have the same shapes, follow `rules`; everything else is replicated.
+
+    Raises:
+      UserError: names the parameter, its dimension and the mesh axis where a dimension does not divide.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> Any:
+        if not isinstance(leaf, nnx.Variable):
+            return NamedSharding(mesh, PartitionSpec())
+        return leaf.replace(NamedSharding(mesh, _parameter_spec(parameter_name(path), leaf, mesh, rules)))
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def _parameter_spec(name: str, parameter: nnx.Variable, mesh: Mesh, rules: Rules) -> PartitionSpec:
+    axes = parameter.get_metadata("logical_axes")
+    shape = parameter.get_value().shape
+    if len(shape) == len(axes) + 1:
+        # The parameters of a stack of layers have one axis more than their layer gave them.
+        axes = ("layers", *axes)
+    spec = [rules[axis] for axis in axes]
+    for dimension, (axis, mesh_axis, size) in enumerate(zip(axes, spec, shape, strict=True)):
+        if mesh_axis and size % mesh.shape[mesh_axis]:
+            raise UserError(
+                f"parameter {name} cannot be sharded: its dimension {dimension} ({axis}, {size}) does not divide "
+                f"by the mesh axis {mesh_axis} ({mesh.shape[mesh_axis]}); change config.mesh.{mesh_axis}"
+            )
+    return PartitionSpec(*spec)

@@ -1,0 +1,76 @@
+"""Families by name: what a config may name, and where it is implemented."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cm3leon_jax.errors import UserError
+
+
+class Registry(Mapping[str, str]):
+    """Maps names to "module:attribute"; a module is imported when its name is first loaded.
+
+    `registry.add(name, "package.module:Class")` registers one more, from a module that `config.modules` names.
+    """
+
+    def __init__(self, field: str, entries: Mapping[str, str]) -> None:
+        """`field` is the config's field that names an entry, for messages."""
+        self._field, self._entries = field, dict(entries)
+
+    def __getitem__(self, name: str) -> str:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, name: str, target: str) -> None:
+        """Registers "module:attribute" under a name.
+
+        Raises:
+          UserError: if something else has that name.
+        """
+        if self._entries.setdefault(name, target) != target:
+            raise UserError(f"{self._field} {name!r} is registered twice: {self._entries[name]} and {target}")
+
+    def load(self, name: str) -> Any:
+        """The attribute registered under a name.
+
+        Raises:
+          UserError: if there is none, or it cannot be imported.
+        """
+        if name not in self._entries:
+            close = difflib.get_close_matches(name, self._entries, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the choices are {', '.join(map(repr, self._entries))}"
+            raise UserError(f"{self._field} is {name!r}, which no module registers: {hint}")
+        module, _, attribute = self._entries[name].partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{self._field} {name!r}: {self._entries[name]} cannot be imported ({error})") from None
+
+
+def import_module(name: str, field: str) -> None:
+    """Imports a module of the user's, which registers what it has.
+
+    Raises:
+      UserError: in one line, whatever goes wrong in it; `field` of the config names it.
+    """
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise UserError(f"{field}: {name} needs {error.name}, which is not installed") from None
+        raise UserError(
+            f"{field}: no module {name!r}: put it beside the config file, or its folder on PYTHONPATH"
+        ) from None
+    except (UserError, KeyboardInterrupt):
+        raise
+    # A SystemExit, too, which would end the command without a word.
+    except BaseException as error:
+        raise UserError(f"{field}: {name} cannot be imported: {type(error).__name__}: {error}") from None

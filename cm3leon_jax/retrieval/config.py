@@ -1,0 +1,59 @@
+"""Which documents are retrieved, and how many stand in front of a document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cm3leon_jax.config_part import Part, one_of, require
+from cm3leon_jax.ranges import Decay, Finite, NonNegativeInt, PositiveInt, Range, Seed
+
+
+@dataclass(frozen=True)
+class RetrievalConfig(Part):
+    """Which documents stand in front of a document (arXiv 2309.02591, section 2.1.2; arXiv 2211.12561)."""
+
+    # `prepare` finds the neighbors of every document, and `train` puts them in front.
+    enabled: bool = False
+    # Neighbors kept of a document: found by its text, and found by its images.
+    num_by_text: NonNegativeInt = 2
+    num_by_image: NonNegativeInt = 2
+    # Share of the query's text tokens, and of its images' patches, that is left out for the search.
+    query_dropout: Decay = 0.2
+    # No neighbor is more like the document, or like a neighbor that was taken already, than this; and none scores
+    # less than this with the query: rather none at all.
+    max_similarity: Finite = 0.9
+    min_similarity: Finite = 0.0
+    # Whether only documents with text and image can be neighbors.
+    both_modalities: bool = True
+    # Tasks whose training documents can be neighbors; none named means all.
+    datastore_tasks: tuple[str, ...] = ()
+    # Documents searched for each query, among which the neighbors are chosen.
+    num_candidates: PositiveInt = 64
+    # "exact", or "approximate": what lies among the best is found with this probability, on a TPU in less time.
+    search: str = "exact"
+    search_recall: Annotated[float, Range(above=0, at_most=1)] = 0.95
+    # Neighbors that a training document gets, drawn from those kept: "fixed" is this many, or all there are; "uniform"
+    # is 0 to this many, each as often.
+    num_drawn: NonNegativeInt = 3
+    draw: str = "fixed"
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("retrieval", self, "search", "exact", "approximate")
+        one_of("retrieval", self, "draw", "fixed", "uniform")
+        most = max(self.num_by_text, self.num_by_image)
+        require(
+            self.num_candidates >= most,
+            f"retrieval.num_candidates is {self.num_candidates}: at least the {most} neighbors to be kept",
+        )
+        require(
+            self.num_drawn <= self.num_kept,
+            f"retrieval.num_drawn is {self.num_drawn}: at most num_by_text + num_by_image, which are {self.num_kept}",
+        )
+
+    @property
+    def num_kept(self) -> int:
+        """Neighbors kept of a document."""
+        return self.num_by_text + self.num_by_image

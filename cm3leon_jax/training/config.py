@@ -1,0 +1,74 @@
+"""The optimizer, the length of a run, what it leaves behind, and what it does about bad steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cm3leon_jax.config_part import Part
+from cm3leon_jax.paths import OptionalPath
+from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Seed
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Part):
+    """AdamW with warm-up and linear decay (the paper names rate and warm-up; the rest is OPT's, arXiv 2205.01068)."""
+
+    peak_learning_rate: NonNegative = 6e-4
+    warmup_steps: NonNegativeInt = 1500
+    # The last step's rate, as a share of the peak.
+    final_learning_rate_fraction: Fraction = 0.1
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    epsilon: Positive = 1e-8
+    weight_decay: NonNegative = 0.1
+    # A gradient of a larger norm is scaled down to this one; 0 leaves all gradients as they are.
+    clip_norm: NonNegative = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig(Part):
+    """How long to train, and what to leave behind."""
+
+    # The run ends at the step that takes it to this many tokens (batch_size * sequence_length a step). It may change
+    # when a run goes on, finished or not, to anything that is not passed yet: from there on the learning rate is that
+    # of a run which had this length from the first, so it leaps up where the end moves away and down where it comes
+    # nearer, then decays linearly to the new end.
+    num_tokens: Annotated[float, Range(at_least=1)] = 1.4e12
+    # Folder of another run (its --workdir) whose newest parameters a new run starts from, with a fresh optimizer,
+    # schedule and place in the data. Only the model's shape must be the same: tokens that both vocabularies have keep
+    # their rows, other tokens and further positions begin fresh. A run's own checkpoints go before this, and this goes
+    # before an import.
+    init_from: OptionalPath = ""
+    # Parts of a batch that are run one after the other, their gradients added up: less memory, the same step.
+    num_microbatches: PositiveInt = 1
+    # Parts of a microbatch whose scores of the vocabulary are in memory at a time; 0: as few as fit into an eighth of a
+    # device's memory.
+    loss_chunks: NonNegativeInt = 0
+    # Weight of the squared log of the softmax's denominator, which keeps logits from drifting (PaLM, arXiv 2204.02311,
+    # section 5, has 1e-4).
+    z_loss: NonNegative = 0.0
+    # Where compiled programs are kept, so that a restart need not compile again; "" keeps none.
+    compilation_cache: OptionalPath = "{workdir}/compilation_cache"
+    log_every: PositiveInt = 10
+    save_every: PositiveInt = 1000
+    keep_checkpoints: PositiveInt = 3
+    # Held-out loss, and sample images from the first prompts of `evaluate` (none: the first held-out texts); 0 means
+    # never.
+    eval_every: NonNegativeInt = 1000
+    eval_batches: PositiveInt = 8
+    sample_every: NonNegativeInt = 1000
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class RecoveryConfig(Part):
+    """What a run does about a step that would harm it: one with a loss or gradient norm that is not finite or leaps."""
+
+    # A step whose gradient norm is this many times the running mean of those before is left out; 0: only what is not
+    # finite is.
+    spike_factor: Annotated[float, Range(above=1, other=0)] = 10.0
+    # After this many in a row the run goes back to its last checkpoint before them, and passes their batches by.
+    max_skipped: PositiveInt = 10
+    # Times that it goes back before it stops for good.
+    max_rollbacks: NonNegativeInt = 3

@@ -1,0 +1,115 @@
+"""Images to codes and back; the folder on disk."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
+from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+
+CONFIG = ImageTokenizerConfig(
+    resolution=8,
+    in_channels=1,
+    base_channels=4,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    latent_channels=4,
+    embedding_dim=3,
+    codebook_size=16,
+)
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ImageTokenizer:
+    weights = vqgan.initial_parameters(vqgan.abstract_vqgan(CONFIG), 0)
+    weights["quantize.embedding"] = np.random.default_rng(1).normal(size=(16, 3)).astype(np.float32)
+    return ImageTokenizer(CONFIG, weights)
+
+
+def test_codes_are_those_of_the_model_in_raster_order(tokenizer: ImageTokenizer) -> None:
+    codes = tokenizer.encode(IMAGES, 4)
+    assert codes.shape == (7, 16) and codes.dtype == np.int32 and len(np.unique(codes)) > 3
+    model = vqgan.bind(vqgan.abstract_vqgan(CONFIG), tokenizer.weights)
+    codes_of = jax.jit(lambda pixels: model.quantize.nearest(model.encode(pixels)))
+    grid = np.asarray(codes_of(jnp.asarray(IMAGES, jnp.float32) / 127.5 - 1))
+    np.testing.assert_array_equal(codes.reshape(7, 4, 4)[:, 1, 2], grid[:, 1, 2])
+    np.testing.assert_array_equal(codes, grid.reshape(7, 16))
+
+
+def test_codes_do_not_depend_on_neighbors_place_or_padding(tokenizer: ImageTokenizer) -> None:
+    codes = tokenizer.encode(IMAGES, 4)
+    order = np.array([6, 2, 0, 5, 1, 4, 3])
+    np.testing.assert_array_equal(tokenizer.encode(IMAGES[order], 4), codes[order])
+    np.testing.assert_array_equal(tokenizer.encode(IMAGES[5:6], 4), codes[5:6])
+
+
+def test_decoded_images_are_bytes_and_reconstruct_is_both_ways(tokenizer: ImageTokenizer) -> None:
+    codes = tokenizer.encode(IMAGES, 4)
+    decoded = tokenizer.decode(codes, 4)
+    assert decoded.shape == IMAGES.shape and decoded.dtype == np.uint8 and decoded.std() > 0
+    np.testing.assert_array_equal(tokenizer.reconstruct(IMAGES, 4), decoded)
+    np.testing.assert_array_equal(tokenizer.decode(codes[3:4], 4), decoded[3:4])
+    assert tokenizer.decode(codes[:0], 4).shape == (0, 8, 8, 1)
+
+
+@pytest.mark.parametrize("codes", [np.full((1, 16), 16), np.full((1, 16), -1), np.zeros((1, 15), int)])
+def test_impossible_codes_are_refused(tokenizer: ImageTokenizer, codes: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="codes"):
+        tokenizer.decode(codes)
+
+
+def test_save_and_load_give_back_every_bit(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "a")
+    loaded = ImageTokenizer.load(tmp_path / "a")
+    assert loaded.fingerprint == tokenizer.fingerprint and len(loaded.fingerprint) == 16
+    assert loaded.config == dataclasses.replace(CONFIG, path=str(tmp_path / "a"))
+    for name, value in tokenizer.weights.items():
+        np.testing.assert_array_equal(loaded.weights[name], value)
+    np.testing.assert_array_equal(loaded.encode(IMAGES, 4), tokenizer.encode(IMAGES, 4))
+
+
+def test_the_fingerprint_follows_weights_and_architecture_not_the_path(tokenizer: ImageTokenizer) -> None:
+    moved = ImageTokenizer(dataclasses.replace(CONFIG, path="elsewhere"), tokenizer.weights)
+    other_norm = ImageTokenizer(dataclasses.replace(CONFIG, norm_groups=2), tokenizer.weights)
+    changed = {name: value.copy() for name, value in tokenizer.weights.items()}
+    changed["quantize.embedding"][0, 0] += 1e-3
+    assert moved.fingerprint == tokenizer.fingerprint
+    assert len({tokenizer.fingerprint, other_norm.fingerprint, ImageTokenizer(CONFIG, changed).fingerprint}) == 3
+
+
+def test_a_missing_or_damaged_folder_is_explained(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run `cm3leon train-image-tokenizer` first"):
+        ImageTokenizer.load(tmp_path)
+    tokenizer.save(tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    with pytest.raises(UserError, match="is damaged"):
+        ImageTokenizer.load(tmp_path)
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match="is not the file that"):
+        ImageTokenizer.load(tmp_path)
+    weights.write_bytes(whole)
+    stored = json.loads(config.read_text())
+    config.write_text(json.dumps(stored | {"architecture": stored["architecture"] | {"base_channels": 8}}))
+    with pytest.raises(UserError, match="is not the file that"):
+        ImageTokenizer.load(tmp_path)
+    config.write_text(json.dumps({"architecture": {"sides": 3}}))
+    with pytest.raises(UserError, match=r"the image tokenizer's config is damaged: .*fingerprint: field required"):
+        ImageTokenizer.load(tmp_path)
+
+
+def test_the_codec_brings_in_neither_tensorflow_nor_torch() -> None:
+    program = "import sys, cm3leon_jax.image_tokenizers.vqgan.codec; print({'tensorflow', 'torch'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
