@@ -1,4 +1,4 @@
-"""A model with random weights and all that belongs to it, as `restore_model` gives them."""
+"""A model with random weights and all that belongs to it, as `load_model` gives them."""
 
 import jax
 import numpy as np
@@ -8,8 +8,8 @@ from flax import nnx
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches.config import BatchConfig
 from cm3leon_jax.generation.config import SamplingConfig
-from cm3leon_jax.generation.decoder import Decoder
-from cm3leon_jax.generation.restoring import TrainedModel
+from cm3leon_jax.generation.load import TrainedModel
+from cm3leon_jax.generation.sampler import Sampler
 from cm3leon_jax.images import encode_png
 from cm3leon_jax.models.config import MeshConfig, ModelConfig
 from cm3leon_jax.models.sharding import make_mesh
@@ -39,9 +39,9 @@ def random_model(config: Config, vocabulary, image_tokenizer, mesh: MeshConfig) 
     size = max(1, mesh.replica) * mesh.fsdp * mesh.tensor
     devices = make_mesh(mesh, jax.devices()[:size])
     graph, parameters = nnx.split(model)
-    decoder = Decoder(config.model, vocabulary, length, devices)
-    decoder.load(parameters)
-    return TrainedModel(3, graph, parameters, decoder, devices, vocabulary, image_tokenizer)
+    sampler = Sampler(config.model, vocabulary, length, devices)
+    sampler.load(parameters)
+    return TrainedModel(3, graph, parameters, sampler, devices, vocabulary, image_tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cm3leon_jax.generation.constrained_decoding import (
+from cm3leon_jax.generation.decode import (
     ConstraintState,
     candidate_ids,
     forced_tokens,
@@ -16,13 +16,13 @@ from cm3leon_jax.generation.prompts import ANYTHING, IMAGE_CODE, TEXT_TOKEN
 
 def expected(**given) -> ConstraintState:
     values = dict(
-        plan=ANYTHING, room=40, last=10, image_tokens_left=0, stop=-1, spans_left=1, num_spans=1, image_length=16
+        plan=ANYTHING, tokens_left=40, last=10, image_tokens_left=0, stop=-1, spans_left=1, num_spans=1, image_length=16
     )
     return ConstraintState(**{name: jnp.array([value]) for name, value in (values | given).items()})
 
 
 def legal(vocabulary, **given) -> np.ndarray:
-    return np.asarray(legal_tokens(jnp.arange(vocabulary.size), expected(**given), vocabulary))[0]
+    return np.asarray(legal_tokens(np.arange(vocabulary.size), expected(**given), vocabulary))[0]
 
 
 def test_plans(vocabulary):
@@ -45,10 +45,10 @@ def test_anything_follows_the_order_of_a_document(vocabulary):
 
 def test_an_image_begins_only_where_it_fits(vocabulary):
     v, ids = vocabulary, np.arange(vocabulary.size)
-    assert legal(v, last=v.break_, room=16)[v.first_image_code]
-    np.testing.assert_array_equal(legal(v, last=v.break_, room=15), v.is_text(ids))
+    assert legal(v, last=v.break_, tokens_left=16)[v.first_image_code]
+    np.testing.assert_array_equal(legal(v, last=v.break_, tokens_left=15), v.is_text(ids))
     # The last token of all can be no break: nothing could follow it.
-    assert not legal(v, last=10, room=1)[v.break_]
+    assert not legal(v, last=10, tokens_left=1)[v.break_]
 
 
 def test_codes_are_counted_down(vocabulary):
@@ -72,12 +72,12 @@ def test_marks_that_must_stand_there(vocabulary):
     assert forced_tokens(expected(plan=IMAGE_CODE), v)[0] == -1
 
 
-@pytest.mark.parametrize("entries", [{IMAGE_CODE}, {TEXT_TOKEN}, {ANYTHING}, {IMAGE_CODE, TEXT_TOKEN}])
-def test_candidates_hold_all_that_is_legal(vocabulary, entries):
+@pytest.mark.parametrize("kinds", [{IMAGE_CODE}, {TEXT_TOKEN}, {ANYTHING}, {IMAGE_CODE, TEXT_TOKEN}])
+def test_candidates_hold_all_that_is_legal(vocabulary, kinds):
     v = vocabulary
-    found = set(candidate_ids(frozenset(entries), v).tolist())
-    for plan in entries:
+    found = set(candidate_ids(frozenset(kinds), v).tolist())
+    for plan in kinds:
         for last in (10, v.break_, v.eoss):
             assert set(np.flatnonzero(legal(v, plan=plan, last=last, stop=v.eoss)).tolist()) <= found
-    if entries == {IMAGE_CODE}:
+    if kinds == {IMAGE_CODE}:
         assert len(found) == v.num_image_codes
