@@ -10,6 +10,7 @@ Several processes share the work of each batch, and write what one would.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from cm3leon_jax.generation.requests import Failure, Request, has_half_character
 from cm3leon_jax.paths import input_path, output_folder
 from cm3leon_jax.retrieval.retriever import Neighbor
 from cm3leon_jax.terminal import visible
+
+log = logging.getLogger(__name__)
 
 # All samples of a run are in memory until the best are chosen: bytes of one beside its tokens, bytes per token, and of
 # all of them together, at most.
@@ -73,8 +76,8 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
             retriever, images = open_retriever(config, model.vocabulary, arguments.retrieve), config.image_tokenizer
             neighbors = retrieve(requests, retriever, arguments.retrieve, images.resolution, images.in_channels)
         samples = min(arguments.samples, num_candidates(arguments.samples, config.sampling))
-        if samples < arguments.samples and is_coordinator():
-            print(f"config.sampling.temperature is 0, so a prompt has no more samples than {samples}")
+        if samples < arguments.samples:
+            log.info("config.sampling.temperature is 0, so a prompt has no more samples than %d", samples)
         results, failed = generate(requests, model, config.sampling, samples, neighbors)
         if arguments.prompts is None and failed:
             raise UserError(f"--prompt: {failed[0].error}")

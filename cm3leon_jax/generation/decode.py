@@ -55,6 +55,7 @@ class DecodeState(NamedTuple):
     """The completions so far."""
 
     step: Int[Array, ""]
+    # The last token of each, and its position in an image.
     token: Int[Array, "B"]
     image_position: Int[Array, "B"]
     cache: Cache
@@ -62,7 +63,9 @@ class DecodeState(NamedTuple):
     # Summed over the sampled tokens, which excludes those that the plan gives.
     log_likelihood: Float[Array, "B"]
     num_sampled: Int[Array, "B"]
+    # Codes that the image in progress still lacks; 0 outside of images, and wherever the plan is not ANYTHING.
     image_tokens_left: Int[Array, "B"]
+    # Texts that are still to come, the one in progress included.
     spans_left: Int[Array, "B"]
     done: Bool[Array, "B"]
 
@@ -112,31 +115,21 @@ def decode(
         table = table[ids]
 
     def sample_next(state: DecodeState, hidden: Float[Array, "R D"]) -> DecodeState:
-        constraint = ConstraintState(
-            plan=batch.plan[:, state.step],
-            tokens_left=batch.plan_length - state.step,
-            last=state.token,
-            image_tokens_left=state.image_tokens_left,
-            stop=batch.stop,
-            spans_left=state.spans_left,
-            num_spans=batch.num_spans,
-            image_length=batch.image_length,
-        )
         logits = model.logits(hidden, table).reshape(B, S, -1)
         # Where only codes can be sampled, only codes have logits.
-        legal = None if kinds <= {IMAGE_CODE} else legal_tokens(ids, constraint, vocabulary)
+        legal = None if kinds <= {IMAGE_CODE} else legal_tokens(ids, batch, state, vocabulary)
         scores = process_logits(logits, legal, batch.text_scale, batch.image_scale, batch.is_contrastive, params)
         keys = jax.vmap(jax.random.fold_in, (0, None))(batch.keys, state.step)
         chosen = sample_tokens(keys, scores, greedy=params.temperature == 0)
-        forced = forced_tokens(constraint, vocabulary)
+        forced = forced_tokens(batch, state, vocabulary)
         sampled = jnp.asarray(ids)[chosen]
         token = jnp.where(state.done, vocabulary.pad, jnp.where(forced >= 0, forced, sampled)).astype(jnp.int32)
         counts = ~state.done & (forced < 0)
         conditional = logits[:, 0] if legal is None else jnp.where(legal, logits[:, 0], -jnp.inf)
         chosen_logits = jnp.take_along_axis(conditional, chosen[:, None], axis=-1)[:, 0]
-        image_tokens_left = image_tokens_left_after(token, constraint, vocabulary)
+        image_tokens_left = image_tokens_left_after(token, batch, state, vocabulary)
         spans_left = state.spans_left - (token == batch.stop)
-        is_free_code = (constraint.plan == ANYTHING) & _is_image(token, vocabulary)
+        is_free_code = (batch.plan[:, state.step] == ANYTHING) & _is_image(token, vocabulary)
         return state._replace(
             step=state.step + 1,
             token=token,
@@ -194,23 +187,6 @@ def cache_sizes(num_prompt_slots: int, num_slots: int) -> tuple[int, ...]:
     return tuple(size for size in sizes if size > num_prompt_slots)
 
 
-class ConstraintState(NamedTuple):
-    """What decides which tokens of each row are legal next."""
-
-    # The plan's entry for this token, and how many tokens the plan has left, this one included.
-    plan: Int[Array, "B"]
-    tokens_left: Int[Array, "B"]
-    # The token before.
-    last: Int[Array, "B"]
-    # Codes that the image in progress still lacks; 0 outside of images.
-    image_tokens_left: Int[Array, "B"]
-    # The token that ends a text, and how many texts are still to come, the one in progress included.
-    stop: Int[Array, "B"]
-    spans_left: Int[Array, "B"]
-    num_spans: Int[Array, "B"]
-    image_length: Int[Array, "B"]
-
-
 def candidate_ids(kinds: frozenset[int], vocabulary: Vocabulary) -> Int[np.ndarray, "V"]:
     """The ids that plans of these kinds allow, so that no logits are computed for the others.
 
@@ -223,43 +199,47 @@ def candidate_ids(kinds: frozenset[int], vocabulary: Vocabulary) -> Int[np.ndarr
     return ids[~is_image if TEXT_TOKEN in kinds else is_image]
 
 
-def legal_tokens(ids: Int[np.ndarray, "V"], state: ConstraintState, vocabulary: Vocabulary) -> Bool[Array, "B V"]:
-    """Which of `ids` each row may sample; for a special token that must come, see `forced_tokens`."""
-    v, s = vocabulary, state
+def legal_tokens(
+    ids: Int[np.ndarray, "V"], batch: PromptBatch, state: DecodeState, vocabulary: Vocabulary
+) -> Bool[Array, "B V"]:
+    """Which of `ids` each row may sample next; for a special token that must come, see `forced_tokens`."""
+    v, last, plan = vocabulary, state.token, batch.plan[:, state.step]
     is_code, is_text = v.is_image(ids), v.is_text(ids)
+    tokens_left, in_image = batch.plan_length - state.step, state.image_tokens_left > 0
 
     def rows(condition: Bool[Array, "B"]) -> Bool[Array, "B 1"]:
         return condition[:, None]
 
-    begins = (s.last == v.break_) | (s.last == v.end)
-    in_image = s.image_tokens_left > 0
-    after_image = _is_image(s.last, v) & ~in_image
-    fits = begins & (s.tokens_left >= s.image_length) & (s.image_length > 0)
+    begins = (last == v.break_) | (last == v.end)
+    after_image = _is_image(last, v) & ~in_image
+    fits = begins & (tokens_left >= batch.image_length) & (batch.image_length > 0)
     anything = jnp.where(
         rows(in_image),
         is_code,
         (is_text & rows(~after_image))
         | (is_code & rows(fits))
         # A break promises another segment, and needs room for it.
-        | ((ids == v.break_) & rows(~begins & (s.tokens_left >= 2)))
+        | ((ids == v.break_) & rows(~begins & (tokens_left >= 2)))
         | ((ids == v.end) & rows(~begins)),
     )
-    legal = jnp.where(rows(s.plan == ANYTHING), anything, True)
-    legal = jnp.where(rows(s.plan == TEXT_TOKEN), is_text | (ids == rows(s.stop)), legal)
-    return jnp.where(rows(s.plan == IMAGE_CODE), is_code, legal)
+    legal = jnp.where(rows(plan == ANYTHING), anything, True)
+    legal = jnp.where(rows(plan == TEXT_TOKEN), is_text | (ids == batch.stop[:, None]), legal)
+    return jnp.where(rows(plan == IMAGE_CODE), is_code, legal)
 
 
-def forced_tokens(state: ConstraintState, vocabulary: Vocabulary) -> Int[Array, "B"]:
+def forced_tokens(batch: PromptBatch, state: DecodeState, vocabulary: Vocabulary) -> Int[Array, "B"]:
     """The special token that must come next, or -1: the plan's own, or the one that opens the next text."""
-    s = state
-    opens_next = (s.plan == TEXT_TOKEN) & (s.last == s.stop) & (s.spans_left < s.num_spans)
-    return jnp.where(opens_next, vocabulary.first_mask + s.num_spans - s.spans_left, jnp.maximum(s.plan, -1))
+    plan = batch.plan[:, state.step]
+    opens_next = (plan == TEXT_TOKEN) & (state.token == batch.stop) & (state.spans_left < batch.num_spans)
+    return jnp.where(opens_next, vocabulary.first_mask + batch.num_spans - state.spans_left, jnp.maximum(plan, -1))
 
 
-def image_tokens_left_after(token: Int[Array, "B"], state: ConstraintState, vocabulary: Vocabulary) -> Int[Array, "B"]:
-    """`ConstraintState.image_tokens_left` once `token` is chosen."""
-    left = jnp.where(state.image_tokens_left > 0, state.image_tokens_left, state.image_length) - 1
-    return jnp.where((state.plan == ANYTHING) & _is_image(token, vocabulary), left, 0)
+def image_tokens_left_after(
+    token: Int[Array, "B"], batch: PromptBatch, state: DecodeState, vocabulary: Vocabulary
+) -> Int[Array, "B"]:
+    """`DecodeState.image_tokens_left` once `token` is chosen."""
+    left = jnp.where(state.image_tokens_left > 0, state.image_tokens_left, batch.image_length) - 1
+    return jnp.where((batch.plan[:, state.step] == ANYTHING) & _is_image(token, vocabulary), left, 0)
 
 
 def _is_image(tokens: Int[Array, "B"], vocabulary: Vocabulary) -> Bool[Array, "B"]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,65 +162,62 @@ def request_of(value: Any, folder: Path, line: int = 1, number: int = 0) -> Requ
     for name in known[:-1]:
         read, meaning = _FIELDS[name]
         if name in value:
-            fields[name] = read(value[name], folder)
-            if fields[name] is None:
-                raise UserError(f"{name} is {value[name]!r:.60}: give {meaning}")
+            try:
+                fields[name] = read(value[name], folder)
+            except ValueError:
+                raise UserError(f"{name} is {value[name]!r:.60}: give {meaning}") from None
         elif name in needed:
             raise UserError(f"the task {task} needs {name}, {meaning}")
     return Request(line, number, task, **fields)
 
 
-# Each gives None for a value of another form.
+# Each raises ValueError for a value of another form.
 
 
-def _text(value: Any, _: Path) -> str | None:
-    return value if isinstance(value, str) and not has_half_characters(value) else None
+def _text(value: Any, _: Path) -> str:
+    if not isinstance(value, str) or has_half_characters(value):
+        raise ValueError
+    return value
 
 
-def _image(value: Any, folder: Path) -> ImageSource | None:
+def _image(value: Any, folder: Path) -> ImageSource:
     if isinstance(value, bytes):
         return value
-    if not isinstance(value, str) or not value or has_half_characters(value) or "\0" in value:
-        return None
+    if not _text(value, folder) or "\0" in value:
+        raise ValueError
     return folder / value
 
 
-def _region(value: Any, _: Path) -> Region | None:
-    if not isinstance(value, list | tuple) or len(value) != 4:
-        return None
+def _region(value: Any, _: Path) -> Region:
+    left, top, right, bottom = _items(value)
     if not all(isinstance(fraction, int | float) and 0 <= fraction <= 1 for fraction in value):
-        return None
-    left, top, right, bottom = map(float, value)
-    return left, top, right, bottom
+        raise ValueError
+    return float(left), float(top), float(right), float(bottom)
 
 
-def _order(value: Any, _: Path) -> str | None:
-    return value if value in ("infill", "left_to_right") else None
+def _order(value: Any, _: Path) -> str:
+    if value not in ("infill", "left_to_right"):
+        raise ValueError
+    return value
 
 
-def _segments(value: Any, folder: Path) -> tuple[str | ImageSource, ...] | None:
-    if not isinstance(value, list | tuple):
-        return None
-    segments = [
+def _segments(value: Any, folder: Path) -> tuple[str | ImageSource, ...]:
+    return tuple(
         _image(part["image"], folder) if isinstance(part, dict) and part.keys() == {"image"} else _text(part, folder)
-        for part in value
-    ]
-    found = tuple(segment for segment in segments if segment is not None)
-    return found if len(found) == len(segments) else None
+        for part in _items(value)
+    )
 
 
-def _retrieved(value: Any, folder: Path) -> tuple[tuple[str, ImageSource], ...] | None:
+def _retrieved(value: Any, folder: Path) -> tuple[tuple[str, ImageSource], ...]:
+    if not all(isinstance(document, dict) and document.keys() == {"prompt", "image"} for document in _items(value)):
+        raise ValueError
+    return tuple((_text(document["prompt"], folder), _image(document["image"], folder)) for document in value)
+
+
+def _items(value: Any) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
-        return None
-    documents = []
-    for document in value:
-        if not isinstance(document, dict) or document.keys() != {"prompt", "image"}:
-            return None
-        text, image = _text(document["prompt"], folder), _image(document["image"], folder)
-        if text is None or image is None:
-            return None
-        documents.append((text, image))
-    return tuple(documents)
+        raise ValueError
+    return value
 
 
 # What reads a field, and what it has to be.

@@ -74,7 +74,7 @@ def test_the_lines_that_the_readme_shows_are_requests_of_every_task(folder):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", "not JSON (Expecting value at column 1): write one object a line"),
+        ("nonsense", "not JSON (Expecting value at column 1): write one object per line"),
         ("1" * 5000, "not JSON that can be read"),
         ("[1]", "not an object: write one such as"),
         ('{"promt": "x"}', "no such field promt: the task text_to_image has prompt, retrieved, task"),

@@ -18,6 +18,7 @@ from cm3leon_jax.generation.sampling import edit_guided_logits, guided_logits
 from cm3leon_jax.models.config import MeshConfig, ModelConfig
 from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.models.transformer import Transformer
+from tests.generation.constraints import constraints
 
 LENGTH, IMAGE_LENGTH = 192, 16
 MESHES = [MeshConfig(fsdp=1), MeshConfig(replica=2, fsdp=2, tensor=2)]
@@ -96,7 +97,7 @@ def without_cache(model, prompt: Prompt, variant: PromptVariant, completion: lis
     return next_logits(nnx.split(model), ids, padded(image_positions), len(variant.tokens) + len(completion))
 
 
-def expected_next(prompt: Prompt, completion: list[int], vocabulary) -> decode.ConstraintState:
+def expected_next(prompt: Prompt, completion: list[int], vocabulary) -> tuple[decode.PromptBatch, decode.DecodeState]:
     """The grammar's view of an completion so far, counted anew from its tokens."""
     v = vocabulary
     tail = 0
@@ -112,7 +113,7 @@ def expected_next(prompt: Prompt, completion: list[int], vocabulary) -> decode.C
         "num_spans": prompt.num_spans,
         "image_length": prompt.image_length,
     }
-    return decode.ConstraintState(**{name: jnp.array([value]) for name, value in one.items()})
+    return constraints(**one)
 
 
 def guided(logits: list[jax.Array], sampling: SamplingConfig) -> jax.Array:
@@ -127,10 +128,10 @@ def greedy_without_cache(model, vocabulary, prompt: Prompt, sampling: SamplingCo
     ids = np.arange(vocabulary.size)
     while len(completion) < len(prompt.plan):
         expected = expected_next(prompt, completion, vocabulary)
-        token = int(decode.forced_tokens(expected, vocabulary)[0])
+        token = int(decode.forced_tokens(*expected, vocabulary)[0])
         if token < 0:
             logits = [without_cache(model, prompt, variant, completion, vocabulary) for variant in prompt.variants]
-            legal = decode.legal_tokens(ids, expected, vocabulary)
+            legal = decode.legal_tokens(ids, *expected, vocabulary)
             token = int(jnp.where(legal, guided(logits, sampling), -jnp.inf).argmax())
         if token == prompt.stop and completion.count(token) == prompt.num_spans - 1:
             break
