@@ -84,7 +84,7 @@ def _replicas_of_a_slice(num_devices: int, device_kind: str) -> int:
     """Copies of the parameters in a slice by default: the fewest with which its gradients are reduce-scattered.
 
     Over a whole v5e slice of 64 chips or more the TPU's compiler (libtpu 0.0.52) makes an all-reduce of every weight's
-    gradient; over a half of it, it does not. The other chips have compiler options against it (compiler_options.py).
+    gradient; over a half of it, it does not. The other chips have compiler options against it (training/platforms.py).
     """
     return 2 if device_kind == "TPU v5 lite" and num_devices >= 64 else 1
 
