@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Shaped
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.models.config import MeshConfig
@@ -132,6 +132,11 @@ def check_batch_divides(batch_size: int, mesh: Mesh, num_microbatches: int = 1) 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How a batch lies on the mesh."""
     return NamedSharding(mesh, BATCH_SPEC)
+
+
+def global_array(array: Shaped[np.ndarray, "..."], sharding: NamedSharding) -> Shaped[Array, "..."]:
+    """An array on the devices of all processes, each of which has the whole of it: every device takes its part."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def process_local_rows(batch_size: int, mesh: Mesh) -> list[int]:
