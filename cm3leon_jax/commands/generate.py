@@ -20,14 +20,7 @@ from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.generate import generate, num_candidates, open_retriever, retrieve
 from cm3leon_jax.generation.load import load_model
-from cm3leon_jax.generation.outputs import (
-    FAILURES_FILE,
-    RESULTS_FILE,
-    OutputFolder,
-    claimed,
-    listing,
-    write_results,
-)
+from cm3leon_jax.generation.outputs import FAILURES_FILE, RESULTS_FILE, OutputFolder, claimed, listing, write_results
 from cm3leon_jax.generation.requests import Failure, Request, has_half_characters, read_requests
 from cm3leon_jax.paths import input_path, output_folder
 from cm3leon_jax.retrieval.retriever import Neighbor

@@ -96,15 +96,12 @@ def decode(
     """Samples one token per step until every completion is finished.
 
     Args:
-      parameters: of an unstacked model.
+      parameters: of an unstacked model, whose structure is `graph`.
       batch: the prompts.
       hidden: the model's hidden state at the end of each variant.
       cache: holds the variants, padded on the left so that all end at slot `num_slots`.
-      graph: the unstacked model's structure.
-      vocabulary: names the ids.
       kinds: which of IMAGE_CODE, TEXT_TOKEN and ANYTHING the plans hold.
-      params: how a token is sampled.
-      cache_sizes: slots of the cache, first and after each growth, from the function of that name.
+      cache_sizes: slots of the cache, first and after each growth.
     """
     model: Transformer = nnx.merge(graph, parameters)
     B, M = batch.plan.shape

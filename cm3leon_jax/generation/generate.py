@@ -53,17 +53,10 @@ def generate(
     samples: int = 1,
     neighbors: Mapping[int, Sequence[Neighbor]] | None = None,
 ) -> tuple[list[Result], list[Failure]]:
-    """Completes requests; where the mesh spans several processes, all of them call this with the same ones.
+    """Completes requests, and keeps the `samples` best candidates of each; says which have no result, and why.
 
-    Args:
-      requests: what users ask.
-      model: completes them.
-      sampling: how; its `candidates` are sampled per request, its `scorer` ranks them.
-      samples: candidates kept per request.
-      neighbors: retrieved documents, by the number of the request.
-
-    Returns:
-      The results, and the requests that have none, with the reason.
+    Where the mesh spans several processes, all of them call this with the same requests. `neighbors` are retrieved
+    documents, by the number of the request.
     """
     retrieved = {number: tuple(found) for number, found in (neighbors or {}).items()}
     images = read_images((image for request in requests for image in request.images), model.image_tokenizer)
@@ -133,8 +126,8 @@ def _complete(
 ) -> list[list[Completion]]:
     """The candidates of each request, which depend on the seed and on the request's number alone."""
     completions: list[list[Completion]] = [[] for _ in built]
-    progress = Progress("generate", len(built) * number, unit="sample", shown=is_coordinator())
     tasks = list(TASKS)
+    progress = Progress("generate", len(built) * number, unit="sample", shown=is_coordinator())
 
     def task_of(index: int) -> int:
         return tasks.index(built[index][0].task)
@@ -149,20 +142,24 @@ def _complete(
         rows = [(index, candidate) for index in indices for candidate in range(number)]
         # A batch is filled up to its size: a small one for few prompts.
         batch_size = min(sampling.batch_size, len(rows))
-        for start in range(0, len(rows), batch_size):
-            chunk = rows[start : start + batch_size]
-            found = model.sampler(
-                [built[index][1] for index, _ in chunk],
-                dataclasses.replace(sampling, batch_size=batch_size),
-                [built[index][0].number * number + candidate for index, candidate in chunk],
-                [is_contrastive(candidate, sampling.method) for _, candidate in chunk],
-            )
-            for (index, _), completion in zip(chunk, found, strict=True):
-                completions[index].append(completion)
+
+        def advance(count: int, task: int = task, is_long: bool = len(rows) > batch_size) -> None:
+            nonlocal done
+            done += count
+            for _ in range(count):
                 progress.advance()
-            done += len(chunk)
-            if len(rows) > batch_size:
+            if is_long:
                 progress.say(done, tasks[task])
+
+        found = model.sampler(
+            [built[index][1] for index, _ in rows],
+            dataclasses.replace(sampling, batch_size=batch_size),
+            [built[index][0].number * number + candidate for index, candidate in rows],
+            [is_contrastive(candidate, sampling.method) for _, candidate in rows],
+            advance,
+        )
+        for (index, _), completion in zip(rows, found, strict=True):
+            completions[index].append(completion)
     progress.close()
     return completions
 

@@ -39,7 +39,7 @@ class TrainedModel:
 
 
 def load_model(config: Config, workdir: Path) -> TrainedModel:
-    """The parameters of the newest checkpoint, with the vocabulary and the image tokenizer they belong to."""
+    """The newest checkpoint of a run, with the vocabulary and the image tokenizer it belongs to."""
     return read_newest(workdir, config.train.keep_checkpoints, partial(_load, config, workdir))
 
 

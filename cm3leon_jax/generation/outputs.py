@@ -63,8 +63,7 @@ def write_results(
 ) -> tuple[list[dict[str, Any]], int]:
     """Puts images and lists in the place of those of an earlier run; only the first process does.
 
-    Returns:
-      The lines of generations.jsonl, and the number of images.
+    Returns the lines of generations.jsonl, and the number of images.
     """
     lines: list[dict[str, Any]] = []
     images: dict[str, Int[np.ndarray, "codes"]] = {}
@@ -123,13 +122,7 @@ def _fields(candidate: Candidate, name: str) -> tuple[dict[str, Any], dict[str, 
 
 
 def listing(requests: Sequence[Request], lines: Sequence[Mapping[str, Any]], is_of_a_file: bool) -> Iterator[str]:
-    """Results as lines for a terminal; texts are in full, their escape sequences spelled out.
-
-    Args:
-      requests: what was asked.
-      lines: of generations.jsonl, those of a request side by side and in the order of the requests.
-      is_of_a_file: whether a request is one of many, named by its line.
-    """
+    """The lines of generations.jsonl as lines for a terminal: texts in full, their escape sequences spelled out."""
     if not lines:
         return
     # A sample's index tells its request, as many indices each.

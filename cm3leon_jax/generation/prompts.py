@@ -81,16 +81,9 @@ def prompt_of(
     sequence_length: int,
     neighbors: Retrieved = (),
 ) -> Prompt:
-    """The prompt of a request.
+    """The prompt of a request, whose images `requests.read_images` has read.
 
-    Args:
-      request: what the user asks.
-      images: as `requests.read_images` gives them.
-      grid: codes per side of an image.
-      vocabulary: names the ids.
-      max_text_tokens: the most that a text of the completion may have.
-      sequence_length: positions of the model, which end a continuation.
-      neighbors: ids of further retrieved documents, after those of the request.
+    The image tokenizer has `grid` codes per side; retrieved `neighbors` follow the documents of the request.
 
     Raises:
       UserError: if an image cannot be read, or the request makes no sense.
@@ -157,11 +150,7 @@ def text_to_image(text: str, image_length: int, vocabulary: Vocabulary, retrieve
 
 
 def text_infill(
-    text: str,
-    codes: Codes,
-    max_text_tokens: int,
-    vocabulary: Vocabulary,
-    retrieved: Retrieved = (),
+    text: str, codes: Codes, max_text_tokens: int, vocabulary: Vocabulary, retrieved: Retrieved = ()
 ) -> Prompt:
     """The texts that belong where `text` says `<mask>`, before an image."""
     v = vocabulary
@@ -185,11 +174,7 @@ def text_infill(
 
 
 def text_after_image(
-    codes: Codes,
-    max_text_tokens: int,
-    vocabulary: Vocabulary,
-    beginning: str = "",
-    retrieved: Retrieved = (),
+    codes: Codes, max_text_tokens: int, vocabulary: Vocabulary, beginning: str = "", retrieved: Retrieved = ()
 ) -> Prompt:
     """The text that follows an image, left to right; `beginning` is given."""
     v = vocabulary
@@ -204,11 +189,7 @@ def text_after_image(
 
 
 def infill(
-    text: str,
-    codes: Codes,
-    masked: Bool[np.ndarray, "codes"],
-    vocabulary: Vocabulary,
-    retrieved: Retrieved = (),
+    text: str, codes: Codes, masked: Bool[np.ndarray, "codes"], vocabulary: Vocabulary, retrieved: Retrieved = ()
 ) -> Prompt:
     """The masked codes of an image, given the rest and a text; each run of masked codes is a span."""
     v = vocabulary

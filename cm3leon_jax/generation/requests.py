@@ -137,13 +137,7 @@ def _parse(record: bytes) -> Any:
 
 
 def request_of(value: Any, folder: Path, line: int = 1, number: int = 0) -> Request:
-    """Checks a record, and makes a request of it.
-
-    Args:
-      value: what the record's JSON says; an image may also be the bytes of a file.
-      folder: what the names of files are relative to.
-      line: of the prompts file.
-      number: among its records.
+    """Checks a record and makes a request of it; its images are names relative to `folder`, or bytes of files.
 
     Raises:
       UserError: names the first field that is wrong.

@@ -93,17 +93,11 @@ class Sampler:
         contrastive: Sequence[bool] | None = None,
         advance: Callable[[int], None] | None = None,
     ) -> list[Completion]:
-        """Completes prompts, in their order.
+        """Completes prompts, in their order; `advance` is called after each batch with its number of completions.
 
         The randomness of a completion depends on the seed and on its index (its number among the prompts, unless
-        `indices` are given), not on the prompts that happen to be in its batch.
-
-        Args:
-          prompts: equal ones are prefilled once.
-          sampling: how.
-          indices: numbers that tell equal prompts apart.
-          contrastive: which prompts to complete by CD-K; by default as `sampling.method` says.
-          advance: called after each batch with its number of completions.
+        `indices` are given), not on the prompts that happen to be in its batch. `contrastive` says which prompts to
+        complete by CD-K, by default `sampling.method`.
         """
         self.check_fits_sequence(prompts)
         indices = range(len(prompts)) if indices is None else indices

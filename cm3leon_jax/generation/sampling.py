@@ -106,13 +106,8 @@ def process_logits(
 ) -> Float[Array, "B V"]:
     """The distribution of the next token, as logits.
 
-    Args:
-      logits: of S variants: the prompt's own; then, for guidance, without the text; then without text and image.
-      legal: which tokens may be sampled (None: all).
-      text_scale: weight of guidance towards the text.
-      image_scale: weight of guidance towards the image, where there are three variants.
-      is_contrastive: rows that use CD-K, with the second variant as the amateur (None: no row does).
-      params: temperature and filters.
+    The S variants are the prompt's own; then, for guidance, the one without the text; then without text and image.
+    Rows that are contrastive use CD-K, with the second variant as the amateur.
     """
     match [logits[:, s] for s in range(logits.shape[1])]:
         case [guided]:

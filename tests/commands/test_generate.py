@@ -52,9 +52,9 @@ class Recording(Sampler):
         self.__dict__ |= sampler.__dict__
         self.calls = []
 
-    def __call__(self, prompts, sampling, indices=None, contrastive=None):
+    def _complete_batch(self, prompts, sampling, indices, contrastive):
         self.calls.append((sampling.batch_size, list(indices), list(contrastive)))
-        return super().__call__(prompts, sampling, indices, contrastive)
+        return super()._complete_batch(prompts, sampling, indices, contrastive)
 
 
 ALL_TASKS = [
