@@ -25,7 +25,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.generate import Result, generate
 from cm3leon_jax.generation.load import TrainedModel, load_model
 from cm3leon_jax.generation.rank import Candidate
-from cm3leon_jax.generation.requests import MIDDLE_HALF, Region, request_of
+from cm3leon_jax.generation.requests import MIDDLE_HALF, request_of
 from cm3leon_jax.images import encode_png
 
 ImageInput = Image.Image | np.ndarray | str | Path
@@ -77,7 +77,12 @@ class Model:
         return self._text(options, task="vqa", image=image, prompt=question, order=order)
 
     def infill(
-        self, image: ImageInput, prompt: str, region: Region = MIDDLE_HALF, samples: int = 1, **options: Any
+        self,
+        image: ImageInput,
+        prompt: str,
+        region: Sequence[float | int] = MIDDLE_HALF,
+        samples: int = 1,
+        **options: Any,
     ) -> list[Image.Image]:
         """The image with a region, (left, top, right, bottom) as fractions of its sides, generated again."""
         return self._images(samples, options, task="infill", image=image, prompt=prompt, region=region)

@@ -85,7 +85,7 @@ def test_several_requests_at_once(model):
         (lambda model: model.text_to_image("x", scorer="clip"), "load the model with"),
         (lambda model: model.caption("gone.png"), "no image gone.png"),
         (lambda model: model.caption(np.zeros((8, 8, 5))), "is no image"),
-        (lambda model: model.caption(7), "image is 7: give"),
+        (lambda model: model.generate([{"task": "caption", "image": 7}]), "image is 7: give"),
         (lambda model: model.infill(np.zeros((8, 8), np.uint8), "x", (0, 0, 2, 1)), "region is"),
         (lambda model: cm3leon_jax.load("nowhere"), "no run at nowhere"),
     ],
