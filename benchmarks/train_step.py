@@ -150,6 +150,7 @@ def ours(task: Task, _: str) -> tuple[Callable[[int], list[float]], Callable[[],
         Batch(
             tokens=ids[:, :-1],
             targets=ids[:, 1:],
+            weights=np.ones_like(places, np.float32),
             positions=np.array(places),
             document_start=zeros,
             image_positions=zeros,
