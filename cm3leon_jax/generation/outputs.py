@@ -19,7 +19,7 @@ import shutil
 import stat
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,18 +168,16 @@ class OutputFolder:
     """A folder that one run alone fills."""
 
     path: Path
-    # Device and inode of each file that the run before left there.
-    earlier: frozenset[tuple[int, int]] = field(default=frozenset())
+    # The files that the run before left there.
+    earlier: frozenset[Path]
 
     def will_replace(self, path: ImageSource) -> bool:
         """Whether a file is one of the run before, which this run removes."""
-        if isinstance(path, bytes):
-            return False
         try:
-            found = path.stat()
-        except (OSError, ValueError):
+            return isinstance(path, Path) and path.resolve() in self.earlier
+        # Of a path with a NUL character, and of links in a circle.
+        except (OSError, ValueError, RuntimeError):
             return False
-        return (found.st_dev, found.st_ino) in self.earlier
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[Path]:
@@ -228,7 +226,7 @@ def claimed(path: Path) -> Iterator[OutputFolder]:
         if not all_processes(not refusal):
             raise UserError(refusal or f"{path} was refused to process 0 of this run: see what it says")
         held.enter_context(lock(path, "generate"))
-        yield OutputFolder(path, frozenset(_identities(path, _earlier(path))))
+        yield OutputFolder(path, frozenset(path.resolve() / name for name in _earlier(path)))
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -250,17 +248,17 @@ def _earlier(folder: Path, besides: str = "") -> set[str]:
       UserError: if something else there would be in the way.
     """
     entries = {entry.name: entry for entry in os.scandir(folder) if entry.name != besides}
-    stages = [name for name, entry in entries.items() if _STAGE.fullmatch(name) and entry.is_dir(follow_symlinks=False)]
-    lists = [folder / name for name in _LISTS if name in entries]
+    stages = {name for name, entry in entries.items() if _STAGE.fullmatch(name) and entry.is_dir(follow_symlinks=False)}
+    named = {name for name in _LISTS if name in entries}
+    lists = [folder / name for name in named]
     for stage in stages:
-        lists += [file for file in sorted((folder / stage).iterdir()) if file.name.removeprefix(_EARLIER) in _LISTS]
-    named = set(itertools.chain.from_iterable(_named_in(file) for file in lists)) | {
-        file.name for file in lists if file.parent == folder
-    }
+        lists += [file for file in (folder / stage).iterdir() if file.name.removeprefix(_EARLIER) in _LISTS]
+    for file in sorted(lists):
+        named.update(_named_in(file))
     ours = {name for name in named if name in entries and entries[name].is_file(follow_symlinks=False)}
     others = [
         name
-        for name in sorted(entries.keys() - ours - set(stages))
+        for name in sorted(entries.keys() - ours - stages)
         if not name.startswith(".") and name.lower() not in _OF_DESKTOPS
     ]
     if others and not lists and not stages:
@@ -275,7 +273,7 @@ def _earlier(folder: Path, besides: str = "") -> set[str]:
                 f"{folder / name} has a name that a result may take, and was not written by `generate`: move it "
                 "away, or name another folder with --output"
             )
-    return ours | set(stages)
+    return ours | stages
 
 
 def _named_in(file: Path) -> Iterator[str]:
@@ -314,12 +312,6 @@ def _images_of(line: Any) -> Iterator[str]:
         if match is None or int(match[1]) != line["index"]:
             raise ValueError("no name of a result")
         yield name
-
-
-def _identities(folder: Path, names: set[str]) -> Iterator[tuple[int, int]]:
-    for name in names:
-        found = (folder / name).lstat()
-        yield found.st_dev, found.st_ino
 
 
 def _replace(folder: Path, stage: Path, earlier: set[str]) -> None:
