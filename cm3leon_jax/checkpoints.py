@@ -1,7 +1,7 @@
 """Writes checkpoints with Orbax while training continues, reads them back, and detects damaged ones.
 
-A step's folder gets its name once it is complete. It holds sums over the bits of the state and a digest of `meta`, which
-every restore compares, so that any damage to a file is noticed. A state with NaN or infinity is never saved.
+A step's folder gets its name once it is complete. It holds sums over the bits of the state and a digest of `meta`,
+which every restore compares, so that any damage to a file is noticed. A state with NaN or infinity is never saved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxtyping import Shaped
 from cm3leon_jax.bit_sums import bit_sum_of_part, sums_and_finiteness
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import FailedSave, NotFinite, UserError
-from cm3leon_jax.files import is_full_disk
+from cm3leon_jax.files import check_format, is_full_disk
 from cm3leon_jax.models.sharding import parameter_name
 
 # Version of what `Checkpoints.save` writes; 0.1 of this package wrote none.

@@ -112,17 +112,16 @@ def check_format(found: Mapping[str, Any], version: int, what: str, fix: str) ->
     """Refuses a record whose `format_version` is not this one."""
     if (stored := found.get("format_version")) != version:
         when = "a later" if isinstance(stored, int) and stored > version else "an earlier"
-        raise UserError(
-            f"{what} was made by {when} version of cm3leon_jax (format_version {stored}, this one reads {version}): {fix}"
-        )
+        found_version = f"format_version {stored}, not {version}"
+        raise UserError(f"{what} was made by {when} version of cm3leon_jax ({found_version}): {fix}")
 
 
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether an error, or what led to it, is that a disk or a quota is used up."""
-    numbers = (errno.ENOSPC, errno.EDQUOT)
     while error is not None:
-        # TensorStore has errors of its own that contain the system's text.
-        if isinstance(error, OSError) and error.errno in numbers or any(os.strerror(n) in str(error) for n in numbers):
-            return True
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            # TensorStore has errors of its own that contain the system's text.
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return True
         error = error.__cause__ or error.__context__
     return False

@@ -90,7 +90,7 @@ def ranges_of(part: type) -> dict[str, tuple[type, Range]]:
 
 def first_fault(values: Any) -> str | None:
     """Names the first number of a dataclass that is out of its range, with its value and the range."""
-    for name, (kind, allowed) in ranges_of(type(values)).items():
+    for name, (kind, allowed) in ranges_of(values.__class__).items():
         value = getattr(values, name)
         for number in value if isinstance(value, tuple) else () if value is None else (value,):
             if fault := allowed.fault(number, kind):
