@@ -24,6 +24,7 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.config_values import build, check_value, closest
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import check_format, read_object, write_json
+from cm3leon_jax.ranges import annotation
 from cm3leon_jax.registry import import_module
 
 # Version of a run's config.json; 0.1 of this package wrote none.
@@ -198,7 +199,7 @@ def _fill_paths(config: Config, workdir: str) -> Config:
         text = text.replace("{workdir}", workdir)
         return paths.local_in_field(text, kind, name) if kind else text
 
-    return _with_texts(config, filled)
+    return _with_texts(config, filled, "config")
 
 
 def _empty_paths(config: Config, workdir: Path) -> Config:
@@ -211,32 +212,19 @@ def _empty_paths(config: Config, workdir: Path) -> Config:
         inside = path.is_relative_to(workdir)
         return kind.prefix + (f"{{workdir}}/{path.relative_to(workdir)}" if inside else str(path))
 
-    return _with_texts(config, emptied)
+    return _with_texts(config, emptied, "config")
 
 
-def _with_texts(values: Any, changed: Callable[[str, paths.IsPath | None, str], str], where: str = "config") -> Any:
-    """A config with each of its texts replaced by `changed(text, kind of path, name)`."""
-    changes: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(type(values), include_extras=True).items():
-        value = getattr(values, name)
-        if dataclasses.is_dataclass(value):
-            changes[name] = _with_texts(value, changed, f"{where}.{name}")
-        elif isinstance(value, str):
-            kind = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, paths.IsPath)), None)
-            changes[name] = changed(value, kind, f"{where}.{name}")
-        elif isinstance(value, dict):
-            changes[name] = _with_texts_of_dict(value, changed, f"{where}.{name}")
-    return dataclasses.replace(values, **changes)
-
-
-def _with_texts_of_dict(
-    values: dict[str, Any], changed: Callable[[str, paths.IsPath | None, str], str], where: str
-) -> dict[str, Any]:
-    return {
-        name: _with_texts_of_dict(value, changed, f"{where}.{name}")
-        if isinstance(value, dict)
-        else changed(value, None, f"{where}.{name}")
-        if isinstance(value, str)
-        else value
-        for name, value in values.items()
-    }
+def _with_texts(
+    value: Any, changed: Callable[[str, paths.IsPath | None, str], str], where: str, kind: paths.IsPath | None = None
+) -> Any:
+    """A part or value of a config with each of its texts replaced by `changed(text, kind of path, name)`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {}
+        for name, hint in typing.get_type_hints(type(value), include_extras=True).items():
+            _, path = annotation(hint, paths.IsPath) or (str, None)
+            changes[name] = _with_texts(getattr(value, name), changed, f"{where}.{name}", path)
+        return dataclasses.replace(value, **changes)
+    if isinstance(value, dict):
+        return {name: _with_texts(each, changed, f"{where}.{name}") for name, each in value.items()}
+    return changed(value, kind, where) if isinstance(value, str) else value

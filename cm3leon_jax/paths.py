@@ -22,10 +22,10 @@ _REMEDIES = {
     errno.EACCES: "give yourself the right to it, or another path",
     errno.EPERM: "give yourself the right to it, or another path",
     errno.EROFS: "give a path on a file system that can be written",
-    errno.ENOTDIR: "a file lies where a folder has to be; move it, or give another path",
-    errno.EISDIR: "a folder lies where a file has to be; move it, or give another path",
-    errno.EEXIST: "something else lies there; move it, or give another path",
-    errno.ENOTEMPTY: "something else lies there; move it, or give another path",
+    errno.ENOTDIR: "a file is where a folder has to be; move it, or give another path",
+    errno.EISDIR: "a folder is where a file has to be; move it, or give another path",
+    errno.EEXIST: "something else is there; move it, or give another path",
+    errno.ENOTEMPTY: "something else is there; move it, or give another path",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "its symbolic links lead in a circle; give another path",
     errno.EXDEV: "the two lie on different file systems; give paths on one",
@@ -101,7 +101,7 @@ def output_file(name: str) -> Callable[[str], Path]:
 
 
 def writable_folder(folder: Path, name: str) -> Path:
-    """Returns `folder` if files can be written there, or it can be created, and leaves nothing behind.
+    """Returns `folder` if files can be written there, or it can be created, and leaves no trace.
 
     It tries: permissions do not show what a file system allows, least of all to root.
     """
