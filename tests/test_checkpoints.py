@@ -171,7 +171,7 @@ def test_a_checkpoint_of_an_earlier_version_is_one_line(tmp_path):
         with pytest.raises(UserError, match=r"3 was made by an earlier version of cm3leon_jax .*: train again"):
             checkpoints.meta(3)
         with pytest.raises(UserError, match="earlier version"):
-            checkpoints.restore(3, SMALL)
+            checkpoints.bit_sums(3)
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("no such array"), KeyError("x")])
