@@ -76,9 +76,11 @@ Decay = Annotated[float, Range(at_least=0, below=1)]
 
 def annotation(hint: Any, kind: type[_Note]) -> tuple[type, _Note] | None:
     """The type and note of `Annotated[type, note]`, alone or as the first of a tuple or union such as `... | None`."""
-    while typing.get_origin(hint) in (tuple, typing.Union, types.UnionType):
-        hint = typing.get_args(hint)[0]
-    return next(((hint.__origin__, note) for note in getattr(hint, "__metadata__", ()) if isinstance(note, kind)), None)
+    for note in getattr(hint, "__metadata__", ()):
+        if isinstance(note, kind):
+            return hint.__origin__, note
+    is_outer = hasattr(hint, "__metadata__") or typing.get_origin(hint) in (tuple, typing.Union, types.UnionType)
+    return annotation(typing.get_args(hint)[0], kind) if is_outer and typing.get_args(hint) else None
 
 
 @functools.cache
