@@ -1,6 +1,6 @@
 """The base of the config's parts: frozen dataclasses that check their values when they are made.
 
-The type of a field says whether its value may change when a run goes on: `log_every: Annotated[PositiveInt, AT_RESUME]`.
+The type of a field says whether its value may change when a run goes on: `every: Annotated[PositiveInt, AT_RESUME]`.
 A mark of a whole part holds for all its fields that have none; a field without any must stay as it is.
 """
 
