@@ -32,18 +32,17 @@ class Collective:
     # Element type and shape of each operand, on one chip.
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
     operand_bytes: int
-    group_size: int
-    # Mesh axes along which chips of a group differ.
-    axes: tuple[str, ...]
     # Runs per step, and the loops around it, outermost first.
     runs: int
     loops: tuple[str, ...]
     op_name: str
-    # Whether start and end are separate, and whether work is scheduled between them.
-    is_asynchronous: bool
-    is_hidden: bool
-    # Devices of its first group, as indices into the flattened mesh.
+    # Devices of its first group, as indices into the flattened mesh, and the mesh axes along which they differ.
     group: tuple[int, ...] = ()
+    group_size: int = 1
+    axes: tuple[str, ...] = ()
+    # Whether start and end are separate, and whether work is scheduled between them.
+    is_asynchronous: bool = False
+    is_hidden: bool = False
     # Over the datacenter network.
     is_between_slices: bool = False
 
@@ -125,27 +124,17 @@ class _Scope:
                     yield from self.enter(name)
 
     def _collective(
-        self,
-        kind: str,
-        computation: Computation,
-        instruction: Instruction,
-        is_hidden: bool | None,
-        op_name: str = "",
+        self, kind: str, computation: Computation, instruction: Instruction, is_hidden: bool | None, op_name: str = ""
     ) -> Collective:
-        operands = [computation.by_name[name].type for name in instruction.operands]
         group = _first_group(instruction.attributes, math.prod(self.mesh.values()))
-        return Collective(
-            kind=kind,
-            arrays=tuple(array for operand in operands for array in hlo.arrays(operand)),
-            operand_bytes=sum(map(hlo.num_bytes, operands)),
+        found = self._describe(kind, computation, instruction, instruction.operands, op_name)
+        return replace(
+            found,
+            group=group,
             group_size=len(group),
             axes=_axes(group, self.mesh),
-            runs=self.runs,
-            loops=self.loops,
-            op_name=instruction.op_name or op_name or (self.loops[-1] if self.loops else ""),
             is_asynchronous=is_hidden is not None,
             is_hidden=bool(is_hidden),
-            group=group,
         )
 
     def _between_slices(self, position: int) -> Collective:
@@ -153,20 +142,28 @@ class _Scope:
         send = self.computation.instructions[position]
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.attributes)
         targets = re.search(r'_xla_megascale_target="\{([\d,]+)\}', send.attributes)
-        operand = self.computation.by_name[send.operands[0]].type
-        return Collective(
-            kind=kind[1].lower().replace("_", "-") if kind else "send",
-            arrays=tuple(hlo.arrays(operand)),
-            operand_bytes=hlo.num_bytes(operand),
+        name = kind[1].lower().replace("_", "-") if kind else "send"
+        return replace(
+            self._describe(name, self.computation, send, send.operands[:1]),
             group_size=len(targets[1].split(",")) if targets else 2,
             # Slices differ along the outermost axis alone.
             axes=tuple(self.mesh)[:1],
-            runs=self.runs,
-            loops=self.loops,
-            op_name=send.op_name or (self.loops[-1] if self.loops else ""),
             is_asynchronous=True,
             is_hidden=self._has_work_until_received(position),
             is_between_slices=True,
+        )
+
+    def _describe(
+        self, kind: str, computation: Computation, instruction: Instruction, names: Sequence[str], op_name: str = ""
+    ) -> Collective:
+        types = [computation.by_name[name].type for name in names]
+        return Collective(
+            kind=kind,
+            arrays=tuple(array for text in types for array in hlo.arrays(text)),
+            operand_bytes=sum(map(hlo.num_bytes, types)),
+            runs=self.runs,
+            loops=self.loops,
+            op_name=instruction.op_name or op_name or (self.loops[-1] if self.loops else ""),
         )
 
     def _has_work_until_done(self, start: int) -> bool:
@@ -248,24 +245,19 @@ def _ring(targets: dict[int, int]) -> tuple[int, ...]:
 
 def _mesh_group(mesh: dict[str, int], axes: str) -> tuple[int, ...]:
     """Lists the first group over axes of a mesh, or parts of axes: `'a'` or `'a':(before)size`."""
-    group, strides = [0], _strides(mesh)
+    group, names = [0], list(mesh)
     for name, before, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes):
         size = int(part or mesh[name])
-        stride = strides[name] * mesh[name] // (int(before or 1) * size)
+        inner = math.prod(mesh[other] for other in names[names.index(name) + 1 :])
+        stride = inner * mesh[name] // (int(before or 1) * size)
         group = [device + stride * index for device in group for index in range(size)]
     return tuple(group)
 
 
-def _strides(mesh: dict[str, int]) -> dict[str, int]:
-    """Returns the distance of neighbors along each axis, in the flattened mesh."""
-    sizes = list(mesh.values())
-    return {name: math.prod(sizes[axis + 1 :]) for axis, name in enumerate(mesh)}
-
-
 def _axes(group: Sequence[int], mesh: dict[str, int]) -> tuple[str, ...]:
     """Lists the mesh axes along which devices of a group differ."""
-    strides = _strides(mesh)
-    return tuple(name for name, size in mesh.items() if len({device // strides[name] % size for device in group}) > 1)
+    positions = np.unravel_index(np.array(group), tuple(mesh.values()))
+    return tuple(name for name, along in zip(mesh, positions, strict=True) if np.ptp(along))
 
 
 def merged(collectives: Sequence[Collective]) -> list[Collective]:

@@ -132,25 +132,16 @@ def lines(file: str, planned: PodPlan) -> list[str]:
     """Formats the whole plan as text."""
     config, compiled, pod = planned.config, planned.compiled, planned.pod
     model, batch, parts = config.model, config.batch, config.train.num_microbatches
+    size = f"{model.num_layers} layers of width {model.model_dim:,}, vocabulary {planned.vocabulary_size:,}"
+    tokens = amount(batch.batch_size * batch.sequence_length)
+    several = f"{parts} microbatches" if parts > 1 else "1 microbatch"
+    kernel = roofline.attention_kernel(config, pod)
     text = [
         f"{file} on {pod.describe()}",
         "",
-        _line(
-            "model",
-            f"{amount(compiled.placement.num_parameters)} parameters: {model.num_layers} layers of width "
-            f"{model.model_dim:,}, vocabulary {planned.vocabulary_size:,}",
-        ),
-        _line(
-            "step",
-            f"{batch.batch_size:,} x {batch.sequence_length:,} tokens = "
-            f"{amount(batch.batch_size * batch.sequence_length)}",
-        ),
-        _line(
-            "settings",
-            f"{mesh_text(compiled.placement.mesh)}, remat {model.remat}, "
-            f"{f'{parts} microbatches' if parts > 1 else '1 microbatch'}, "
-            f"{roofline.attention_kernel(config, pod)} attention",
-        ),
+        _line("model", f"{amount(compiled.placement.num_parameters)} parameters: {size}"),
+        _line("step", f"{batch.batch_size:,} x {batch.sequence_length:,} tokens = {tokens}"),
+        _line("settings", f"{mesh_text(compiled.placement.mesh)}, remat {model.remat}, {several}, {kernel} attention"),
         _line(
             "compiled",
             f"in {compiled.lower_seconds:.0f} s of tracing and {compiled.compile_seconds:.0f} s of compiling",
@@ -160,8 +151,7 @@ def lines(file: str, planned: PodPlan) -> list[str]:
     if not compiled.memory.fits:
         fix = "fix: more config.train.num_microbatches, a config.model.remat that keeps less, or --search"
         return [*text, "", fix]
-    text += _collectives_table(planned.collectives, compiled, pod)
-    text += _time_table(planned)
+    text += [*_collectives_table(planned.collectives, compiled, pod), *_time_table(planned)]
     return [*text, "", *textwrap.wrap(f"MFU counts {FLOP_RULE}.", _WIDTH)]
 
 

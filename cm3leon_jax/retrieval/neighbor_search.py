@@ -84,7 +84,8 @@ def find_neighbors(
     check_sources(sources, tuple(tasks.values()), corpus.path)
     for number, (task, split) in enumerate(_splits(corpus)):
         write_vectors(corpus, tasks[task], split, tokenizer, encoder, config.retrieval, first_process=number)
-    _wait_for_shards(corpus, vectors_record)
+    for record in _records(corpus, vectors_record):
+        wait_for(record)
     documents = DatastoreDocuments(corpus, tuple(plan["memory"]), train_split)
     if is_coordinator() and not (folder / DATASTORE_RECORD).exists():
         write_datastore(corpus, documents, train_split, config.retrieval.both_modalities)
@@ -94,7 +95,8 @@ def find_neighbors(
     writer = ListWriter(corpus, documents, datastore, search, config.retrieval, train_split)
     for task, split in _splits(corpus):
         writer.write(task, split)
-    _wait_for_shards(corpus, lists_record)
+    for record in _records(corpus, lists_record):
+        wait_for(record)
     manifest = plan | {
         "num_rows": len(datastore.vectors),
         "neighbors": {f"{task}/{split}": _list_counts(task, split, corpus) for task, split in _splits(corpus)},
@@ -156,10 +158,7 @@ def _check_same_plan(folder: Path, found: dict[str, Any], plan: dict[str, Any], 
 
 def _drop_incomplete(folder: Path, corpus: PreparedCorpus) -> None:
     """Deletes records of arrays whose files are missing, so that they are made again, and then the manifest."""
-    records = [folder / DATASTORE_RECORD]
-    for task, split in _splits(corpus):
-        for shard in range(num_shards(corpus, task, split)):
-            records += [kind(folder / task / split, shard) for kind in (vectors_record, lists_record)]
+    records = [folder / DATASTORE_RECORD, *_records(corpus, vectors_record), *_records(corpus, lists_record)]
     fix = "delete it and run `cm3leon prepare` again"
     for record in filter(Path.exists, records):
         if absent := [name for name in read_files_record(record, fix) if not record.with_name(name).exists()]:
@@ -173,11 +172,13 @@ def _splits(corpus: PreparedCorpus) -> list[tuple[str, str]]:
     return [(name, split) for name, task in corpus.manifest["tasks"].items() for split in task["splits"]]
 
 
-def _wait_for_shards(corpus: PreparedCorpus, file: Callable[[Path, int], Path]) -> None:
-    """Waits until all processes have written their shards of all tasks and splits."""
-    for task, split in _splits(corpus):
-        for shard in range(num_shards(corpus, task, split)):
-            wait_for(file(corpus.path / "retrieval" / task / split, shard))
+def _records(corpus: PreparedCorpus, record: Callable[[Path, int], Path]) -> list[Path]:
+    """Lists the records of all shards of all tasks and splits."""
+    return [
+        record(corpus.path / "retrieval" / task / split, shard)
+        for task, split in _splits(corpus)
+        for shard in range(num_shards(corpus, task, split))
+    ]
 
 
 def _list_counts(task: str, split: str, corpus: PreparedCorpus) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -146,33 +145,21 @@ class Search:
         """
         if k < 1:
             raise ValueError(f"k is {k}: at least 1")
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        index = np.full((len(queries), k), -1, np.int64)
-        start = 0
-        for found in self._batches(queries, k):
-            stop = min(start + len(found[0]), len(queries))
-            scores[start:stop], index[start:stop] = (np.asarray(part)[: stop - start] for part in found)
-            start = stop
-        return scores, index
-
-    def _batches(self, queries: np.ndarray, k: int) -> Iterator[tuple[Array, Array]]:
-        """Yields the padded results of each batch, while the next batch runs."""
         # A power of two, to compile for few shapes only.
         size = min(self._batch_size, 1 << max(len(queries) - 1, 0).bit_length())
         size = -(-size // self._mesh.size) * self._mesh.size
+        # Dispatched together: the devices never wait for the host to read a result.
+        found = [self._search_batch(queries[start : start + size], size, k) for start in range(0, len(queries), size)]
+        scores = np.concatenate([np.zeros((0, k), np.float32), *(np.asarray(scores) for scores, _ in found)])
+        index = np.concatenate([np.zeros((0, k), np.int64), *(np.asarray(index) for _, index in found)])
+        return scores[: len(queries)], index[: len(queries)]
+
+    def _search_batch(self, queries: np.ndarray, size: int, k: int) -> tuple[Array, Array]:
+        batch = np.zeros((size, self.dim), np.float32)
+        batch[: len(queries)] = queries
         replicated = NamedSharding(self._mesh, PartitionSpec())
-        previous = None
-        for start in range(0, len(queries), size):
-            batch = np.zeros((size, self.dim), np.float32)
-            part = queries[start : start + size]
-            batch[: len(part)] = part
-            on_devices = jax.make_array_from_callback(batch.shape, replicated, batch.__getitem__)
-            running = nearest(on_devices, self._vectors, k=k, mesh=self._mesh, layout=self._layout)
-            if previous is not None:
-                yield previous
-            previous = running
-        if previous is not None:
-            yield previous
+        on_devices = jax.make_array_from_callback(batch.shape, replicated, batch.__getitem__)
+        return nearest(on_devices, self._vectors, k=k, mesh=self._mesh, layout=self._layout)
 
 
 def _check_finite(rows: np.ndarray, first: int) -> np.ndarray:

@@ -45,26 +45,19 @@ def num_shards(corpus: PreparedCorpus, task: str, split: str) -> int:
     return corpus.manifest["tasks"][task]["splits"][split]["num_shards"]
 
 
-def vectors_file(folder: Path, shard: int) -> Path:
-    """Returns the path of the vectors of a shard."""
-    return folder / f"vectors-{shard:05d}.npy"
-
-
-def queries_file(folder: Path, shard: int) -> Path:
-    """Returns the path of the queries of a shard."""
-    return folder / f"queries-{shard:05d}.npy"
-
-
 def vectors_record(folder: Path, shard: int) -> Path:
-    """Returns the path of the record that both are complete."""
+    """Returns the path of the record of a shard's vectors and queries."""
     return folder / f"vectors-{shard:05d}.json"
+
+
+def _file_names(shard: int) -> tuple[str, str]:
+    return f"vectors-{shard:05d}.npy", f"queries-{shard:05d}.npy"
 
 
 def open_vectors(folder: Path, shard: int) -> tuple[Float16[np.ndarray, "n 2 dim"], Float16[np.ndarray, "n 2 dim"]]:
     """Memory-maps the vectors and the queries of a shard, after a check of both files."""
-    names = vectors_file(folder, shard).name, queries_file(folder, shard).name
     fix = "delete that file and run `cm3leon prepare` again, which writes it again"
-    vectors, queries = open_arrays(vectors_record(folder, shard), names, fix)
+    vectors, queries = open_arrays(vectors_record(folder, shard), _file_names(shard), fix)
     return vectors, queries
 
 
@@ -116,8 +109,7 @@ def write_vectors(
                 f"the task {task.name} has other documents in {split!r} now than when {token_folder} was prepared: "
                 "delete the corpus and run `cm3leon prepare` again"
             )
-        names = vectors_file(folder, shard).name, queries_file(folder, shard).name
-        save_arrays(vectors_record(folder, shard), dict(zip(names, arrays, strict=True)))
+        save_arrays(vectors_record(folder, shard), dict(zip(_file_names(shard), arrays, strict=True)))
 
 
 def _decoded(

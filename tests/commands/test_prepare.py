@@ -24,7 +24,7 @@ from cm3leon_jax.retrieval.config import RetrievalConfig
 from cm3leon_jax.retrieval.datastore import Datastore
 from cm3leon_jax.retrieval.list_writer import ListWriter
 from cm3leon_jax.retrieval.retriever import Retriever
-from cm3leon_jax.retrieval.vectors import vectors_file
+from cm3leon_jax.retrieval.vectors import open_vectors
 
 WORDS = ("seven", "nine", "zero")
 NUM_IMAGES = 45
@@ -130,7 +130,7 @@ def test_a_copy_of_a_held_out_document_is_never_retrieved(config, folder, vocabu
     (place,) = [i for i in range(train.num_documents) if "!" in vocabulary.decode_text(train.document(i).tolist())]
     # It is in the datastore, and the nearest by far.
     datastore = Datastore.open(corpus.path / "retrieval")
-    own = np.load(vectors_file(corpus.path / "retrieval" / task / "validation", 0)).astype(np.float32)
+    own = open_vectors(corpus.path / "retrieval" / task / "validation", 0)[0].astype(np.float32)
     nearest = (l2_normalize(own[0].sum(axis=0)) @ datastore.vectors.astype(np.float32).T).argmax()
     assert datastore.documents[nearest] == place
     places, _ = lists.of_split(task, "validation")
