@@ -12,6 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 
 class EventFile:
     """One file in a folder; events of other files there past `first_step` are no longer shown."""
@@ -28,7 +30,8 @@ class EventFile:
     def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One point per curve, all in one record."""
         points = [
-            _bytes(1, _bytes(1, name.encode()) + b"\x15" + struct.pack("<f", value)) for name, value in values.items()
+            _bytes(1, _bytes(1, name.encode()) + b"\x15" + np.float32(value).tobytes())
+            for name, value in values.items()
         ]
         self._write(step, _bytes(5, b"".join(points)))
 

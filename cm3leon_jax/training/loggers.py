@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """Logs to Weights & Biases: project, entity and mode come from its WANDB_* variables; files go to WORKDIR/wandb.
 
-    Every start of a run continues the same W&B run; steps that are repeated after a failure are sent once.
+    Every start of a run continues the same W&B run, which ignores steps that it has already.
     """
 
     def __init__(self, run: LoggedRun) -> None:
@@ -145,15 +146,20 @@ class WeightsAndBiases:
                 "config.train.loggers names 'wandb', which is not installed: pip install 'cm3leon_jax[wandb]', or "
                 "take it out"
             ) from None
-        folder = run.workdir / "wandb"
-        folder.mkdir(parents=True, exist_ok=True)
-        id_file = folder / f"{run.name or 'train'}_run_id"
+        id_file = run.workdir / "wandb" / f"{run.name or 'train'}_id"
         if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id())
-        name = f"{run.workdir.name}/{run.name}" if run.name else run.workdir.name
-        run_id = id_file.read_text()
-        self._run = wandb.init(dir=run.workdir, id=run_id, resume="allow", name=name, config=dict(run.config))
-        self._image, self._last_step = wandb.Image, int(self._run.summary.get("last_step", 0))
+            id_file.parent.mkdir(parents=True, exist_ok=True)
+            id_file.write_text(uuid.uuid4().hex)
+        name = f"{run.workdir.name} {run.name}".strip()
+        self._run = wandb.init(
+            dir=run.workdir,
+            id=id_file.read_text(),
+            resume="allow",
+            name=name,
+            config=dict(run.config),
+            settings=wandb.Settings(console="off"),
+        )
+        self._image = wandb.Image
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One point per curve."""
