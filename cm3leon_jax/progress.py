@@ -41,13 +41,6 @@ class Progress:
             seconds = (time.perf_counter() - self._started) / max(1, done - self._first) * (self._total - done)
             print(f"{self._what} {done:,}/{self._total:,}: {text}, {_duration(seconds)} left", flush=True)
 
-    def note(self, text: str) -> None:
-        """A line that stays, above the bar."""
-        if self._is_watched:
-            self._bar.write(text)
-        elif self._shown:
-            print(text, flush=True)
-
     def close(self) -> None:
         """Ends the bar."""
         self._bar.close()

@@ -96,7 +96,7 @@ class TransformerTraining:
         config, train, work = self.config, self.config.train, self.work
         batches = _TrainBatches(self)
         return TrainingRun(
-            name="train",
+            name="transformer",
             num_steps=config.num_steps,
             init=self._init,
             abstract_state=self.compiled.abstract_state,
