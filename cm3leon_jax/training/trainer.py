@@ -20,7 +20,7 @@ from cm3leon_jax.errors import EXIT_RESTART, NotFinite, UserError
 from cm3leon_jax.preemption import PreemptionHandler
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.training.goodput import RunClock
-from cm3leon_jax.training.loggers import LoggedRun, Logger, last_seconds, open_loggers
+from cm3leon_jax.training.loggers import LOGGERS, LoggedRun, Logger, last_seconds, open_loggers
 from cm3leon_jax.training.profile import Profile
 from cm3leon_jax.training.resume import DivergedSteps, batches_left, restore_or_init, roll_back
 from cm3leon_jax.training.run import Metrics, Start, State, TrainingRun, batch_index
@@ -50,6 +50,9 @@ def train(run: TrainingRun, clock: RunClock | None = None, profile: Profile | No
       RestartError: if another start may do better.
     """
     clock, profile = clock or RunClock(), profile or Profile()
+    # A wrong name ends every process now, and not only the coordinator later.
+    for name in run.loggers:
+        LOGGERS.load(name)
     with Checkpoints(run.checkpoints, run.keep_checkpoints) as checkpoints:
         start = restore_or_init(run, checkpoints)
         if start.step >= run.num_steps:

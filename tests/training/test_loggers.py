@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import time
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -125,9 +126,13 @@ def test_wandb_offline_run_has_curves_images_config_and_one_id_for_all_starts(tm
     run_id = (folder / "encoder_id").read_text()
     files = sorted(folder.glob(f"offline-run-*/run-{run_id}.wandb"))
     assert len(files) == 2
+    expected = (b"loss/all", b"optimizer/learning_rate", b"demo encoder", b"seed")
     for file in files:
-        content = file.read_bytes()
-        assert all(text in content for text in (b"loss/all", b"optimizer/learning_rate", b"demo encoder", b"seed"))
+        # wandb writes from a process of its own, and `finish` does not wait for it where it is offline.
+        until = time.monotonic() + 60
+        while not all(text in file.read_bytes() for text in expected) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert all(text in file.read_bytes() for text in expected)
         assert len(list(file.parent.glob("files/media/images/samples_*.png"))) == 1
 
 
