@@ -1,4 +1,4 @@
-"""The search for neighbors beside FAISS' flat index, on the same cores, in one process.
+"""Compares the search for neighbors with FAISS' flat index, on the same cores, in one process.
 
     python benchmarks/search.py --size=200000 --dim=512 --queries=2048 --k=64
 

@@ -70,7 +70,7 @@ def _report(layout: SearchLayout, mesh: Mesh, chip: Accelerator, arguments: argp
         (layout.rows_per_device * mesh.size, arguments.dim), stored, sharding=NamedSharding(mesh, row_spec(mesh))
     )
     print(f"\n{layout.method}, {layout.dtype} products of {np.dtype(stored).name} rows")
-    print(f"  {layout.rows_per_device:,} rows a chip in {layout.num_blocks} blocks of {layout.block_size:,}")
+    print(f"  {layout.rows_per_device:,} rows per chip in {layout.num_blocks} blocks of {layout.block_size:,}")
     started = time.perf_counter(), time.process_time()
     try:
         compiled = nearest.lower(queries, rows, k=arguments.k, mesh=mesh, layout=layout).compile()
@@ -86,11 +86,11 @@ def _report(layout: SearchLayout, mesh: Mesh, chip: Accelerator, arguments: argp
     }
     listed = ", ".join(f"{name} {size / 2**30:.3f}" for name, size in parts.items())
     print(f"  compiled in {wall:.0f} s ({cpu:.0f} CPU s)")
-    print(f"  fits: {sum(parts.values()) / 2**30:.2f} of {chip.hbm_bytes / 2**30:.2f} GiB of HBM a chip ({listed})")
+    print(f"  fits: {sum(parts.values()) / 2**30:.2f} of {chip.hbm_bytes / 2**30:.2f} GiB of HBM per chip ({listed})")
     text = compiled.as_text()
     collectives = re.findall(r" ((?:all|reduce|collective)-[a-z-]+)\(", text)
     counts = ", ".join(f"{collectives.count(name)} {name}" for name in sorted(set(collectives)))
-    print(f"  collectives a batch: {counts}")
+    print(f"  collectives per batch: {counts}")
     products, choosing = _estimated_cycles(text)
     if products:
         print(f"  the compiler estimates for a block {products:,} cycles of products, and for choosing from it")
