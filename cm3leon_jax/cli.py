@@ -54,7 +54,7 @@ COMMANDS = {
     "inspect": Command("cm3leon_jax.commands.inspect", "look into a prepared corpus: documents and packed sequences"),
     "plan": Command("cm3leon_jax.commands.plan", "compile a run for a pod you do not have: memory, collectives, time"),
     "train": Command("cm3leon_jax.commands.train", "train the transformer; run it again to continue", ("workdir",)),
-    "generate": Command("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
+    "generate": Command("cm3leon_jax.commands.generate", "generate images and texts from prompts"),
     "evaluate": Command(
         "cm3leon_jax.evaluation.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
     ),
@@ -63,7 +63,7 @@ COMMANDS = {
 }
 
 # Commands that several processes run together.
-_DISTRIBUTED = ("prepare", "train", "evaluate")
+_DISTRIBUTED = ("prepare", "train", "generate", "evaluate")
 
 # What a shell makes of a program that SIGPIPE ended, as one ends that writes to `head`.
 _NO_READER = 141

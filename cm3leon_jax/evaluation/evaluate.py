@@ -24,10 +24,11 @@ from cm3leon_jax.files import write_json
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.captioned import CaptionedImages, captioned_images
 from cm3leon_jax.generation.config import SamplingConfig
-from cm3leon_jax.generation.drawing import draw_images
-from cm3leon_jax.generation.requests import MIDDLE_HALF, region_mask
-from cm3leon_jax.generation.restoring import TrainedModel, restore_model
-from cm3leon_jax.generation.retrieving import open_retriever
+from cm3leon_jax.generation.generate import open_retriever
+from cm3leon_jax.generation.load import TrainedModel, load_model
+from cm3leon_jax.generation.prompts import region_mask
+from cm3leon_jax.generation.requests import MIDDLE_HALF
+from cm3leon_jax.generation.samples import generate_images
 from cm3leon_jax.images import decode_image
 from cm3leon_jax.models.sharding import check_batch_divides, process_local_rows
 from cm3leon_jax.progress import Progress, read_step_log
@@ -46,7 +47,7 @@ Advance = Callable[[int], None]
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     """Draws, captions, fills in, measures, and writes it all down; with several processes, the first of them does."""
     with _stage(f"opening the newest checkpoint of {workdir}"):
-        model = restore_model(config, workdir)
+        model = load_model(config, workdir)
     corpus = PreparedCorpus.open(config.corpus.path, model.vocabulary)
     evaluate, sampling = config.evaluate, config.sampling
     numbers: dict[str, float] = {"step": float(model.step)}
@@ -124,7 +125,7 @@ def captions(
 ) -> list[str]:
     """The likeliest text for each image, token by token."""
     asked = [_caption(c, sampling.max_text_tokens, model.vocabulary, by_infill) for c in held_out.codes]
-    answers = model.decoder(asked, dataclasses.replace(sampling, temperature=0.0), advance=advance)
+    answers = model.sampler(asked, dataclasses.replace(sampling, temperature=0.0), advance=advance)
     return [model.vocabulary.decode_text(answer.tokens).strip() for answer in answers]
 
 
@@ -143,7 +144,7 @@ def infills(
         prompts.infill(text, codes, mask, model.vocabulary)
         for text, codes in zip(held_out.texts, held_out.codes, strict=True)
     ]
-    answers = model.decoder(asked, sampling, advance=advance)
+    answers = model.sampler(asked, sampling, advance=advance)
     filled = [
         prompts.merge_infill(codes, mask, answer.tokens, model.vocabulary)
         for codes, answer in zip(held_out.codes, answers, strict=True)
@@ -206,7 +207,7 @@ def _draw(
     retrieved: list[prompts.Retrieved],
     advance: Advance,
 ) -> UInt8[np.ndarray, "n R R C"]:
-    return draw_images(texts, model.decoder, model.image_tokenizer, model.vocabulary, sampling, retrieved, advance)
+    return generate_images(texts, model.sampler, model.image_tokenizer, model.vocabulary, sampling, retrieved, advance)
 
 
 @contextlib.contextmanager

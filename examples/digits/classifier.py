@@ -9,7 +9,8 @@ from jaxtyping import Float, Int, UInt8
 from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
-from cm3leon_jax.generation.requests import MIDDLE_HALF, region_mask
+from cm3leon_jax.generation.prompts import region_mask
+from cm3leon_jax.generation.requests import MIDDLE_HALF
 from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
 from examples.digits import images as digits
 
