@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TextIO
 
-from cm3leon_jax import paths
+from cm3leon_jax import __version__, paths
 from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, FailedSave, RestartError, UserError
@@ -27,11 +27,12 @@ from cm3leon_jax.log_handler import show_messages
 class Command(NamedTuple):
     """A command: its module has `add_arguments(parser)`, if it takes more than the config, and `run`."""
 
-    # `run(config, workdir, arguments)` returns the exit code, or nothing.
+    # `run(config, workdir, arguments)`, or `run(arguments)` without a config, returns the exit code or nothing.
     module: str
     summary: str
     # The folders that it writes: parts of the config by name, whose `path` is meant, or "workdir".
     writes: tuple[str, ...] = ()
+    takes_config: bool = True
 
 
 COMMANDS = {
@@ -56,10 +57,30 @@ COMMANDS = {
     "train": Command("cm3leon_jax.training.train", "train the transformer; run it again to continue", ("workdir",)),
     "generate": Command("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
     "evaluate": Command(
-        "cm3leon_jax.evaluation.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
+        "cm3leon_jax.commands.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
     ),
     "export": Command("cm3leon_jax.huggingface.export", "write a checkpoint as a Hugging Face folder"),
     "import": Command("cm3leon_jax.huggingface.importing", "start a run from a Hugging Face folder"),
+    "completion": Command("cm3leon_jax.commands.completion", "print a script for shell completion", takes_config=False),
+}
+
+# Parts of the config that each command reads, as its --help lists them.
+_DATA = ("modules", "corpus", "vocabulary", "image_tokenizer")
+_RUN = (*_DATA, "batch", "model", "mesh")
+READS = {
+    "train-text-tokenizer": _DATA,
+    "train-image-tokenizer": ("modules", "corpus", "image_tokenizer", "image_tokenizer_training", "mesh"),
+    "train-encoder": (*_DATA, "encoder", "encoder_training", "mesh"),
+    "prepare": (*_DATA, "encoder", "retrieval", "batch", "distributed"),
+    "inspect": (*_DATA, "retrieval", "objective", "batch"),
+    "plan": (*_RUN, "objective", "optimizer", "train"),
+    "train": (
+        *(*_RUN, "retrieval", "objective", "optimizer", "train", "recovery", "distributed", "sampling", "evaluate"),
+    ),
+    "generate": (*_RUN, "encoder", "retrieval", "sampling"),
+    "evaluate": (*_RUN, "encoder", "retrieval", "objective", "sampling", "evaluate", "distributed"),
+    "export": _RUN,
+    "import": (*_RUN, "encoder"),
 }
 
 # Commands that several processes run together.
@@ -126,6 +147,9 @@ def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if argv else EXIT_USER_ERROR
+    if argv[0] == "--version":
+        print(f"cm3leon {__version__}")
+        return 0
     command, *rest = argv
     show_messages()
     _ignore_an_absent_tpu()
@@ -219,42 +243,58 @@ class Parser(argparse.ArgumentParser):
 
 def _run(command: str, argv: Sequence[str]) -> int:
     overrides, rest = _split_overrides(argv)
-    with _said_to_be_starting(command):
+    with _shown_as_starting(command):
         module = importlib.import_module(COMMANDS[command].module)
-    parser = Parser(
-        prog=f"cm3leon {command}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="--config.a.b=value overrides one field of the config; config.py lists them all.",
-    )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE",
-        help="a config file, configs/NAME.py[:VARIANT]; the NAME of one of the package's; or the config.json of a run",
-    )
-    parser.add_argument(
-        "--workdir",
-        type=paths.input_path("--workdir"),
-        metavar="DIR",
-        help="folder of the run (default: runs/NAME, or that of config.json)",
-    )
+    parser = _parser(command, module.__doc__, lists_fields=not {"-h", "--help"}.isdisjoint(rest))
     if hasattr(module, "add_arguments"):
         module.add_arguments(parser)
     arguments = parser.parse_args(rest)
+    if not COMMANDS[command].takes_config:
+        return module.run(arguments) or 0
 
     from cm3leon_jax import config_file
 
     workdir = arguments.workdir or config_file.default_workdir(arguments.config)
     config = config_file.load(arguments.config, str(workdir), overrides)
-    _refuse_unwritable(COMMANDS[command], config, workdir)
+    _check_writable(COMMANDS[command], config, workdir)
     _join(command, config)
     return module.run(config, workdir, arguments) or 0
 
 
+def _parser(command: str, description: str | None, lists_fields: bool) -> Parser:
+    parser = Parser(
+        prog=f"cm3leon {command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_help_on_fields(command) if lists_fields and COMMANDS[command].takes_config else None,
+    )
+    if COMMANDS[command].takes_config:
+        parser.add_argument(
+            "--config",
+            required=True,
+            metavar="FILE",
+            help="a config file, configs/NAME.py[:VARIANT]; the NAME of one of the package's; "
+            "or the config.json of a run",
+        )
+        parser.add_argument(
+            "--workdir",
+            type=paths.input_path("--workdir"),
+            metavar="DIR",
+            help="folder of the run (default: runs/NAME, or that of config.json)",
+        )
+    return parser
+
+
+def _help_on_fields(command: str) -> str:
+    from cm3leon_jax.config_fields import config_fields
+
+    fields = "\n".join(map(str, config_fields(READS[command])))
+    return f"config fields that {command} reads, set by a config file or the command line:\n{fields}"
+
+
 @contextlib.contextmanager
-def _said_to_be_starting(command: str) -> Iterator[None]:
-    """Libraries take seconds to load: says so on a terminal, and takes it back."""
+def _shown_as_starting(command: str) -> Iterator[None]:
+    """Shows on a terminal that libraries are loading, which takes seconds."""
     is_watched = sys.stderr.isatty()
     if is_watched:
         print(f"cm3leon {command} is starting ...", end="", file=sys.stderr, flush=True)
@@ -263,7 +303,7 @@ def _said_to_be_starting(command: str) -> Iterator[None]:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _refuse_unwritable(command: Command, config: Config, workdir: Path) -> None:
+def _check_writable(command: Command, config: Config, workdir: Path) -> None:
     """Looks, before hours of work, whether their result can be written."""
     for name in command.writes:
         if name == "workdir":

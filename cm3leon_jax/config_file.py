@@ -40,7 +40,8 @@ def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) ->
     values = read_object(path, "the config") if path.suffix == ".json" else _run(path, variant)
     for name, text in (overrides or {}).items():
         *parents, last = name.split(".")
-        section, defaults = values, Config()
+        section: Any = values
+        defaults: Any = Config()
         for parent in parents:
             defaults = getattr(defaults, parent, None)
             # One entry of a dict changes, the others stay.

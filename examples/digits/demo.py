@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
+    # Registers the metric "digits".
+    config.modules = ("examples.digits.metric",)
     config.corpus = dict(mixture="digits", modules=("examples.digits.tasks",), num_sample_images=24)
     config.vocabulary = dict(num_text_tokens=384, num_masks=16, num_documents=5000)
     config.image_tokenizer = dict(
@@ -66,6 +68,10 @@ def get_config() -> ConfigDict:
             for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
         ),
         samples_per_prompt=20,
-        classifier="digits",
+        metrics={
+            "loss": dict(type="loss"),
+            "reconstruction": dict(type="reconstruction"),
+            "digits": dict(type="digits"),
+        },
     )
     return config
