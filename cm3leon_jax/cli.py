@@ -55,7 +55,9 @@ COMMANDS = {
     "inspect": Command("cm3leon_jax.commands.inspect", "look into a prepared corpus: documents and packed sequences"),
     "plan": Command("cm3leon_jax.planning.plan", "compile a run for a pod you do not have: memory, collectives, time"),
     "train": Command("cm3leon_jax.training.train", "train the transformer; run it again to continue", ("workdir",)),
-    "generate": Command("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
+    "generate": Command(
+        "cm3leon_jax.generation.generate", "text-to-image, captioning, infilling and editing from prompts"
+    ),
     "evaluate": Command(
         "cm3leon_jax.commands.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
     ),
@@ -86,7 +88,7 @@ READS = {
 # Commands that several processes run together.
 _DISTRIBUTED = ("prepare", "train", "evaluate")
 
-# What a shell makes of a program that SIGPIPE ended, as one ends that writes to `head`.
+# The exit code that a shell gives to a program ended by SIGPIPE, such as one that writes to `head`.
 _NO_READER = 141
 
 
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Where a terminal is not UTF-8, or a name is not: shown in another way, rather than not at all.
+            # Where the terminal or a file name is not UTF-8, escapes are shown.
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -127,12 +129,12 @@ def _flush() -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """Sends a stream nowhere: the interpreter writes what is left when it ends, and must not fail once more."""
+    """Redirects a stream to /dev/null: the interpreter flushes it at exit, and must not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _unread_streams() -> list[TextIO]:
-    """Those of this process's outputs that lead into a pipe which was closed at its other end."""
+    """Finds the output streams whose pipe was closed by its reader."""
     found = []
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError, ValueError):
@@ -186,7 +188,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _leave(code: int) -> None:
-    # The others may wait in a collective, and JAX would wait for them to say goodbye.
+    # The others may wait in a collective, and JAX would wait for them at exit.
     from cm3leon_jax.distributed import hard_exit
 
     hard_exit(code)
@@ -203,7 +205,7 @@ def _no_room(error: Exception) -> str:
 
 
 def _code_among_many(error: Exception) -> tuple[int, str]:
-    """What an exception means for a process that has others: a collective fails where one of them is gone."""
+    """Exit code and message of an exception in one of several processes: a collective fails when another is gone."""
     import jax
 
     lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
@@ -213,7 +215,7 @@ def _code_among_many(error: Exception) -> tuple[int, str]:
 
 
 def _ignore_an_absent_tpu() -> None:
-    """Keeps JAX from looking for a TPU with libtpu, which `plan` needs where there is none: it complains aloud."""
+    """Keeps JAX from loading libtpu on a host without a TPU, where `plan` has it installed: it logs errors."""
     if not host_has_tpu() and importlib.util.find_spec("libtpu"):
         os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if host_has_gpu() else "cpu")
 
@@ -224,13 +226,13 @@ def _overview() -> str:
     rows = "\n".join(f"  {name:<22} {command.summary}" for name, command in COMMANDS.items())
     return (
         "cm3leon COMMAND --config=FILE [--workdir=DIR] [--config.a.b=value ...]\n\n"
-        f"{rows}\n\ncm3leon COMMAND --help says what a command takes.\n"
-        f"Configs and launch scripts lie in {config_file.shipped_folder()}."
+        f"{rows}\n\ncm3leon COMMAND --help describes a command.\n"
+        f"Configs and launch scripts are in {config_file.shipped_folder()}."
     )
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser for which a mistake is one line, like any other."""
+    """An argument parser that reports a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
         unknown, _, option = message.partition(": ")
@@ -304,7 +306,7 @@ def _shown_as_starting(command: str) -> Iterator[None]:
 
 
 def _check_writable(command: Command, config: Config, workdir: Path) -> None:
-    """Looks, before hours of work, whether their result can be written."""
+    """Checks before hours of work that the result can be written."""
     for name in command.writes:
         if name == "workdir":
             paths.writable_folder(workdir, "--workdir")
@@ -313,11 +315,11 @@ def _check_writable(command: Command, config: Config, workdir: Path) -> None:
 
 
 def _join(command: str, config: Config) -> None:
-    """Takes part in a run of several processes, where the environment names them and the command is for several."""
+    """Joins the other processes that the environment names; refuses them if the command runs as one process."""
     from cm3leon_jax import distributed
 
     if command in _DISTRIBUTED:
-        # The others have no step to save: what they wrote is whole, and started again they go on behind it.
+        # Other commands have no step to save at SIGTERM: started again, they continue after what they wrote.
         distributed.join(config.distributed, notes_sigterm=command == "train")
     elif processes := distributed.named_processes(os.environ):
         raise UserError(f"runs as one process, and this is {processes}: start it once, without a launcher")
