@@ -11,8 +11,7 @@ from cm3leon_jax.data.batches.source import BatchSource, open_retrieval
 from cm3leon_jax.evaluation.evaluation import Evaluation
 from cm3leon_jax.models.sharding import check_batch_divides, process_local_rows
 from cm3leon_jax.ranges import PositiveInt
-from cm3leon_jax.training.held_out import eval_loss
-from cm3leon_jax.training.step import TrainStep
+from cm3leon_jax.training.eval_loss import eval_loss, make_eval_step
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,11 @@ class EvalLoss:
             rows=process_local_rows(batch.batch_size, model.mesh),
             retrieval=open_retrieval(corpus, config.retrieval, config.corpus.train_split),
         )
-        compiled = TrainStep(config, model.vocabulary, model.mesh)
+        eval_step = make_eval_step(
+            config.model, model.vocabulary, config.batch.sequence_length, model.mesh, config.train.loss_chunks
+        )
         num_batches = -(-self.num_sequences // self.batch_size)
-        losses = eval_loss(compiled, model.parameters, source, num_batches, model.mesh)
+        losses = eval_loss(eval_step, model.parameters, source, num_batches, model.mesh)
         perplexities = {
             name.replace("loss", "perplexity"): float(np.exp(value)) for name, value in losses.items() if "loss" in name
         }
