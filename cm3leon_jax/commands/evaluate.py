@@ -10,7 +10,7 @@ from pathlib import Path
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.distributed import is_coordinator
-from cm3leon_jax.evaluation.evaluation import Evaluation, stage
+from cm3leon_jax.evaluation.context import EvaluationContext, stage
 from cm3leon_jax.evaluation.metrics import build_metrics, headlines, measure
 from cm3leon_jax.evaluation.report import Report, write_report
 from cm3leon_jax.files import write_json
@@ -25,7 +25,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     metrics = build_metrics(config.evaluate.metrics)
     with stage(f"opening the newest checkpoint of {workdir}"):
         model = restore_model(config, workdir)
-    evaluation = Evaluation(config, model, PreparedCorpus.open(config.corpus.path, model.vocabulary))
+    evaluation = EvaluationContext(config, model, PreparedCorpus.open(config.corpus.path, model.vocabulary))
     values = measure(metrics, evaluation)
     report = Report.of(evaluation, workdir.name, values, headlines(metrics), read_step_log(workdir / "metrics.jsonl"))
     if not is_coordinator():

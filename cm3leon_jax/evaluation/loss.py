@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cm3leon_jax.data.batches.source import BatchSource, open_retrieval
-from cm3leon_jax.evaluation.evaluation import Evaluation
+from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.models.sharding import check_batch_divides, process_local_rows
 from cm3leon_jax.ranges import PositiveInt
 from cm3leon_jax.training.eval_loss import eval_loss, make_eval_step
@@ -21,7 +21,7 @@ class EvalLoss:
     num_sequences: PositiveInt = 512
     batch_size: PositiveInt = 32
 
-    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+    def __call__(self, evaluation: EvaluationContext) -> dict[str, float]:
         config, model, corpus = evaluation.config, evaluation.model, evaluation.corpus
         batch = dataclasses.replace(config.batch, batch_size=self.batch_size)
         check_batch_divides(batch.batch_size, model.mesh)

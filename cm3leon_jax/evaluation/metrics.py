@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from cm3leon_jax.config_values import build
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.evaluation.evaluation import Evaluation, stage
+from cm3leon_jax.evaluation.context import EvaluationContext, stage
 from cm3leon_jax.evaluation.registry import METRICS
 from cm3leon_jax.ranges import first_fault
 
@@ -19,7 +19,7 @@ class Metric(Protocol):
     A metric may have an attribute `headlines`, {name: what it is a fraction of}: they head the report in percent.
     """
 
-    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+    def __call__(self, evaluation: EvaluationContext) -> dict[str, float]:
         """Returns values by the name that they have in evaluation.json; all processes of a run call it."""
         ...
 
@@ -40,7 +40,7 @@ def build_metrics(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
     return metrics
 
 
-def measure(metrics: Mapping[str, Metric], evaluation: Evaluation) -> dict[str, float]:
+def measure(metrics: Mapping[str, Metric], evaluation: EvaluationContext) -> dict[str, float]:
     """Returns the step, and the values of all metrics.
 
     Raises:

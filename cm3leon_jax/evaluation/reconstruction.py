@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from cm3leon_jax.evaluation.evaluation import Evaluation
+from cm3leon_jax.evaluation.context import EvaluationContext
 
 
 @dataclass(frozen=True)
 class Reconstruction:
     """PSNR of the held-out images that `prepare` kept; nothing where it kept none."""
 
-    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+    def __call__(self, evaluation: EvaluationContext) -> dict[str, float]:
         if not len(evaluation.originals):
             return {}
         return {"reconstruction_psnr": psnr(evaluation.originals, evaluation.reconstructions)}

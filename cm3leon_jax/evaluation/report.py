@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from cm3leon_jax import pages
-from cm3leon_jax.evaluation.evaluation import Evaluation
+from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.files import atomic_write
 
 # Most held-out documents that the page shows.
@@ -52,7 +52,7 @@ class Report:
     @classmethod
     def of(
         cls,
-        evaluation: Evaluation,
+        evaluation: EvaluationContext,
         title: str,
         values: Mapping[str, float],
         headlines: Mapping[str, str],

@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.evaluation.evaluation import Evaluation
+from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
 from examples.digits import images as digits
 
@@ -27,7 +27,7 @@ class Digits:
         "infill_accuracy": "are still classified as their digit after the middle half was infilled",
     }
 
-    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+    def __call__(self, evaluation: EvaluationContext) -> dict[str, float]:
         image_tokenizer, held_out = evaluation.model.image_tokenizer, evaluation.held_out
         shape = evaluation.originals.shape[1:]
         if shape != (8, 8, 1):
@@ -84,7 +84,7 @@ class DigitClassifier:
             "held_out_nearest_training_distance": float(held_out.mean()),
         }
 
-    def score_infills(self, evaluation: Evaluation) -> dict[str, float]:
+    def score_infills(self, evaluation: EvaluationContext) -> dict[str, float]:
         """How many infilled images are still their digit, and how many with the middle of another image."""
         codes, mask = evaluation.held_out.codes, evaluation.mask
         others = codes.copy()

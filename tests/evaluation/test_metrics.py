@@ -9,15 +9,15 @@ import pytest
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation import metrics
 from cm3leon_jax.evaluation.config import EvaluateConfig
-from cm3leon_jax.evaluation.evaluation import Evaluation
+from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.loss import EvalLoss
 from cm3leon_jax.evaluation.reconstruction import Reconstruction, psnr
 
 
 @pytest.fixture
-def tiny_evaluation() -> Evaluation:
+def tiny_evaluation() -> EvaluationContext:
     """An evaluation of step 7 that has nothing to sample."""
-    evaluation = object.__new__(Evaluation)
+    evaluation = object.__new__(EvaluationContext)
     evaluation.__dict__["model"] = SimpleNamespace(step=7)
     return evaluation
 

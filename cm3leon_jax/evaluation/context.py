@@ -37,7 +37,7 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationContext:
     """What metrics and the report look at; samples are made when first used, then kept.
 
     All processes of a run use the same attributes in the same order, since they generate together.
