@@ -8,20 +8,22 @@ import difflib
 import importlib
 import importlib.util
 import io
+import logging
 import os
 import select
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 from cm3leon_jax import __version__, paths
 from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
-from cm3leon_jax.config import Config
 from cm3leon_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, FailedSave, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
 from cm3leon_jax.log_handler import show_messages
+
+log = logging.getLogger(__name__)
 
 
 class Command(NamedTuple):
@@ -296,16 +298,20 @@ def _help_on_fields(command: str) -> str:
 
 @contextlib.contextmanager
 def _shown_as_starting(command: str) -> Iterator[None]:
-    """Shows on a terminal that libraries are loading, which takes seconds."""
-    is_watched = sys.stderr.isatty()
-    if is_watched:
+    """Shows that libraries are loading, which takes seconds: on a terminal for as long as it takes."""
+    if not COMMANDS[command].takes_config:
+        yield
+    elif sys.stderr.isatty():
         print(f"cm3leon {command} is starting ...", end="", file=sys.stderr, flush=True)
-    yield
-    if is_watched:
+        yield
         print("\r\033[K", end="", file=sys.stderr, flush=True)
+    else:
+        if all(os.environ.get(name, "0") == "0" for name in ("JAX_PROCESS_ID", "SLURM_PROCID")):
+            log.info(f"cm3leon {command} is starting")
+        yield
 
 
-def _check_writable(command: Command, config: Config, workdir: Path) -> None:
+def _check_writable(command: Command, config: Any, workdir: Path) -> None:
     """Checks before hours of work that the result can be written."""
     for name in command.writes:
         if name == "workdir":
@@ -314,7 +320,7 @@ def _check_writable(command: Command, config: Config, workdir: Path) -> None:
             paths.writable_folder(Path(getattr(config, name).path), f"config.{name}.path")
 
 
-def _join(command: str, config: Config) -> None:
+def _join(command: str, config: Any) -> None:
     """Joins the other processes that the environment names; refuses them if the command runs as one process."""
     from cm3leon_jax import distributed
 

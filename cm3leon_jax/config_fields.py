@@ -34,41 +34,45 @@ class ConfigField:
 
 
 def config_fields(parts: Sequence[str]) -> list[ConfigField]:
-    """Lists the fields of some parts of the config, and values of the config itself, by name."""
-    hints, whole = typing.get_type_hints(Config), list(_fields_of(Config, ""))
-    found: list[ConfigField] = []
-    for part in parts:
-        if dataclasses.is_dataclass(hints[part]):
-            found += _fields_of(hints[part], f"{part}.")
-        else:
-            found += [field for field in whole if field.name == part]
-    return found
+    """Lists the fields of some parts of the config by name; a part may be a field of the config itself.
+
+    Of a part with families these are the fields of the default family.
+    """
+    whole, values = Config(), {field.name: field for field in _fields_of(Config(), "")}
+    return [
+        field
+        for part in parts
+        for field in ([values[part]] if part in values else _fields_of(getattr(whole, part), f"{part}."))
+    ]
 
 
-def _fields_of(cls: type, prefix: str) -> Iterator[ConfigField]:
+def _fields_of(part: Any, prefix: str) -> Iterator[ConfigField]:
+    """Lists the fields of a part, and those of the parts in it except where it is the whole config."""
+    cls: Any = type(part)
     hints, ranges, comments = typing.get_type_hints(cls), ranges_of(cls), _comments(cls)
-    for field in dataclasses.fields(cls):
-        kind, name = hints[field.name], field.name
-        if dataclasses.is_dataclass(kind):
+    for field in dataclasses.fields(part):
+        name, value = field.name, getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
             if prefix:
-                yield from _fields_of(typing.cast(type, kind), f"{prefix}{name}.")
+                yield from _fields_of(value, f"{prefix}{name}.")
             continue
-        has_factory = field.default_factory is not dataclasses.MISSING
-        default = field.default_factory() if has_factory else field.default
+        kind = hints[name]
         text = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
         text = text.replace("typing.", "").replace("collections.abc.", "").replace("Mapping[", "dict[")
         if name in ranges:
             text += f", {ranges[name][1]}"
-        yield ConfigField(prefix + name, text, default, comments.get(name, ""))
+        yield ConfigField(prefix + name, text, value, comments.get(name, ""))
 
 
 def _comments(cls: type) -> dict[str, str]:
-    """Reads the comment above each field of a dataclass from its source."""
+    """Reads the comment above each field of a dataclass from its source, and from those of its bases."""
+    found: dict[str, str] = {}
+    for base in cls.__bases__:
+        if dataclasses.is_dataclass(base):
+            found |= _comments(base)
     source = textwrap.dedent(inspect.getsource(cls))
     lines = source.splitlines()
-    body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-    found = {}
-    for node in body:
+    for node in typing.cast(ast.ClassDef, ast.parse(source).body[0]).body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             above: list[str] = []
             for line in reversed(lines[: node.lineno - 1]):
