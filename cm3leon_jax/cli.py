@@ -22,6 +22,7 @@ from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
 from cm3leon_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, FailedSave, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
 from cm3leon_jax.log_handler import show_messages
+from cm3leon_jax.shipped import shipped_folder
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ COMMANDS = {
         "cm3leon_jax.commands.prepare", "turn a seqio mixture into token shards and neighbor lists", ("corpus",)
     ),
     "inspect": Command("cm3leon_jax.commands.inspect", "look into a prepared corpus: documents and packed sequences"),
-    "plan": Command("cm3leon_jax.planning.plan", "compile a run for a pod you do not have: memory, collectives, time"),
+    "plan": Command("cm3leon_jax.commands.plan", "compile a run for a pod you do not have: memory, collectives, time"),
     "train": Command("cm3leon_jax.commands.train", "train the transformer; run it again to continue", ("workdir",)),
     "generate": Command(
         "cm3leon_jax.generation.generate", "text-to-image, captioning, infilling and editing from prompts"
@@ -223,13 +224,11 @@ def _ignore_an_absent_tpu() -> None:
 
 
 def _overview() -> str:
-    from cm3leon_jax import config_file
-
     rows = "\n".join(f"  {name:<22} {command.summary}" for name, command in COMMANDS.items())
     return (
         "cm3leon COMMAND --config=FILE [--workdir=DIR] [--config.a.b=value ...]\n\n"
         f"{rows}\n\ncm3leon COMMAND --help describes a command.\n"
-        f"Configs and launch scripts are in {config_file.shipped_folder()}."
+        f"Configs and launch scripts are in {shipped_folder()}."
     )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import cm3leon_jax
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -24,6 +26,14 @@ def installed(tmp_path_factory) -> Path:
     return target
 
 
+def test_the_version_is_the_same_everywhere():
+    version = cm3leon_jax.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+    asked = [sys.executable, "setup.py", "--version"]
+    assert subprocess.check_output(asked, cwd=ROOT, text=True).split()[-1] == version
+
+
 def test_templates_configs_and_launch_files_are_installed(installed):
     names = {str(path.relative_to(installed / "cm3leon_jax")) for path in installed.rglob("*") if path.is_file()}
     assert {"evaluation/report.html.jinja", "commands/inspect.html.jinja", "py.typed"} <= names
@@ -36,8 +46,8 @@ def test_templates_configs_and_launch_files_are_installed(installed):
 def test_a_config_of_ones_own_builds_on_an_installed_one(installed, tmp_path):
     (tmp_path / "mine.py").write_text("from configs import demo\nget_config = demo.get_config\n")
     code = (
-        "from cm3leon_jax import config_file\n"
-        f"assert config_file.shipped_folder().is_relative_to({str(installed)!r})\n"
+        "from cm3leon_jax import config_file, shipped\n"
+        f"assert shipped.shipped_folder().is_relative_to({str(installed)!r})\n"
         "for name in ('mine.py', 'demo', 'examples/digits/demo_opt.py'):\n"
         "    print(config_file.load(name, 'runs/x').model.model_dim)\n"
     )

@@ -11,7 +11,7 @@ import importlib.util
 from pathlib import Path
 
 from cm3leon_jax.config_fields import config_fields
-from cm3leon_jax.config_file import shipped_configs
+from cm3leon_jax.shipped import shipped_configs
 
 # bash cuts words at "=", zsh does not: `option` is what comes before it, `value` what comes after.
 _SCRIPT = """\
