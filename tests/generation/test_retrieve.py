@@ -13,7 +13,7 @@ class Recording(Retriever):
     """A retriever that keeps what it was asked."""
 
     def __init__(self) -> None:
-        self.texts, self.images = [], []
+        self.__dict__ |= {"texts": [], "images": []}
 
     def by_text(self, texts, count):
         self.texts += texts
