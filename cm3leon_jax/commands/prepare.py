@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches.row_fit import row_losses
+from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
-from cm3leon_jax.data.corpus.shard_writer import DocumentTokenizer
 from cm3leon_jax.data.corpus.tokenizing import summary, write_token_shards
 from cm3leon_jax.data.sources.reading import changes_since
 from cm3leon_jax.distributed import barrier, is_coordinator

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.batches.source import BatchSource, open_retrieval
+from cm3leon_jax.data.batches.row_plan import open_retrieval
+from cm3leon_jax.data.batches.source import BatchSource
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.evaluation.report import Report, write_report

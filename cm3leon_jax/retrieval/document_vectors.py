@@ -22,12 +22,8 @@ from tqdm import tqdm
 
 from cm3leon_jax import counter_random
 from cm3leon_jax.data.corpus.array_files import open_arrays, save_arrays
-from cm3leon_jax.data.corpus.shard_writer import (
-    DecodedDocument,
-    DocumentTokenizer,
-    read_shard_record,
-    shard_metadata_file,
-)
+from cm3leon_jax.data.corpus.document_tokenizer import DecodedDocument, DocumentTokenizer
+from cm3leon_jax.data.corpus.shard_writer import read_shard_record, shard_metadata_file
 from cm3leon_jax.data.sources.reading import Share, SkippedExample, TaskReader
 from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.documents import Document
@@ -148,7 +144,7 @@ def _opened(
 ) -> Iterator[tuple[str, DecodedDocument]]:
     """The text and the images of each document that has tokens."""
     for document in examples:
-        opened = tokens.open(document)
+        opened = tokens.decode(document)
         if isinstance(document, Document) and isinstance(opened, DecodedDocument):
             yield document.text, opened
 

@@ -31,6 +31,7 @@ from cm3leon_jax.data.corpus.array_files import (
     save_array,
     write_files_record,
 )
+from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.manifest import NeighborsPlan
 from cm3leon_jax.data.corpus.neighbors import (
     NONE,
@@ -47,7 +48,6 @@ from cm3leon_jax.data.corpus.neighbors import (
     scores_file,
 )
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
-from cm3leon_jax.data.corpus.shard_writer import DocumentTokenizer
 from cm3leon_jax.data.corpus.tokenizing import check_sources
 from cm3leon_jax.data.sources.reading import TaskReader, open_mixture
 from cm3leon_jax.distributed import all_processes, barrier, is_coordinator
@@ -328,7 +328,7 @@ def _write_lists(
 ) -> None:
     """Writes the lists of a task and split where they are missing, as many shards at a time as there are processes."""
     folder = corpus.path / "retrieval" / task / split
-    first_place = documents.first_place(task) if split == config.corpus.train_split else None
+    first_place = documents.first_index(task) if split == config.corpus.train_split else None
     opened = [open_vectors(folder, shard) for shard in range(_num_shards(corpus, task, split))]
     vectors = [own for own, _ in opened]
     first_document = np.cumsum([0, *map(len, vectors)])

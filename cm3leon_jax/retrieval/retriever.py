@@ -59,7 +59,7 @@ class Retriever:
             )
         fix = f"delete {folder / INDEX_FILE} and run `cm3leon prepare` again"
         check_file(folder / INDEX_FILE, lists.manifest["files"].get(INDEX_FILE, 0), fix)
-        return cls(encoder, Index.open(folder / INDEX_FILE), Memory.open(folder), lists.memory, config.retrieval)
+        return cls(encoder, Index.open(folder / INDEX_FILE), Memory.open(folder), lists.documents, config.retrieval)
 
     def by_text(self, texts: Sequence[str], count: int) -> list[list[Neighbor]]:
         """The nearest documents of each text, best first; fewer where fewer are near enough."""

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import cm3leon_jax
 from cm3leon_jax.data.corpus.config import CorpusConfig
+from cm3leon_jax.data.corpus.document_tokenizer import DecodedDocument, DocumentTokenizer, ImageEncoder
 from cm3leon_jax.data.corpus.manifest import Plan
 from cm3leon_jax.data.corpus.prepared import (
     FORMAT_VERSION,
@@ -32,8 +33,6 @@ from cm3leon_jax.data.corpus.prepared import (
 )
 from cm3leon_jax.data.corpus.shard_writer import (
     NUM_LISTED,
-    DecodedDocument,
-    DocumentTokenizer,
     ShardWriter,
     read_shard_record,
     shard_metadata_file,
@@ -52,7 +51,6 @@ from cm3leon_jax.distributed import all_processes, barrier, is_coordinator
 from cm3leon_jax.documents import Document
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import wait_for, write_json
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
 from cm3leon_jax.records import read_record, write_record
 from cm3leon_jax.threads import mapped_ahead
 from cm3leon_jax.vocabulary import Vocabulary
@@ -132,7 +130,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _plan(
-    corpus: CorpusConfig, vocabulary: Vocabulary, image_tokenizer: ImageTokenizer, tasks: Sequence[TaskReader]
+    corpus: CorpusConfig, vocabulary: Vocabulary, image_tokenizer: ImageEncoder, tasks: Sequence[TaskReader]
 ) -> dict[str, Any]:
     """All that the tokens on disk depend on."""
     if vocabulary.num_image_codes != image_tokenizer.config.codebook_size:
@@ -366,7 +364,7 @@ def _prefetch_decoded(
     tokens: DocumentTokenizer, examples: Iterable[tuple[int, Document | SkippedExample]]
 ) -> Iterator[tuple[int, DecodedDocument | SkippedExample]]:
     """Opens documents in order, in threads, a few batches ahead: while images are encoded, others are opened."""
-    return mapped_ahead(tokens.open, examples, num_ahead=2 * tokens.batch_size)
+    return mapped_ahead(tokens.decode, examples, num_ahead=2 * tokens.batch_size)
 
 
 def summary(manifest: dict[str, Any]) -> str:

@@ -16,8 +16,9 @@ from cm3leon_jax.commands import prepare
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus import tokenizing
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
+from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
-from cm3leon_jax.data.corpus.shard_writer import DocumentTokenizer, ShardWriter
+from cm3leon_jax.data.corpus.shard_writer import ShardWriter
 from cm3leon_jax.data.sources.folder import FolderSource
 from cm3leon_jax.data.sources.reading import TaskReader, open_mixture
 from cm3leon_jax.errors import UserError
