@@ -1,6 +1,6 @@
 """CM3Leon 350M as published (arXiv 2309.02591, Table 3): 1.4T tokens, batch 8.4M, with three retrieved documents.
 
-Register your captioned images as a seqio mixture (see `cm3leon_jax/data/sources/tasks.py`), then run, with its name:
+Register your captioned images as a seqio mixture (see docs/add_a_source.md), then run, with its name:
 
     cm3leon train-text-tokenizer  --config=configs/cm3leon_350m.py --workdir=DIR --config.corpus.mixture=NAME
     cm3leon train-image-tokenizer --config=configs/cm3leon_350m.py --workdir=DIR --config.corpus.mixture=NAME

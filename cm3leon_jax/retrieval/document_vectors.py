@@ -24,7 +24,7 @@ from cm3leon_jax import counter_random
 from cm3leon_jax.data.corpus.array_files import open_arrays, save_arrays
 from cm3leon_jax.data.corpus.document_tokenizer import DecodedDocument, DocumentTokenizer
 from cm3leon_jax.data.corpus.shard_writer import read_shard_record, shard_metadata_file
-from cm3leon_jax.data.sources.reading import Share, SkippedExample, TaskReader
+from cm3leon_jax.data.sources.reading import ShardSlice, SkippedExample, TaskReader
 from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.documents import Document
 from cm3leon_jax.encoders.base import Encoder, l2_normalize
@@ -104,7 +104,7 @@ def write_vectors(
     # One pass for all of them: to open the documents at a later one reads all before it.
     numbered = (
         (index // size, document)
-        for index, document in task.share(split, Share(size, missing[0], step))
+        for index, document in task.numbered(split, ShardSlice(size, missing[0], step))
         if index // size in missing
     )
     runs = itertools.groupby(numbered, key=operator.itemgetter(0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -15,6 +15,7 @@ from cm3leon_jax.images import UnreadableImage, decode_image
 from cm3leon_jax.vocabulary import Vocabulary
 
 
+@runtime_checkable
 class ImageEncoder(Protocol):
     """What the corpus needs of an image tokenizer."""
 

@@ -38,11 +38,11 @@ from cm3leon_jax.data.corpus.shard_writer import (
     shard_metadata_file,
 )
 from cm3leon_jax.data.sources.reading import (
-    Share,
+    ShardSlice,
     SkippedExample,
     TaskReader,
     open_mixture,
-    refuse_many_skipped,
+    check_num_skipped,
     skipped_report,
     source_changes,
 )
@@ -273,7 +273,7 @@ def _refuse_many_skipped(corpus: CorpusConfig, task: TaskReader, entry: dict[str
     first = [f"{skipped.get('where', skipped['index'])}: {skipped['reason']}" for split in splits
              for skipped in split["skipped"]["first"]]  # fmt: skip
     kinds = ", ".join(f"{count:,} for {reason}" for reason, count in by_reason.most_common())
-    refuse_many_skipped(corpus, task.name, num_documents, num_skipped, f"{kinds}; {_some(first)}")
+    check_num_skipped(corpus, task.name, num_documents, num_skipped, f"{kinds}; {_some(first)}")
 
 
 def _write_own_shards(
@@ -296,7 +296,7 @@ def _write_own_shards(
         tokens,
         (
             (index, document)
-            for index, document in task.share(split, Share(size, first, step))
+            for index, document in task.numbered(split, ShardSlice(size, first, step))
             if is_missing(index // size) or index % size == 0
         ),
     )

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from cm3leon_jax.data.sources.base import CAPTIONED, SlicedSource, add_task
 from cm3leon_jax.data.sources.config import FolderConfig
-from cm3leon_jax.data.sources.folder_documents import FolderDocuments, UnreadableImage, read_folder
+from cm3leon_jax.data.sources.folder_documents import FolderDocuments, UnreadableFile, read_folder
 from cm3leon_jax.threads import NUM_THREADS, mapped_ahead
 
 
@@ -51,7 +51,7 @@ class FolderSource(SlicedSource):
     def _image(self, split: str, index: int) -> bytes:
         try:
             return self.documents.image(split, index)
-        except UnreadableImage as error:
+        except UnreadableFile as error:
             self.faults[split, index] = str(error)
             return b""
 
@@ -66,7 +66,7 @@ def add_folder_task(
       folder: images, in folders below too, each with a caption in a `.txt` file of the same stem beside it, or in a
         line {"file_name": "a/b.png", "text": "..."} of a metadata.jsonl (or .csv, .parquet) in its folder or above.
       config: which captions are taken, and what is held out.
-      image_first: whether the image stands in front of the caption.
+      image_first: whether the image precedes the caption.
 
     Raises:
       UserError: if there is no such folder, or no image with a caption in it.

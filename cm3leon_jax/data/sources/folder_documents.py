@@ -25,6 +25,7 @@ from cm3leon_jax.data.sources.captions import LONGEST, BadCaption, captions_in, 
 from cm3leon_jax.data.sources.config import FolderConfig
 from cm3leon_jax.data.sources.listing import METADATA_FILES, UNSUPPORTED, Listing, list_files, same_name, stem_of
 from cm3leon_jax.data.sources.metadata import BadLine, read_metadata
+from cm3leon_jax.data.sources.registry import NamedSource
 from cm3leon_jax.data.sources.skipped import Skipped, printable
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.images import IMAGE_SUFFIXES
@@ -37,7 +38,7 @@ _SPLIT_FOLDERS = {
 }
 
 
-class UnreadableImage(Exception):
+class UnreadableFile(Exception):
     """A file that is not, or no longer, what the folder's listing says; the text says why."""
 
 
@@ -87,21 +88,21 @@ class FolderDocuments:
         """The image file of a document.
 
         Raises:
-          UnreadableImage: if it is not the file that was listed.
+          UnreadableFile: if it is not the file that was listed.
         """
         number = self.images[self.splits[split][index]]
         try:
-            # Should a pipe lie there now, this does not wait for its other end.
+            # Should there be a pipe now, this does not wait for its other end.
             descriptor = os.open(self.folder / self.listing.images[number], os.O_RDONLY | os.O_NONBLOCK)
             with os.fdopen(descriptor, "rb") as file:
                 status = os.fstat(descriptor)
                 if (status.st_size, status.st_mtime_ns) != (self.listing.sizes[number], self.listing.times[number]):
-                    raise UnreadableImage("image that was edited meanwhile")
+                    raise UnreadableFile("image that was edited meanwhile")
                 return file.read()
         except FileNotFoundError:
-            raise UnreadableImage("image that was removed meanwhile") from None
+            raise UnreadableFile("image that was removed meanwhile") from None
         except OSError as error:
-            raise UnreadableImage(f"file that cannot be read: {error.strerror}") from None
+            raise UnreadableFile(f"file that cannot be read: {error.strerror}") from None
 
     def provenance(self) -> dict[str, str]:
         """What the documents follow from: names and sizes of the images, the captions and splits, times of change."""
@@ -138,9 +139,23 @@ class FolderDocuments:
         return max(status.st_mtime, status.st_ctime)
 
 
-def folder_task_name(folder: str | Path) -> str:
-    """The name of the task of a folder; seqio allows no slashes in it, and it becomes a folder of the corpus."""
-    return "folder_" + re.sub(r"\W+", "_", Path(folder).expanduser().resolve().name).strip("_")
+class NamedFolder(NamedSource):
+    """`folder:PATH` as `config.corpus.mixture`."""
+
+    @property
+    def task_name(self) -> str:
+        """Named after the folder alone, not the way to it."""
+        return "folder_" + re.sub(r"\W+", "_", Path(self.location).expanduser().resolve().name).strip("_")
+
+    def add_task(self) -> None:
+        """Registers the folder as a seqio task."""
+        from cm3leon_jax.data.sources.folder import add_folder_task
+
+        add_folder_task(self.task_name, self.location, self.config.folder)
+
+    def provenance(self) -> dict[str, str]:
+        """What the documents follow from."""
+        return read_folder(Path(self.location).expanduser(), self.config.folder).provenance()
 
 
 def read_folder(folder: Path, config: FolderConfig) -> FolderDocuments:

@@ -308,7 +308,7 @@ def test_processes_that_write_in_turns_write_what_one_does(
     import seqio
     import tensorflow as tf
 
-    from cm3leon_jax.data.sources.tasks import OUTPUT_FEATURES
+    from cm3leon_jax.data.sources import OUTPUT_FEATURES
 
     image = encode_png(np.full((8, 8, 1), 90, np.uint8))
     counts = {"train": 9, "validation": num_documents}
