@@ -126,12 +126,14 @@ def _train(config: Config, workdir: Path, vocabulary: Vocabulary, record: dict[s
             f"config.encoder_training.batch_size is {training.batch_size}: it must be a multiple of the {ways} ways "
             "of the mesh axes replica and fsdp"
         )
-    pairs, held_out = split_sample(load_pair_sample(
-        config.corpus,
-        Path(config.encoder.path) / "sample",
-        config.encoder_training.num_pairs,
-        config.encoder.resolution,
-    ))
+    pairs, held_out = split_sample(
+        load_pair_sample(
+            config.corpus,
+            Path(config.encoder.path) / "sample",
+            config.encoder_training.num_pairs,
+            config.encoder.resolution,
+        )
+    )
     if training.batch_size > len(pairs.texts):
         raise UserError(
             f"config.encoder_training.batch_size is {training.batch_size}: at most the {len(pairs.texts)} pairs "

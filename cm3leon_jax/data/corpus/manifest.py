@@ -155,7 +155,7 @@ class NeighborsPlan(TypedDict):
     encoder: str
     corpus: dict[str, Any]
     settings: dict[str, Any]
-    memory: Annotated[list[Name], Field(min_length=1)]
+    datastore: Annotated[list[Name], Field(min_length=1)]
     fingerprint: str
 
 

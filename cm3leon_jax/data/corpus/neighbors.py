@@ -134,7 +134,7 @@ class NeighborLists:
     def __init__(self, corpus: PreparedCorpus, manifest: Mapping[str, Any], train_split: str) -> None:
         self._corpus, self.manifest = corpus, manifest
         self._opened: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
-        self.documents = DatastoreDocuments(corpus, tuple(manifest["memory"]), train_split)
+        self.documents = DatastoreDocuments(corpus, tuple(manifest["datastore"]), train_split)
 
     @classmethod
     def open(cls, corpus: PreparedCorpus, config: RetrievalConfig, train_split: str) -> NeighborLists:

@@ -41,8 +41,8 @@ from cm3leon_jax.data.sources.reading import (
     ShardSlice,
     SkippedExample,
     TaskReader,
-    open_mixture,
     check_num_skipped,
+    open_mixture,
     skipped_report,
     source_changes,
 )

@@ -29,6 +29,7 @@ from cm3leon_jax.documents import Document, ImageSegment
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import atomic_write, read_json, write_json
 from cm3leon_jax.images import UnreadableImage, decode_image
+from cm3leon_jax.log_handler import show_messages
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +84,14 @@ def _take_if_needed(corpus: CorpusConfig, folder: Path, spec: SampleSpec) -> Non
     record = read_json(file, "the sample") if file.exists() else {}
     if {name: record.get(name) for name in wanted} != wanted or not all((folder / name).exists() for name in names):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
-            child.submit(take_sample, corpus, folder, spec).result()
+            child.submit(_take_in_child, corpus, folder, spec).result()
     elif changes := current_changes(corpus, record):
         log.info(f"the sample is of an older state of the documents ({changes}); delete {folder} to take it again")
+
+
+def _take_in_child(corpus: CorpusConfig, folder: Path, spec: SampleSpec) -> None:
+    show_messages()
+    take_sample(corpus, folder, spec)
 
 
 def take_sample(corpus: CorpusConfig, folder: Path, spec: SampleSpec) -> None:

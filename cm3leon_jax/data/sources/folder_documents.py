@@ -1,6 +1,6 @@
 """The captioned images of a folder: which there are, in which split, what was skipped, and what they follow from.
 
-A caption stands in a `.txt` file of the image's stem beside it, or in a line of a metadata file in the image's folder
+A caption is in a `.txt` file of the image's stem next to it, or in a line of a metadata file in the image's folder
 or any above. What is odd is skipped and counted; the folder is read once, so that an edit afterwards does not mix two
 states of it.
 """
@@ -223,19 +223,19 @@ class _Collected:
         parent = name.rpartition("/")[0]
         lost = {*self._listing.lost_stems, *map(stem_of, self._listing.unsupported)}
         for line in read_metadata(self._folder / name, self._config):
-            place = f"{name}:{line.number}"
+            location = f"{name}:{line.number}"
             if isinstance(line, BadLine):
-                self._skipped.add(line.kind, place)
+                self._skipped.add(line.kind, location)
                 continue
             image = self._find(parent, line.image)
             if image is None:
                 # What was lost is counted already.
                 if stem_of(os.path.normpath(f"{parent}/{line.image}").lstrip("/")) not in lost:
-                    self._skipped.add("metadata line without its image", f"{place} ({line.image})")
+                    self._skipped.add("metadata line without its image", f"{location} ({line.image})")
                 continue
             self._named[image] = True
             for caption in line.captions:
-                self._add(image, place, functools.partial(_cleaned_alone, caption))
+                self._add(image, location, functools.partial(_cleaned_alone, caption))
 
     def add_caption_files(self) -> None:
         """Takes the caption files beside the images that no metadata name, and counts what has no counterpart."""
@@ -268,16 +268,16 @@ class _Collected:
         except OSError:
             raise BadCaption("file that cannot be read") from None
 
-    def _add(self, image: int, place: str, captions: Callable[[], list[str]]) -> None:
+    def _add(self, image: int, location: str, captions: Callable[[], list[str]]) -> None:
         try:
             found = captions()
         except BadCaption as error:
-            self._skipped.add(str(error), place)
+            self._skipped.add(str(error), location)
             return
         for caption in found:
             digest = hashlib.blake2b(b"%d %s" % (image, caption.encode()), digest_size=8).digest()
             if digest in self._seen:
-                self._skipped.add("caption that an image has already", place)
+                self._skipped.add("caption that an image has already", location)
                 continue
             self._seen.add(digest)
             self.images.append(image)
@@ -304,7 +304,7 @@ def _without_documents(folder: Path, listing: Listing, skipped: Skipped) -> str:
     if not listing.images and not skipped.by_kind:
         return f"the folder {where} holds no images: put files ending in {', '.join(IMAGE_SUFFIXES)} there"
     return (
-        f"the folder {where} holds no images with captions: write the caption of a.png to a.txt beside it, or to a "
+        f"the folder {where} holds no images with captions: write the caption of a.png to a.txt next to it, or to a "
         f"line of metadata.jsonl; what is there: {skipped.in_one_line(800)}"
     )
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cm3leon_jax.commands import train_text_tokenizer as text_tokenizer
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.corpus import text_tokenizer
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json

@@ -8,8 +8,8 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from cm3leon_jax.data.batches.objective import apply_span_masks, positions_in_image
 from cm3leon_jax.data import sources as tasks
+from cm3leon_jax.data.batches.objective import apply_span_masks, positions_in_image
 from cm3leon_jax.data.templates import layouts
 from cm3leon_jax.generation.requests import prompt_of, read_requests
 
