@@ -70,11 +70,17 @@ class IdSpace:
             raise UserError("the ids of the vocabulary's <mask:0>, <mask:1>, .. do not follow each other")
         taken = {*image_ids, *mask_ids, *(names[name] for name in special)}
         contiguous = range(image_ids[0], image_ids[0] + len(image_ids))
+        start, pad, end, unknown = (names[name] for name in SPECIAL_TOKENS)
         return cls(
-            tuple(_ranges(index for index in range(len(names)) if index not in taken)),
-            contiguous if list(contiguous) == image_ids else tuple(image_ids),
-            mask_range,
-            *(names[name] for name in special),
+            text=tuple(_ranges(index for index in range(len(names)) if index not in taken)),
+            image=contiguous if list(contiguous) == image_ids else tuple(image_ids),
+            masks=mask_range,
+            start=start,
+            pad=pad,
+            end=end,
+            unknown=unknown,
+            break_=names["<break>"],
+            eoss=names["<eoss>"],
             size=-(-len(names) // _PADDED_TO) * _PADDED_TO,
         )
 

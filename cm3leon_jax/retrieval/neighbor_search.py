@@ -33,8 +33,8 @@ from cm3leon_jax.data.corpus.neighbors import (
     read_neighbors_manifest,
     scores_file,
 )
+from cm3leon_jax.data.corpus.plan import check_sources
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
-from cm3leon_jax.data.corpus.tokenizing import check_sources
 from cm3leon_jax.data.sources.reading import open_mixture
 from cm3leon_jax.distributed import all_processes, barrier, is_coordinator
 from cm3leon_jax.encoders.base import Encoder

@@ -29,9 +29,9 @@ def test_a_source_from_outside_the_package_is_prepared_and_trained_on(tmp_path):
 
     vocabulary = Vocabulary.load(tmp_path / "run" / "vocabulary")
     prepared = PreparedCorpus.open(tmp_path / "run" / "corpus", vocabulary)
-    assert prepared.manifest["mixture"] == "numbers:20"
-    documents = prepared.task_split("numbers_20", "train")
-    assert documents.num_documents == 20
-    assert [vocabulary.decode_text(documents.document(i)) for i in range(20)] == [f"number {i}" for i in range(20)]
-    assert all(np.count_nonzero(vocabulary.is_image(documents.document(i))) == 16 for i in range(20))
+    assert prepared.manifest["mixture"] == "numbers:60"
+    documents = prepared.task_split("numbers_60", "train")
+    assert documents.num_documents == 60
+    assert [vocabulary.decode_text(documents.document(i)) for i in range(60)] == [f"number {i}" for i in range(60)]
+    assert all(np.count_nonzero(vocabulary.is_image(documents.document(i))) == 16 for i in range(60))
     assert len(read_step_log(tmp_path / "run" / "metrics.jsonl")) == 12

@@ -42,9 +42,7 @@ class Skipped:
 
     def entry(self) -> dict[str, Any]:
         """What a manifest says of it."""
-        listed = [
-            {"where": location, "reason": kind} for kind, locations in self._locations.items() for location in locations
-        ]
+        listed = [{"where": where, "reason": kind} for kind, found in self._locations.items() for where in found]
         return {
             "total": self.by_kind.total(),
             "by_reason": dict(sorted(self.by_kind.items())),
@@ -70,6 +68,6 @@ class Skipped:
 
 
 def _shortened(location: str) -> str:
-    return (
-        location if len(location) <= _LONGEST_LOCATION else f"{location[:30]}...{location[-(_LONGEST_LOCATION - 33) :]}"
-    )
+    if len(location) <= _LONGEST_LOCATION:
+        return location
+    return f"{location[:30]}...{location[-(_LONGEST_LOCATION - 33) :]}"

@@ -331,7 +331,7 @@ def test_processes_that_write_in_turns_write_what_one_does(
         for process in processes:
             monkeypatch.setattr(tokenizing.jax, "process_index", lambda process=process: process)
             monkeypatch.setattr(tokenizing.jax, "process_count", lambda: len(processes))
-            tokenizing._write_own_shards(task, "validation", tmp_path / folder, tokens, corpus, turn=1)
+            tokenizing._write_own_shards(task, "validation", tmp_path / folder, tokens, corpus, first=1)
         return files(tmp_path / folder)
 
     whole = written("one", [0])

@@ -186,7 +186,7 @@ def test_rates_are_taken_or_refused_and_zero_leaves_a_task_out(rates):
     seqio.MixtureRegistry.add("of_any_rates", list(zip(names, rates, strict=False)))
     try:
         if wrong or not any(rates):
-            with pytest.raises(UserError, match=r"the mixture 'of_any_rates' (has rates that are|draws nothing)"):
+            with pytest.raises(UserError, match=r"the mixture 'of_any_rates' (has rates that are|samples nothing)"):
                 open_mixture(CorpusConfig(mixture="of_any_rates"))
         else:
             tasks = {task.name: task.rate for task in open_mixture(CorpusConfig(mixture="of_any_rates"))}
