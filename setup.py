@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "cm3leon_jax" / "__init__.py").read_text())[1]
-# Folders of the checkout that a wheel carries, in cm3leon_jax/shipped/ (`config_file.shipped_folder`).
+# Folders of the checkout that a wheel carries, in cm3leon_jax/shipped/ (`shipped.shipped_folder`).
 SHIPPED = ("configs", "examples", "launch")
 
 

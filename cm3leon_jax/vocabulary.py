@@ -56,17 +56,14 @@ class IdSpace:
         Raises:
           UserError: if a special token is missing, or the ids are not 0, 1, 2, ...
         """
-        special = [*SPECIAL_TOKENS, "<break>", "<eoss>"]
-        image = [f"<image:{code}>" for code in range(sum(bool(re.fullmatch(r"<image:\d+>", name)) for name in names))]
-        masks = [f"<mask:{index}>" for index in range(sum(bool(re.fullmatch(r"<mask:\d+>", name)) for name in names))]
-        for name in (*special, *(image or ["<image:0>"]), *(masks or ["<mask:0>"])):
-            if name not in names:
-                raise UserError(f"the vocabulary has no {name}: it was not made by `cm3leon train-text-tokenizer`")
+        special = (*SPECIAL_TOKENS, "<break>", "<eoss>")
+        if missing := [name for name in (*special, "<image:0>", "<mask:0>") if name not in names]:
+            raise UserError(f"the vocabulary has no {missing[0]}: it was not made by `cm3leon train-text-tokenizer`")
         if sorted(names.values()) != list(range(len(names))):
             raise UserError(f"the ids of the vocabulary's {len(names):,} tokens are not 0 .. {len(names) - 1:,}")
-        image_ids, mask_ids = [names[name] for name in image], [names[name] for name in masks]
-        (mask_range,) = ranges if len(ranges := _ranges(mask_ids)) == 1 else [range(0)]
-        if list(mask_range) != mask_ids:
+        image_ids, mask_ids = _numbered(names, "image"), _numbered(names, "mask")
+        masks = range(mask_ids[0], mask_ids[0] + len(mask_ids))
+        if list(masks) != mask_ids:
             raise UserError("the ids of the vocabulary's <mask:0>, <mask:1>, .. do not follow each other")
         taken = {*image_ids, *mask_ids, *(names[name] for name in special)}
         contiguous = range(image_ids[0], image_ids[0] + len(image_ids))
@@ -74,7 +71,7 @@ class IdSpace:
         return cls(
             text=tuple(_ranges(index for index in range(len(names)) if index not in taken)),
             image=contiguous if list(contiguous) == image_ids else tuple(image_ids),
-            masks=mask_range,
+            masks=masks,
             start=start,
             pad=pad,
             end=end,
@@ -108,6 +105,15 @@ class IdSpace:
             return ids.astype(np.int32) - self.image.start
         order = np.argsort(self.image).astype(np.int32)
         return order[np.searchsorted(np.asarray(self.image)[order], ids)]
+
+
+def _numbered(names: Mapping[str, int], kind: str) -> list[int]:
+    """The ids of `<kind:0>`, `<kind:1>`, .."""
+    count = sum(re.fullmatch(rf"<{kind}:\d+>", name) is not None for name in names)
+    wanted = [f"<{kind}:{index}>" for index in range(count)]
+    if missing := [name for name in wanted if name not in names]:
+        raise UserError(f"the vocabulary has no {missing[0]}, but {count} of its kind")
+    return [names[name] for name in wanted]
 
 
 def _ranges(ids: Iterable[int]) -> list[range]:

@@ -181,7 +181,7 @@ class RowPlanner:
 
 
 class RowLocator:
-    """Finds the block of a row; blocks are planned up to it, from the first that is asked for or hinted at."""
+    """Finds the block of a row; blocks are planned up to it, from the first that is looked up or hinted at."""
 
     def __init__(self, rows_in_block: Callable[[int], int], start: tuple[int, int]) -> None:
         """`start` is a block and the number of rows before it."""

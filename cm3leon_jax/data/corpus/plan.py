@@ -8,7 +8,7 @@ from typing import Any
 
 from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.data.corpus.document_tokenizer import ImageEncoder
-from cm3leon_jax.data.corpus.manifest import Plan
+from cm3leon_jax.data.corpus.manifest import CorpusPlan
 from cm3leon_jax.data.corpus.prepared import FORMAT_VERSION
 from cm3leon_jax.data.sources.reading import TaskReader, source_changes
 from cm3leon_jax.data.sources.skipped import printable
@@ -71,7 +71,7 @@ def check_plan(path: Path, plan: dict[str, Any], tasks: Sequence[TaskReader]) ->
     if not (path / "plan.json").exists():
         return
     fix = "delete that folder and run `cm3leon prepare` again"
-    plan_then = read_record(path / "plan.json", "the plan of the corpus", Plan, fix)
+    plan_then = read_record(path / "plan.json", "the plan of the corpus", CorpusPlan, fix)
     found = _identity(plan_then)
     for name, now in _identity(plan).items():
         if (was := found.get(name)) != now:

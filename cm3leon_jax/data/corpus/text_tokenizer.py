@@ -75,7 +75,7 @@ def _train(corpus: CorpusConfig, config: VocabularyConfig, num_image_codes: int,
     num_tokens = sum(len(vocabulary.encode_text(text)) for text in measured)
     num_bytes = sum(len(text.encode()) for text in measured)
     log.info(f"vocabulary: {_sizes(vocabulary)}")
-    log.info(f"learned {merges:,} merges of {config.num_text_tokens - 256:,} asked for, from {num_texts:,} texts")
+    log.info(f"learned {merges:,} merges of {config.num_text_tokens - 256:,} wanted, from {num_texts:,} texts")
     log.info(f"{num_bytes / num_tokens:.2f} bytes per token over the first {len(measured):,} texts")
     log.info(f"written to {path}")
 

@@ -1,7 +1,7 @@
 """The images that an image tokenizer learns from, and the captioned images that an encoder learns from.
 
 FOLDER/images.npy     uint8 [n, R, R, C], memory-mapped
-FOLDER/texts.jsonl    one JSON string per line; only beside captioned images
+FOLDER/texts.jsonl    one JSON string per line; only with captioned images
 FOLDER/sample.json    what they were taken from; another mixture or size takes them again
 """
 
@@ -48,8 +48,8 @@ class SampleSpec:
 
     mixture: str
     split: str
-    # The first so many different ones; 0: all.
-    asked: int
+    # The first different ones, so many; 0: all.
+    max_count: int
     resolution: int
     channels: int
     with_texts: bool
@@ -115,7 +115,7 @@ def take_sample(corpus: CorpusConfig, folder: Path, spec: SampleSpec) -> None:
         if spec.with_texts:
             temporary = stack.enter_context(atomic_write(folder / "texts.jsonl"))
             texts = stack.enter_context(temporary.open("w", encoding="utf-8"))
-        progress = tqdm(total=spec.asked or None, unit=f" {what}s", desc=f"{what} sample", disable=None)
+        progress = tqdm(total=spec.max_count or None, unit=f" {what}s", desc=f"{what} sample", disable=None)
         stack.enter_context(progress)
         _write_header(images, 0, spec)
         candidates = (item for document in read_documents(corpus, spec.split) for item in items(document))
@@ -134,7 +134,7 @@ def take_sample(corpus: CorpusConfig, folder: Path, spec: SampleSpec) -> None:
             if texts is not None:
                 texts.write(json.dumps(text) + "\n")
             progress.update()
-            if len(seen) == spec.asked:
+            if len(seen) == spec.max_count:
                 break
         if not seen:
             raise UserError(_nothing_found(spec, unreadable))

@@ -18,7 +18,7 @@ _PUBLIC = {
     "NamedSource": "registry",
     "SlicedSource": "base",
     "TracedSource": "base",
-    "add_folder_task": "folder",
+    "add_folder_task": "folder_task",
     "add_task": "base",
     "add_tfds_task": "tfds",
     "captioned_image": "base",

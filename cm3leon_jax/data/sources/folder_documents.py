@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import re
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +24,6 @@ from cm3leon_jax.data.sources.captions import LONGEST, BadCaption, captions_in, 
 from cm3leon_jax.data.sources.config import FolderConfig
 from cm3leon_jax.data.sources.listing import METADATA_FILES, UNSUPPORTED, Listing, list_files, same_name, stem_of
 from cm3leon_jax.data.sources.metadata import BadLine, read_metadata
-from cm3leon_jax.data.sources.registry import NamedSource
 from cm3leon_jax.data.sources.skipped import Skipped, printable
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.images import IMAGE_SUFFIXES
@@ -137,25 +135,6 @@ class FolderDocuments:
         except OSError:
             return 0.0
         return max(status.st_mtime, status.st_ctime)
-
-
-class NamedFolder(NamedSource):
-    """`folder:PATH` as `config.corpus.mixture`."""
-
-    @property
-    def task_name(self) -> str:
-        """Named after the folder alone, not the way to it."""
-        return "folder_" + re.sub(r"\W+", "_", Path(self.location).expanduser().resolve().name).strip("_")
-
-    def add_task(self) -> None:
-        """Registers the folder as a seqio task."""
-        from cm3leon_jax.data.sources.folder import add_folder_task
-
-        add_folder_task(self.task_name, self.location, self.config.folder)
-
-    def provenance(self) -> dict[str, str]:
-        """What the documents follow from."""
-        return read_folder(Path(self.location).expanduser(), self.config.folder).provenance()
 
 
 def read_folder(folder: Path, config: FolderConfig) -> FolderDocuments:

@@ -10,7 +10,7 @@ from cm3leon_jax.registry import Registry
 SOURCES = Registry(
     "the kind of config.corpus.mixture",
     {
-        "folder": "cm3leon_jax.data.sources.folder_documents:NamedFolder",
+        "folder": "cm3leon_jax.data.sources.folder:NamedFolder",
         "tfds": "cm3leon_jax.data.sources.tfds:NamedTfds",
     },
 )
@@ -22,8 +22,8 @@ class NamedSource:
     Its module must import without seqio and TensorFlow, which only `add_task` needs.
     """
 
-    def __init__(self, kind: str, location: str, config: CorpusConfig) -> None:
-        self.kind, self.location, self.config = kind, location, config
+    def __init__(self, kind: str, location: str, corpus: CorpusConfig) -> None:
+        self.kind, self.location, self.corpus = kind, location, corpus
 
     @property
     def task_name(self) -> str:
@@ -39,10 +39,10 @@ class NamedSource:
         return None
 
 
-def named_source(config: CorpusConfig) -> NamedSource | None:
+def named_source(corpus: CorpusConfig) -> NamedSource | None:
     """The source that the mixture spells; None where it is the name of a seqio Task or Mixture."""
-    kind, colon, location = config.mixture.partition(":")
+    kind, colon, location = corpus.mixture.partition(":")
     if not colon or kind not in SOURCES:
         return None
-    source: NamedSource = SOURCES.load(kind)(kind, location, config)
+    source: NamedSource = SOURCES.load(kind)(kind, location, corpus)
     return source

@@ -19,7 +19,7 @@ from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.data.corpus.shard_writer import ShardWriter
-from cm3leon_jax.data.sources.folder import FolderSource
+from cm3leon_jax.data.sources.folder_task import FolderSource
 from cm3leon_jax.data.sources.reading import TaskReader, open_mixture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
