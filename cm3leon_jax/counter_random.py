@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of a key: nothing here has state, so any position can be asked for at once.
+"""Random numbers as a pure function of a key: nothing here has state, so any position can be looked up at once.
 
 The mixing function is SplitMix64's finalizer (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 2014); the permutation is a Feistel network with cycle walking.

@@ -192,7 +192,7 @@ class Vocabulary:
         }
         vocab, added = state["model"]["vocab"], state["added_tokens"]
         vocab |= {token["content"]: token["id"] for token in added}
-        # A small corpus yields fewer merges than asked for; the id space keeps its size all the same, so that the
+        # A small corpus yields fewer merges than wanted; the id space keeps its size all the same, so that the
         # shape of the model follows from the config alone.
         taken = set(vocab.values())
         for index in range(NUM_SPECIAL + num_text_tokens):
@@ -218,7 +218,7 @@ class Vocabulary:
             for index, name in names
         ]
         state["added_tokens"] = sorted(plain + state["added_tokens"], key=lambda token: token["id"])
-        # A text is never truncated, and no special tokens are put around it: the layouts of documents place them.
+        # A text is never truncated, and no special tokens are put around it: the layouts of documents add them.
         state |= {"truncation": None, "padding": None, "post_processor": None}
         return cls(json.dumps(state, ensure_ascii=False, sort_keys=True))
 

@@ -133,7 +133,7 @@ def test_from_raw_documents_to_a_report(run, capsys):
         run("generate", f"--prompts={asked}", "--config.sampling.scorer=caption")
     errors = capsys.readouterr().err
     assert f"{asked}, line 1: a prompt of " in errors
-    assert "1 of 2 records have no answer" in errors
+    assert "1 of 2 records have no result" in errors
     (answer,) = (json.loads(line) for line in (workdir / "generations" / "generations.jsonl").read_text().splitlines())
     assert (answer["index"], answer["image"]) == (1, "00001.png")
     (failure,) = (json.loads(line) for line in (workdir / "generations" / "failed.jsonl").read_text().splitlines())
@@ -160,7 +160,7 @@ def test_with_neighbors_from_raw_documents_to_a_report(run, capsys):
         workdir = run(name, *RETRIEVING, workdir="retrieving")
     out = capsys.readouterr().out
     assert "neighbors a document" in out and "by image, " in out
-    assert "retrieval: 1 neighbor in front of each document" in out
+    assert "retrieval: 1 neighbor before each document" in out
     run("evaluate", *RETRIEVING, workdir="retrieving")
     numbers = json.loads((workdir / "evaluation.json").read_text())
     assert np.isfinite(numbers["eval_loss_image"])

@@ -106,7 +106,7 @@ def sample_spans(length: int, parts: list[Span], count: int, is_whole: bool, rng
 
 
 def _clip_to_segment(start: int, stop: int, parts: list[Span]) -> Span:
-    """The part of a span that lies in the segment it overlaps most."""
+    """The part of a span in the segment it overlaps most."""
     clipped = [(max(start, part_start), min(stop, part_stop)) for part_start, part_stop in parts]
     return max(clipped, key=lambda span: span[1] - span[0])
 

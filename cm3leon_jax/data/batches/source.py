@@ -87,7 +87,7 @@ class BatchSource:
         image_positions = positions_in_image(tokens, self._vocabulary)
         separators = separator_indices(tokens, self._vocabulary)
         rng = counter_random.generator(0)
-        filled = [0] * (first + len(rows))
+        ends = [0] * (first + len(rows))
         offset = 0
         for row, sequence in sequences:
             start, stop = offset + sequence.start, offset + sequence.stop
@@ -99,7 +99,7 @@ class BatchSource:
                 is_whole = bool(sequence.masks.is_whole[sequence.mask])
                 spans = sample_spans(stop - start, segments, count, is_whole, rng)
                 found = apply_span_masks(*found, spans, self._vocabulary, self._config.sequence_length + 1)
-            filled[row] = _write_sequence(*found, batch, row, filled[row])
+            ends[row] = _write_sequence(*found, batch, row, ends[row])
 
 
 def _write_sequence(

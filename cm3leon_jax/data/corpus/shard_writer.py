@@ -34,7 +34,7 @@ def shard_metadata_file(folder: Path, shard: int) -> Path:
 
 def read_shard_record(file: Path) -> dict[str, Any]:
     """Reads the record of a shard."""
-    fix = "delete it and run `cm3leon prepare` again, which writes that shard anew"
+    fix = "delete it and run `cm3leon prepare` again, which writes that shard again"
     return read_record(file, "the record of a shard", ShardRecord, fix, sealed=True)
 
 

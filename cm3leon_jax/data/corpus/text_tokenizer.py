@@ -133,5 +133,5 @@ def _check_not_needed(corpus: CorpusConfig, old: Vocabulary, path: Path, differe
 def _sizes(vocabulary: Vocabulary) -> str:
     return (
         f"{vocabulary.size} ids: {NUM_SPECIAL} special, {vocabulary.num_text_tokens} text tokens, "
-        f"{vocabulary.num_image_codes} image codes, {vocabulary.num_masks} masks, 2 marks and padding"
+        f"{vocabulary.num_image_codes} image codes, {vocabulary.num_masks} masks, `<break>`, `<eoss>` and padding"
     )

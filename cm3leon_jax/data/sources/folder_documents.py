@@ -217,7 +217,7 @@ class _Collected:
                 self._add(image, location, functools.partial(_cleaned_alone, caption))
 
     def add_caption_files(self) -> None:
-        """Takes the caption files beside the images that no metadata name, and counts what has no counterpart."""
+        """Takes the caption files of the images that no metadata name, and counts what has no counterpart."""
         listing = self._listing
         # Of a caption file in two spellings of the suffix, the one in small letters is read.
         files = {stem_of(name): name for name in sorted(listing.captions)}
@@ -289,7 +289,7 @@ def _without_documents(folder: Path, listing: Listing, skipped: Skipped) -> str:
 
 
 def _splits(names: list[str], held_out_fraction: float) -> dict[str, Int64[np.ndarray, "n"]]:
-    """Documents by split: those of the folders named after splits where all lie in such, else chosen by a hash."""
+    """Documents by split: those of the folders named after splits where all are in such, else chosen by a hash."""
     tops = [_SPLIT_FOLDERS.get(name.partition("/")[0].lower()) if "/" in name else None for name in names]
     own = {split: [index for index, top in enumerate(tops) if top == split] for split in dict.fromkeys(tops)}
     if None in own or "train" not in own:

@@ -205,7 +205,7 @@ def changes_since(record: dict[str, Any], sources: dict[str, dict[str, str]]) ->
 
 
 def current_changes(corpus: CorpusConfig, record: dict[str, Any]) -> str:
-    """The same for the mixture as it is now; empty where that cannot be told without seqio."""
+    """The same for the mixture as it is now; empty where that is unknown without seqio."""
     try:
         source = named_source(corpus)
         now = source.provenance() if source else None

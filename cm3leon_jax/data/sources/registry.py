@@ -35,7 +35,7 @@ class NamedSource:
         raise NotImplementedError
 
     def provenance(self) -> dict[str, str] | None:
-        """What its documents follow from; None where that cannot be told without seqio."""
+        """What its documents follow from; None where that is unknown without seqio."""
         return None
 
 
