@@ -182,6 +182,9 @@ def _build(cls: type, values: Mapping[Any, Any], where: str, file: str) -> Any:
 
 
 def _check(value: Any, kind: Any, where: str, file: str) -> Any:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        (given,) = (choice for choice in typing.get_args(kind) if choice is not types.NoneType)
+        return None if value is None else _check(value, given, where, file)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         # What is too large for a float is out of every range, as infinities are.
         return float(value) if abs(value) < sys.float_info.max else math.inf

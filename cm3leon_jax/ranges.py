@@ -67,13 +67,13 @@ Decay = Annotated[float, Range(at_least=0, below=1)]
 
 @functools.cache
 def ranges_of(part: type) -> dict[str, tuple[type, Range]]:
-    """The type and range of each number among the fields of a dataclass; for a tuple of numbers, those of an entry."""
+    """The type and range of each number among the fields of a dataclass: of one, of one or None, or of a tuple's."""
     found = {}
     for name, kind in typing.get_type_hints(part, include_extras=True).items():
-        entry = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
-        for note in getattr(entry, "__metadata__", ()):
-            if isinstance(note, Range):
-                found[name] = (entry.__origin__, note)
+        for entry in (kind, *typing.get_args(kind)):
+            for note in getattr(entry, "__metadata__", ()):
+                if isinstance(note, Range):
+                    found[name] = (entry.__origin__, note)
     return found
 
 
@@ -97,7 +97,7 @@ def first_fault(values: Any) -> str | None:
     for name, (kind, allowed) in ranges_of(values.__class__).items():
         value = getattr(values, name)
         for number in value if isinstance(value, tuple) else (value,):
-            if fault := _fault(number, kind, allowed):
+            if number is not None and (fault := _fault(number, kind, allowed)):
                 return f"{name} is {_shown(number)}: {fault}"
     return None
 

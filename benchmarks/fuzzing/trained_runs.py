@@ -49,7 +49,7 @@ def get_config():
     c.image_tokenizer = dict(resolution=8, in_channels=1, base_channels=4, channel_multipliers=(1, 2),
                              num_res_blocks=1, latent_channels=4, embedding_dim=3, codebook_size=32)
     c.batch = dict(batch_size=4, sequence_length=64)
-    c.model = dict(num_layers=1, model_dim=16, num_heads=2, image_positions=0, compute_dtype="float32", remat="none")
+    c.model = dict(num_layers=1, model_dim=16, num_heads=2, compute_dtype="float32", remat="none")
     c.train = dict(num_tokens=1e4, compilation_cache="")
     return c
 """

@@ -90,7 +90,7 @@ def _at_step(run: NewRun, other: Path, checkpoints: Checkpoints, step: int) -> T
     _refuse_another_shape(config, stored, other)
     theirs = _vocabulary_of(stored, other, vocabulary)
     length, own_length = stored["config"]["batch"]["sequence_length"], config.batch.sequence_length
-    _, abstract = abstract_model(config.model, theirs.size, length)
+    _, abstract = abstract_model(config.model, theirs.size, length, config.image_tokenizer.image_length)
     known = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, run.mesh)))
     if theirs is not vocabulary:
         rows, named = same_tokens(vocabulary, theirs), _names(vocabulary)
@@ -153,7 +153,7 @@ def _refuse_another_shape(config: Config, stored: Mapping[str, Any], other: Path
 
 
 def _spelled_out(model: ModelConfig) -> dict[str, Any]:
-    """The fields of a model, where 0 stands for a value that follows from the others with that value."""
+    """The fields of a model, where None stands for a value that follows from the others with that value."""
     return dataclasses.asdict(model) | {
         "num_key_value_heads": model.key_value_heads,
         "ffn_dim": model.hidden_dim,

@@ -22,11 +22,11 @@ from cm3leon_jax.data.batches.source import iterate
 from cm3leon_jax.distributed import Watchdog, is_coordinator
 from cm3leon_jax.errors import EXIT_RESTART, NotFinite, UserError
 from cm3leon_jax.lock import lock
+from cm3leon_jax.models.cpu import keep_freed_memory
 from cm3leon_jax.models.flops import FLOP_RULE
 from cm3leon_jax.models.transformer import parameter_count
 from cm3leon_jax.preemption import PreemptionHandler
 from cm3leon_jax.progress import Progress
-from cm3leon_jax.training.cpu_memory import keep_freed_memory
 from cm3leon_jax.training.goodput import RunClock
 from cm3leon_jax.training.held_out import eval_loss
 from cm3leon_jax.training.loss import absent_modalities, without_absent
@@ -209,7 +209,9 @@ def _is_due(step: int, every: int, is_last: bool) -> bool:
 def _announce(setup: TrainContext, start: Start) -> None:
     """Says what is about to run."""
     config, work = setup.config, setup.work
-    parameters = parameter_count(config.model, setup.vocabulary.size, config.batch.sequence_length)
+    parameters = parameter_count(
+        config.model, setup.vocabulary.size, config.batch.sequence_length, config.image_tokenizer.image_length
+    )
     axes = " x ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
     documents = sum(s.num_documents for s in setup.corpus.splits(config.corpus.train_split).values())
     size = setup.vocabulary.size
