@@ -21,6 +21,7 @@ from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, FailedSave, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
+from cm3leon_jax.log_handler import show_messages
 
 
 class Command(NamedTuple):
@@ -126,6 +127,7 @@ def _main(argv: list[str]) -> int:
         print(_overview())
         return 0 if argv else EXIT_USER_ERROR
     command, *rest = argv
+    show_messages()
     _ignore_an_absent_tpu()
     must_leave = False
     try:

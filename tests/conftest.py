@@ -28,11 +28,15 @@ from cm3leon_jax.data.corpus.shard_writer import TokenFile
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
 from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
 from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+from cm3leon_jax.log_handler import show_messages
 from cm3leon_jax.models.config import ModelConfig
 from cm3leon_jax.records import write_record
 from cm3leon_jax.retrieval.config import RetrievalConfig
 from cm3leon_jax.vocabulary import Vocabulary
 from tests.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - hooks
+
+# As the command line does, so that a test finds messages in what is written to stdout.
+show_messages()
 
 CAPTIONS = ("a handwritten seven", "the digit 3 written by hand", "a photo of the number 9", "zero, in pencil")
 IMAGE_LENGTH = 16

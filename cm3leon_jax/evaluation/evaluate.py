@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import logging
 import math
 import sys
 import time
@@ -33,6 +34,8 @@ from cm3leon_jax.progress import Progress, read_step_log
 from cm3leon_jax.training.held_out import eval_loss
 from cm3leon_jax.training.step import TrainStep
 from cm3leon_jax.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 # Where the config names no prompts, the first held-out texts are drawn.
 _DEFAULT_PROMPTS = 8
@@ -109,8 +112,8 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     )
     write_report(report, workdir / "report.html")
     for name, value in numbers.items():
-        print(f"  {name:<44} {value:,.4g}")
-    print(f"{workdir / 'evaluation.json'} and {workdir / 'report.html'} are written")
+        log.info(f"  {name:<44} {value:,.4g}")
+    log.info(f"{workdir / 'evaluation.json'} and {workdir / 'report.html'} are written")
 
 
 def captions(
@@ -212,7 +215,7 @@ def _stage(what: str, total: int = 0) -> Iterator[Advance]:
     has_bar = total > 0 and sys.stderr.isatty()
     is_said = is_coordinator() and not has_bar
     if is_said:
-        print(f"{what} ...", flush=True)
+        log.info(f"{what} ...")
     started, progress, done = time.perf_counter(), Progress(what, total, unit="answer", shown=is_coordinator()), 0
 
     def advance(number: int) -> None:
@@ -228,4 +231,4 @@ def _stage(what: str, total: int = 0) -> Iterator[Advance]:
     yield advance
     progress.close()
     if is_said:
-        print(f"{what}: {time.perf_counter() - started:.1f} s", flush=True)
+        log.info(f"{what}: {time.perf_counter() - started:.1f} s")
