@@ -58,8 +58,8 @@ COMMANDS = {
     "evaluate": Command(
         "cm3leon_jax.evaluation.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
     ),
-    "export": Command("cm3leon_jax.huggingface.export", "write a checkpoint as a Hugging Face folder"),
-    "import": Command("cm3leon_jax.huggingface.importing", "start a run from a Hugging Face folder"),
+    "export": Command("cm3leon_jax.commands.export", "write a checkpoint as a Hugging Face folder"),
+    "import": Command("cm3leon_jax.commands.import_", "start a run from a Hugging Face folder"),
 }
 
 # Commands that several processes run together.

@@ -29,7 +29,7 @@ from tests.huggingface.conftest import assert_equal, at, import_folder, imported
 @pytest.mark.parametrize(
     ("changes", "shard_size"),
     [
-        (dict(), "5GB"),
+        (dict(), "2GB"),
         (dict(biases=True, norm_scale_and_bias=True), "20KB"),
         (dict(norm_position="sum", norm_scale_and_bias=True, embedding_dim=16), "20KB"),
     ],
@@ -38,7 +38,7 @@ def test_there_and_back_is_bit_for_bit(make_run, tmp_path, changes, shard_size, 
     run = make_run(**changes)
     folder, there = run.export(shard_size=shard_size), tmp_path / "there"
     config = at(run.config, there)
-    assert import_folder(config, there, folder) == 0
+    import_folder(config, there, folder)
     assert "rows of the embedding table" not in capsys.readouterr().out
     parameters, meta = imported(config, there)
     assert_equal(parameters, nnx.state(run.model))
