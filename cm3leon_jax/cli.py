@@ -53,7 +53,7 @@ COMMANDS = {
     ),
     "inspect": Command("cm3leon_jax.commands.inspect", "look into a prepared corpus: documents and packed sequences"),
     "plan": Command("cm3leon_jax.planning.plan", "compile a run for a pod you do not have: memory, collectives, time"),
-    "train": Command("cm3leon_jax.training.train", "train the transformer; run it again to continue", ("workdir",)),
+    "train": Command("cm3leon_jax.commands.train", "train the transformer; run it again to continue", ("workdir",)),
     "generate": Command("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
     "evaluate": Command(
         "cm3leon_jax.evaluation.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)

@@ -1,8 +1,15 @@
-"""What every part of the config is: a frozen dataclass whose values are checked when it is made."""
+"""What every part of the config is: a frozen dataclass whose values are checked when it is made.
+
+Beside a field stands whether its value may change when a run goes on: `log_every: Annotated[PositiveInt, AT_RESUME]`.
+A mark of a whole part holds for all its fields that have none; a field without any must stay as it is.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import re
+import typing
 from typing import Annotated
 
 from cm3leon_jax.errors import UserError
@@ -12,6 +19,41 @@ from cm3leon_jax.ranges import Range, first_fault
 # hangs, or one that runs out of memory.
 Layers = Annotated[int, Range(at_least=1, at_most=10_000)]
 Names = Annotated[int, Range(at_least=1, at_most=1 << 22)]
+
+
+class MayChange(enum.Enum):
+    """When the value of a field may differ from that of the run, or the import, that is continued."""
+
+    AT_RESUME = enum.auto()
+    # Only where a run starts from imported parameters.
+    AFTER_IMPORT = enum.auto()
+
+
+AT_RESUME, AFTER_IMPORT = MayChange
+
+
+def changeable(part: type, prefix: str = "", after_import: bool = False) -> tuple[str, ...]:
+    """Dotted names of the fields of a dataclass, and of its parts, that may change at a resume.
+
+    Args:
+      part: the dataclass.
+      prefix: begins each name, such as "config.".
+      after_import: adds the fields that may change after an import.
+    """
+    return tuple(prefix + name for name, mark in _marks(part, None) if mark is AT_RESUME or (mark and after_import))
+
+
+def _marks(part: type, inherited: MayChange | None) -> list[tuple[str, MayChange | None]]:
+    found = []
+    for name, hint in typing.get_type_hints(part, include_extras=True).items():
+        notes = getattr(hint, "__metadata__", ())
+        mark = next((note for note in notes if isinstance(note, MayChange)), inherited)
+        kind = hint.__origin__ if notes else hint
+        if dataclasses.is_dataclass(kind):
+            found += [(f"{name}.{inner}", its_mark) for inner, its_mark in _marks(typing.cast(type, kind), mark)]
+        else:
+            found.append((name, mark))
+    return found
 
 
 class Part:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from cm3leon_jax.config_part import Layers, Part, one_of, require
+from cm3leon_jax.config_part import AT_RESUME, Layers, Part, one_of, require
 from cm3leon_jax.paths import LocalPath
 from cm3leon_jax.ranges import Decay, NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Seed
 
@@ -61,7 +61,7 @@ class EncoderTrainingConfig(Part):
 
     # Pairs of a text and an image, drawn from the mixture's training split; 0 means all.
     num_pairs: NonNegativeInt = 1_000_000
-    num_steps: PositiveInt = 10_000
+    num_steps: Annotated[PositiveInt, AT_RESUME] = 10_000
     # Every pair of a batch is held against every other, over all devices.
     batch_size: Annotated[int, Range(at_least=2)] = 4096
     peak_learning_rate: NonNegative = 5e-4
@@ -72,8 +72,8 @@ class EncoderTrainingConfig(Part):
     weight_decay: NonNegative = 0.2
     initial_temperature: Positive = 0.07
     lowest_temperature: Positive = 0.01
-    log_every: PositiveInt = 10
-    save_every: PositiveInt = 1000
+    log_every: Annotated[PositiveInt, AT_RESUME] = 10
+    save_every: Annotated[PositiveInt, AT_RESUME] = 1000
     seed: Seed = 0
 
     def __post_init__(self) -> None:

@@ -55,7 +55,7 @@ def model_card(
         step=run.step,
         has_image_tokenizer=run.has_image_tokenizer,
         architecture=_architecture(model, stored, vocabulary, num_parameters),
-        training=_training(run),
+        training=[] if run.meta.get("imported") else _training(run),
         corpus=_corpus(run),
         measured=[(name, f"{value:.4g}") for name, value in evaluation.items() if name != "step"],
         measured_step=evaluation.get("step", run.step),
@@ -86,19 +86,13 @@ def _training(run: Training) -> list[tuple[object, ...]]:
     batch, optimizer, objective = config["batch"], config["optimizer"], config["objective"]
     tokens = run.step * batch["batch_size"] * batch["sequence_length"]
     return [
-        ("started from", _origin(run.meta)),
+        ("started from", run.meta["origin"]),
         ("steps", f"{run.step:,}"),
         ("tokens", f"{tokens:,} ({batch['batch_size']:,} sequences of {batch['sequence_length']:,} per step)"),
         ("packing", batch["packing"]),
         ("optimizer", f"AdamW, peak rate {optimizer['peak_learning_rate']:g}, {optimizer['warmup_steps']:,} steps up"),
         ("objective", f"CM3, spans: {objective['span_count']}, mean {objective['mean_spans']:g}"),
     ]
-
-
-def _origin(meta: Mapping[str, Any]) -> str:
-    if meta.get("init_from"):
-        return f"the parameters of {meta['init_from']}"
-    return "imported parameters" if meta.get("from_import") else "random numbers"
 
 
 def _corpus(run: Training) -> Table:

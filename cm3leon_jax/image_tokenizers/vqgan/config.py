@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from cm3leon_jax.config_part import Names, Part, one_of, require
+from cm3leon_jax.config_part import AT_RESUME, Names, Part, one_of, require
 from cm3leon_jax.paths import LocalPath, OptionalPath
 from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, PositiveInt, Range, Seed
 
@@ -14,7 +14,7 @@ from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, Pos
 class ImageTokenizerConfig(Part):
     """The VQGAN: pixels <-> codes (the paper's: 256 pixels, factor 8, 1,024 codes out of 8,192)."""
 
-    path: LocalPath = "{workdir}/image_tokenizer"
+    path: Annotated[LocalPath, AT_RESUME] = "{workdir}/image_tokenizer"
     resolution: PositiveInt = 256
     in_channels: Annotated[int, Range(at_least=1, at_most=3)] = 3
     base_channels: PositiveInt = 128
@@ -65,7 +65,7 @@ class ImageTokenizerTrainingConfig(Part):
 
     # Images drawn from the mixture's training split, kept as one memory-mapped file; 0 means all.
     num_images: NonNegativeInt = 1_000_000
-    num_steps: PositiveInt = 800_000
+    num_steps: Annotated[PositiveInt, AT_RESUME] = 800_000
     batch_size: PositiveInt = 192
     learning_rate: NonNegative = 4.5e-6
     warmup_steps: NonNegativeInt = 0
@@ -91,8 +91,8 @@ class ImageTokenizerTrainingConfig(Part):
     discriminator_layers: Annotated[int, Range(at_least=1, at_most=16)] = 3
     # Random horizontal flips; wrong for images of text or digits.
     flip: bool = False
-    log_every: PositiveInt = 100
-    save_every: PositiveInt = 5000
+    log_every: Annotated[PositiveInt, AT_RESUME] = 100
+    save_every: Annotated[PositiveInt, AT_RESUME] = 5000
     seed: Seed = 0
 
     def __post_init__(self) -> None:

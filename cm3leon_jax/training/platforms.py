@@ -1,10 +1,10 @@
-"""Options of XLA with which a sharded step compiles well: one table, by kind of chip."""
+"""Options of XLA per kind of chip (models/cpu.py has what a CPU needs)."""
 
 from __future__ import annotations
 
-# What makes a TPU's compiler (libtpu 0.0.52) reduce-scatter the gradients of parameters that are shared out over a
-# whole slice; without it each becomes an all-reduce of the full weight. Gathers and scatters then run on the sparse
-# cores, beside the matrix products. It needs more memory. A v5e has no such cores: `sharding.make_mesh` does it there.
+# What makes a TPU's compiler (libtpu 0.0.52) reduce-scatter the gradients of parameters that are sharded over a whole
+# slice; without it each becomes an all-reduce of the full weight. Gathers and scatters then run on the sparse cores,
+# next to the matrix products. It needs more memory. A v5e has no such cores: `sharding.make_mesh` helps there.
 _SPARSE_CORE_COLLECTIVES = {
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": False,
     "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
@@ -23,5 +23,5 @@ _OPTIONS: dict[str, dict[str, bool]] = {
 
 
 def compiler_options(device_kind: str, num_devices: int) -> dict[str, bool]:
-    """The options for a step on this many such chips; one alone has nothing to share out."""
+    """XLA's options for a step on so many chips; one alone has no collectives."""
     return _OPTIONS.get(device_kind, {}) if num_devices > 1 else {}
