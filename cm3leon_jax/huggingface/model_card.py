@@ -45,54 +45,21 @@ def model_card(
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["comma"] = "{:,}".format
     evaluation = run.evaluation or {}
     return environment.get_template("model_card.md.jinja").render(
         model=model,
         stored=stored,
         vocabulary=vocabulary,
+        num_parameters=num_parameters,
         image_length=image_length,
-        imported=bool(run.meta.get("imported")),
+        meta={"imported": False, **run.meta},
         step=run.step,
         has_image_tokenizer=run.has_image_tokenizer,
-        architecture=_architecture(model, stored, vocabulary, num_parameters),
-        training=[] if run.meta.get("imported") else _training(run),
         corpus=_corpus(run),
         measured=[(name, f"{value:.4g}") for name, value in evaluation.items() if name != "step"],
         measured_step=evaluation.get("step", run.step),
-        has_evaluation=bool(evaluation),
     )
-
-
-def _architecture(
-    model: ModelConfig, stored: Mapping[str, Any], v: Vocabulary, num_parameters: int
-) -> list[tuple[object, ...]]:
-    norms = "learned scales and shifts" if model.norm_scale_and_bias else "no learned parameters"
-    return [
-        ("parameters", f"{num_parameters:,}"),
-        ("layers, width, heads", f"{model.num_layers}, {model.model_dim:,}, {model.num_heads}"),
-        ("feed-forward width, activation", f"{model.hidden_dim:,}, {model.activation}"),
-        ("biases", "yes" if model.biases else "none"),
-        (f"{model.norm} norms", f"on the {model.norm_position} of each sublayer, {norms}"),
-        ("positions", f"{stored['max_position_embeddings']:,}, {model.positions}"),
-        ("rows of the embedding table", f"{v.size:,}, of width {model.token_dim:,}"),
-        ("text tokens", f"ids 4 to {v.first_image_code - 1:,}, a byte-level BPE"),
-        ("image codes", f"ids {v.first_image_code:,} to {v.break_ - 1:,}, `<image:0>` and on"),
-        ("special tokens", f"`<break>` {v.break_:,}, `<eoss>` {v.eoss:,}, `<mask:0>` {v.first_mask:,} and on"),
-    ]
-
-
-def _training(run: Training) -> list[tuple[object, ...]]:
-    config = run.meta["config"]
-    batch, optimizer, objective = config["batch"], config["optimizer"], config["objective"]
-    tokens = run.step * batch["batch_size"] * batch["sequence_length"]
-    return [
-        ("started from", run.meta["origin"]),
-        ("steps", f"{run.step:,}"),
-        ("tokens", f"{tokens:,} ({batch['batch_size']:,} sequences of {batch['sequence_length']:,} per step)"),
-        ("packing", batch["packing"]),
-        ("optimizer", f"AdamW, peak rate {optimizer['peak_learning_rate']:g}, {optimizer['warmup_steps']:,} steps up"),
-        ("objective", f"CM3, spans: {objective['span_count']}, mean {objective['mean_spans']:g}"),
-    ]
 
 
 def _corpus(run: Training) -> Table:

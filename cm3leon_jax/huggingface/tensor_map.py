@@ -24,7 +24,7 @@ SCALAR = ()
 VECTOR = ((0,),)
 MATRIX = ((0,), (1,))
 TRANSPOSED = ((1,), (0,))
-# Projections into heads and out of them, and a bias or scale per head.
+# The weights of projections into heads and out of them, and the bias of one into heads.
 TO_HEADS, FROM_HEADS, HEADS = ((1, 2), (0,)), ((2,), (0, 1)), ((0, 1),)
 
 
@@ -94,6 +94,28 @@ class TensorMap:
         for layer, tensor in enumerate(tensors[layers]):
             result[layer] = self.to_ours(tensor.read, ours[1:], tuple(others))
         return result
+
+
+def linear_maps(axes: tuple[tuple[int, ...], ...], names: Mapping[str, str]) -> dict[str, TensorMap]:
+    """The weights and biases of linear layers, from our names to theirs; `axes` are those of the weights."""
+    bias_axes = HEADS if axes == TO_HEADS else VECTOR
+    weights = {ours: TensorMap(f"{theirs}.weight", axes) for ours, theirs in names.items()}
+    return weights | {f"{ours}_bias": TensorMap(f"{theirs}.bias", bias_axes) for ours, theirs in names.items()}
+
+
+def attention_maps(ours: str, theirs: str, output: str = "out_proj") -> dict[str, TensorMap]:
+    """The four projections of an attention and their biases, given the prefixes of our names and of theirs."""
+    heads = {f"{ours}.{name}": f"{theirs}.{name[0]}_proj" for name in ("query", "key", "value")}
+    return linear_maps(TO_HEADS, heads) | linear_maps(FROM_HEADS, {f"{ours}.output": f"{theirs}.{output}"})
+
+
+def norm_maps(
+    names: Mapping[str, str], axes: tuple[tuple[int, ...], ...] = VECTOR, has_bias: bool = True
+) -> dict[str, TensorMap]:
+    """The scales, and biases if there are any, of norms, from our names to theirs."""
+    scales = {f"{ours}.scale": TensorMap(f"{theirs}.weight", axes) for ours, theirs in names.items()}
+    biases = {f"{ours}.bias": TensorMap(f"{theirs}.bias", axes) for ours, theirs in names.items()}
+    return scales | (biases if has_bias else {})
 
 
 def check_tensors(

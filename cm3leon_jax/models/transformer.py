@@ -315,8 +315,8 @@ class Transformer(nnx.Module):
         x = self._embed(tokens, positions, image_positions)
         caches: list[Any] = []
         for layer, layer_cache in zip(self.layers(), cache, strict=True):
-            x, layer_cache = layer(x, layout, layer_cache)
-            caches.append(layer_cache)
+            x, extended = layer(x, layout, layer_cache)
+            caches.append(extended)
         return self._final_norm(x), tuple(caches)
 
     def _embed(

@@ -7,15 +7,10 @@ from typing import Any
 from cm3leon_jax.huggingface.decoders import DecoderFamily
 from cm3leon_jax.huggingface.families import llama
 from cm3leon_jax.huggingface.stored_config import StoredConfig
-from cm3leon_jax.huggingface.tensor_map import MATRIX, TensorMap
+from cm3leon_jax.huggingface.tensor_map import MATRIX, norm_maps
 
 _ATTENTION = "model.layers.{}.self_attn."
-_TENSORS = llama.TENSORS | {
-    "blocks.attention.query_norm.scale": TensorMap(_ATTENTION + "q_norm.weight", MATRIX),
-    "blocks.attention.query_norm.bias": TensorMap(_ATTENTION + "q_norm.bias", MATRIX),
-    "blocks.attention.key_norm.scale": TensorMap(_ATTENTION + "k_norm.weight", MATRIX),
-    "blocks.attention.key_norm.bias": TensorMap(_ATTENTION + "k_norm.bias", MATRIX),
-}
+_NORMS = {"blocks.attention.query_norm": _ATTENTION + "q_norm", "blocks.attention.key_norm": _ATTENTION + "k_norm"}
 
 
 def _read_config(stored: StoredConfig) -> dict[str, Any]:
@@ -29,4 +24,9 @@ def _read_config(stored: StoredConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = DecoderFamily("chameleon", _TENSORS, _read_config, ignored=("model.vqmodel.*", "*.rotary_emb.inv_freq"))
+FAMILY = DecoderFamily(
+    "chameleon",
+    llama.TENSORS | norm_maps(_NORMS, MATRIX),
+    _read_config,
+    ignored=("model.vqmodel.*", "*.rotary_emb.inv_freq"),
+)

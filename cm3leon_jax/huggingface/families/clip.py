@@ -24,15 +24,15 @@ from cm3leon_jax.files import read_object
 from cm3leon_jax.huggingface.reading_weights import StoredTensor, open_weights
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.huggingface.tensor_map import (
-    FROM_HEADS,
-    HEADS,
     MATRIX,
     SCALAR,
-    TO_HEADS,
     TRANSPOSED,
     VECTOR,
     TensorMap,
+    attention_maps,
     check_tensors,
+    linear_maps,
+    norm_maps,
 )
 from cm3leon_jax.huggingface.tokenizer_files import open_tokenizer
 from cm3leon_jax.lock import lock
@@ -70,29 +70,6 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 _CONVOLUTION = ((3,), (2,), (0,), (1,))
-_NORMS = {
-    "text": {"final_norm": "final_layer_norm"},
-    # Misspelt, as published.
-    "image": {"first_norm": "pre_layrnorm", "final_norm": "post_layernorm"},
-}
-_IN_LAYERS = {
-    "attention_norm.scale": TensorMap("layer_norm1.weight", VECTOR),
-    "attention_norm.bias": TensorMap("layer_norm1.bias", VECTOR),
-    "attention.query": TensorMap("self_attn.q_proj.weight", TO_HEADS),
-    "attention.query_bias": TensorMap("self_attn.q_proj.bias", HEADS),
-    "attention.key": TensorMap("self_attn.k_proj.weight", TO_HEADS),
-    "attention.key_bias": TensorMap("self_attn.k_proj.bias", HEADS),
-    "attention.value": TensorMap("self_attn.v_proj.weight", TO_HEADS),
-    "attention.value_bias": TensorMap("self_attn.v_proj.bias", HEADS),
-    "attention.output": TensorMap("self_attn.out_proj.weight", FROM_HEADS),
-    "attention.output_bias": TensorMap("self_attn.out_proj.bias", VECTOR),
-    "feed_forward_norm.scale": TensorMap("layer_norm2.weight", VECTOR),
-    "feed_forward_norm.bias": TensorMap("layer_norm2.bias", VECTOR),
-    "feed_forward.up": TensorMap("mlp.fc1.weight", TRANSPOSED),
-    "feed_forward.up_bias": TensorMap("mlp.fc1.bias", VECTOR),
-    "feed_forward.down": TensorMap("mlp.fc2.weight", TRANSPOSED),
-    "feed_forward.down_bias": TensorMap("mlp.fc2.bias", VECTOR),
-}
 
 
 def tensor_maps() -> dict[str, TensorMap]:
@@ -100,18 +77,27 @@ def tensor_maps() -> dict[str, TensorMap]:
     found = {
         "logit_scale": TensorMap("logit_scale", SCALAR),
         "text.token_embedding": TensorMap("text_model.embeddings.token_embedding.weight", MATRIX),
+        "text.projection": TensorMap("text_projection.weight", TRANSPOSED),
         "image.patch_embedding": TensorMap("vision_model.embeddings.patch_embedding.weight", _CONVOLUTION),
         "image.class_embedding": TensorMap("vision_model.embeddings.class_embedding", VECTOR),
+        "image.projection": TensorMap("visual_projection.weight", TRANSPOSED),
+        **norm_maps(
+            {
+                "text.final_norm": "text_model.final_layer_norm",
+                # Misspelled, as published.
+                "image.first_norm": "vision_model.pre_layrnorm",
+                "image.final_norm": "vision_model.post_layernorm",
+            }
+        ),
     }
-    for ours, theirs, projection in (("text", "text", "text"), ("image", "vision", "visual")):
-        model = f"{theirs}_model"
-        found[f"{ours}.position_embedding"] = TensorMap(f"{model}.embeddings.position_embedding.weight", MATRIX)
-        found[f"{ours}.projection"] = TensorMap(f"{projection}_projection.weight", TRANSPOSED)
-        for name, norm in _NORMS[ours].items():
-            found[f"{ours}.{name}.scale"] = TensorMap(f"{model}.{norm}.weight", VECTOR)
-            found[f"{ours}.{name}.bias"] = TensorMap(f"{model}.{norm}.bias", VECTOR)
-        for name, tensor in _IN_LAYERS.items():
-            found[f"{ours}.blocks.{name}"] = TensorMap(f"{model}.encoder.layers.{{}}.{tensor.name}", tensor.axes)
+    for ours, theirs in (("text", "text_model"), ("image", "vision_model")):
+        found[f"{ours}.position_embedding"] = TensorMap(f"{theirs}.embeddings.position_embedding.weight", MATRIX)
+        block, layer = f"{ours}.blocks.", f"{theirs}.encoder.layers.{{}}."
+        found |= attention_maps(block + "attention", layer + "self_attn")
+        mlp = {block + "feed_forward.up": layer + "mlp.fc1", block + "feed_forward.down": layer + "mlp.fc2"}
+        found |= linear_maps(TRANSPOSED, mlp)
+        norms = {block + "attention_norm": layer + "layer_norm1", block + "feed_forward_norm": layer + "layer_norm2"}
+        found |= norm_maps(norms)
     return found
 
 

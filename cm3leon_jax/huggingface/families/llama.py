@@ -6,7 +6,7 @@ from typing import Any
 
 from cm3leon_jax.huggingface.decoders import TOKEN_IDS, DecoderFamily
 from cm3leon_jax.huggingface.stored_config import StoredConfig
-from cm3leon_jax.huggingface.tensor_map import FROM_HEADS, HEADS, MATRIX, TO_HEADS, TRANSPOSED, VECTOR, TensorMap
+from cm3leon_jax.huggingface.tensor_map import MATRIX, TRANSPOSED, TensorMap, attention_maps, linear_maps, norm_maps
 from cm3leon_jax.models.config import ModelConfig
 
 # Theirs, ours.
@@ -16,23 +16,18 @@ _LAYER = "model.layers.{}."
 TENSORS = {
     "token_embedding": TensorMap("model.embed_tokens.weight", MATRIX),
     "output_embedding": TensorMap("lm_head.weight", MATRIX),
-    "final_norm.scale": TensorMap("model.norm.weight", VECTOR),
-    "blocks.attention_norm.scale": TensorMap(_LAYER + "input_layernorm.weight", VECTOR),
-    "blocks.attention.query": TensorMap(_LAYER + "self_attn.q_proj.weight", TO_HEADS),
-    "blocks.attention.query_bias": TensorMap(_LAYER + "self_attn.q_proj.bias", HEADS),
-    "blocks.attention.key": TensorMap(_LAYER + "self_attn.k_proj.weight", TO_HEADS),
-    "blocks.attention.key_bias": TensorMap(_LAYER + "self_attn.k_proj.bias", HEADS),
-    "blocks.attention.value": TensorMap(_LAYER + "self_attn.v_proj.weight", TO_HEADS),
-    "blocks.attention.value_bias": TensorMap(_LAYER + "self_attn.v_proj.bias", HEADS),
-    "blocks.attention.output": TensorMap(_LAYER + "self_attn.o_proj.weight", FROM_HEADS),
-    "blocks.attention.output_bias": TensorMap(_LAYER + "self_attn.o_proj.bias", VECTOR),
-    "blocks.feed_forward_norm.scale": TensorMap(_LAYER + "post_attention_layernorm.weight", VECTOR),
-    "blocks.feed_forward.gate": TensorMap(_LAYER + "mlp.gate_proj.weight", TRANSPOSED),
-    "blocks.feed_forward.gate_bias": TensorMap(_LAYER + "mlp.gate_proj.bias", VECTOR),
-    "blocks.feed_forward.up": TensorMap(_LAYER + "mlp.up_proj.weight", TRANSPOSED),
-    "blocks.feed_forward.up_bias": TensorMap(_LAYER + "mlp.up_proj.bias", VECTOR),
-    "blocks.feed_forward.down": TensorMap(_LAYER + "mlp.down_proj.weight", TRANSPOSED),
-    "blocks.feed_forward.down_bias": TensorMap(_LAYER + "mlp.down_proj.bias", VECTOR),
+    **norm_maps(
+        {
+            "final_norm": "model.norm",
+            "blocks.attention_norm": _LAYER + "input_layernorm",
+            "blocks.feed_forward_norm": _LAYER + "post_attention_layernorm",
+        },
+        has_bias=False,
+    ),
+    **attention_maps("blocks.attention", _LAYER + "self_attn", output="o_proj"),
+    **linear_maps(
+        TRANSPOSED, {f"blocks.feed_forward.{name}": f"{_LAYER}mlp.{name}_proj" for name in ("gate", "up", "down")}
+    ),
 }
 
 

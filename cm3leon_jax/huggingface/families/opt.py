@@ -6,7 +6,7 @@ from typing import Any
 
 from cm3leon_jax.huggingface.decoders import TOKEN_IDS, DecoderFamily
 from cm3leon_jax.huggingface.stored_config import StoredConfig
-from cm3leon_jax.huggingface.tensor_map import FROM_HEADS, HEADS, MATRIX, TO_HEADS, TRANSPOSED, VECTOR, TensorMap
+from cm3leon_jax.huggingface.tensor_map import MATRIX, TRANSPOSED, TensorMap, attention_maps, linear_maps, norm_maps
 from cm3leon_jax.models.config import ModelConfig
 
 # Theirs, ours. transformers has more names for the approximate function, of which published folders use two.
@@ -14,30 +14,21 @@ _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"
 _OTHER_NAMES = {"gelu_new": "gelu_pytorch_tanh", "gelu_python_tanh": "gelu_pytorch_tanh", "gelu_python": "gelu"}
 
 _LAYER = "model.decoder.layers.{}."
-# In the order in which a forward pass needs them. The table of positions begins with two rows for padding.
 _TENSORS = {
     "token_embedding": TensorMap("model.decoder.embed_tokens.weight", MATRIX),
+    # It begins with two rows for padding.
     "position_embedding": TensorMap("model.decoder.embed_positions.weight", MATRIX, extra_rows=2),
     "project_in": TensorMap("model.decoder.project_in.weight", TRANSPOSED),
     "project_out": TensorMap("model.decoder.project_out.weight", TRANSPOSED),
-    "final_norm.scale": TensorMap("model.decoder.final_layer_norm.weight", VECTOR),
-    "final_norm.bias": TensorMap("model.decoder.final_layer_norm.bias", VECTOR),
-    "blocks.attention_norm.scale": TensorMap(_LAYER + "self_attn_layer_norm.weight", VECTOR),
-    "blocks.attention_norm.bias": TensorMap(_LAYER + "self_attn_layer_norm.bias", VECTOR),
-    "blocks.attention.query": TensorMap(_LAYER + "self_attn.q_proj.weight", TO_HEADS),
-    "blocks.attention.query_bias": TensorMap(_LAYER + "self_attn.q_proj.bias", HEADS),
-    "blocks.attention.key": TensorMap(_LAYER + "self_attn.k_proj.weight", TO_HEADS),
-    "blocks.attention.key_bias": TensorMap(_LAYER + "self_attn.k_proj.bias", HEADS),
-    "blocks.attention.value": TensorMap(_LAYER + "self_attn.v_proj.weight", TO_HEADS),
-    "blocks.attention.value_bias": TensorMap(_LAYER + "self_attn.v_proj.bias", HEADS),
-    "blocks.attention.output": TensorMap(_LAYER + "self_attn.out_proj.weight", FROM_HEADS),
-    "blocks.attention.output_bias": TensorMap(_LAYER + "self_attn.out_proj.bias", VECTOR),
-    "blocks.feed_forward_norm.scale": TensorMap(_LAYER + "final_layer_norm.weight", VECTOR),
-    "blocks.feed_forward_norm.bias": TensorMap(_LAYER + "final_layer_norm.bias", VECTOR),
-    "blocks.feed_forward.up": TensorMap(_LAYER + "fc1.weight", TRANSPOSED),
-    "blocks.feed_forward.up_bias": TensorMap(_LAYER + "fc1.bias", VECTOR),
-    "blocks.feed_forward.down": TensorMap(_LAYER + "fc2.weight", TRANSPOSED),
-    "blocks.feed_forward.down_bias": TensorMap(_LAYER + "fc2.bias", VECTOR),
+    **norm_maps(
+        {
+            "final_norm": "model.decoder.final_layer_norm",
+            "blocks.attention_norm": _LAYER + "self_attn_layer_norm",
+            "blocks.feed_forward_norm": _LAYER + "final_layer_norm",
+        }
+    ),
+    **attention_maps("blocks.attention", _LAYER + "self_attn"),
+    **linear_maps(TRANSPOSED, {"blocks.feed_forward.up": _LAYER + "fc1", "blocks.feed_forward.down": _LAYER + "fc2"}),
 }
 
 
