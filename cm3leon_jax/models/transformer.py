@@ -64,6 +64,14 @@ def _parameter(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, logical_axes:
     return nnx.Param(value, logical_axes=logical_axes)
 
 
+def _linear_parameters(
+    rngs: nnx.Rngs, shape: tuple[int, ...], std: float, logical_axes: tuple[str, ...], has_bias: bool, out_axes: int = 1
+) -> tuple[nnx.Param, nnx.Param | None]:
+    """A weight whose last `out_axes` axes are the output's, and a bias at zero."""
+    weight = _parameter(rngs, shape, std, logical_axes)
+    return weight, _parameter(rngs, shape[-out_axes:], 0.0, logical_axes[-out_axes:]) if has_bias else None
+
+
 def _linear(equation: str, x: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
     """x times a weight, plus a bias where there is one, in the type of x."""
     out = cpu.einsum(equation, x, weight[...].astype(x.dtype))
@@ -115,15 +123,12 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         D, H, K, Dh = config.model_dim, config.num_heads, config.key_value_heads, config.head_dim
-        self.query = _parameter(rngs, (D, H, Dh), config.init_std, ("embed", "heads", "head"))
-        self.key = _parameter(rngs, (D, K, Dh), config.init_std, ("embed", "heads", "head"))
-        self.value = _parameter(rngs, (D, K, Dh), config.init_std, ("embed", "heads", "head"))
-        self.output = _parameter(rngs, (H, Dh, D), 0.0, ("heads", "head", "embed"))
-        bias = partial(_parameter, rngs, std=0.0) if config.biases else lambda **_: None
-        self.query_bias = bias(shape=(H, Dh), logical_axes=("heads", "head"))
-        self.key_bias = bias(shape=(K, Dh), logical_axes=("heads", "head"))
-        self.value_bias = bias(shape=(K, Dh), logical_axes=("heads", "head"))
-        self.output_bias = bias(shape=(D,), logical_axes=("embed",))
+        std, axes = config.init_std, ("embed", "heads", "head")
+        linear = partial(_linear_parameters, rngs, has_bias=config.biases)
+        self.query, self.query_bias = linear((D, H, Dh), std, axes, out_axes=2)
+        self.key, self.key_bias = linear((D, K, Dh), std, axes, out_axes=2)
+        self.value, self.value_bias = linear((D, K, Dh), std, axes, out_axes=2)
+        self.output, self.output_bias = linear((H, Dh, D), 0.0, ("heads", "head", "embed"))
         self.query_norm, self.key_norm = (_head_norm(config, heads) for heads in (H, K))
         self.rotary, self.rotary_image_positions = "rotary" in config.positions, config.rotary_image_positions
         self.rotary_base = config.rotary_base
@@ -159,12 +164,10 @@ class FeedForward(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         D, F = config.model_dim, config.hidden_dim
         self.activation = _ACTIVATIONS[config.activation]
-        self.up = _parameter(rngs, (D, F), config.init_std, ("embed", "ffn"))
-        self.gate = _parameter(rngs, (D, F), config.init_std, ("embed", "ffn")) if config.gated else None
-        self.down = _parameter(rngs, (F, D), 0.0, ("ffn", "embed"))
-        self.up_bias = _parameter(rngs, (F,), 0.0, ("ffn",)) if config.biases else None
-        self.gate_bias = _parameter(rngs, (F,), 0.0, ("ffn",)) if config.biases and config.gated else None
-        self.down_bias = _parameter(rngs, (D,), 0.0, ("embed",)) if config.biases else None
+        linear = partial(_linear_parameters, rngs, has_bias=config.biases)
+        self.up, self.up_bias = linear((D, F), config.init_std, ("embed", "ffn"))
+        self.gate, self.gate_bias = linear((D, F), config.init_std, ("embed", "ffn")) if config.gated else (None, None)
+        self.down, self.down_bias = linear((F, D), 0.0, ("ffn", "embed"))
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Maps each position alone."""
