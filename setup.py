@@ -1,5 +1,6 @@
 """Package metadata; exact versions for Python 3.11 on a CPU are in requirements.lock."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "cm3leon_jax" / "__init__.py").read_text())[1]
 # Folders of the checkout that a wheel carries, in cm3leon_jax/shipped/ (`config_file.shipped_folder`).
 SHIPPED = ("configs", "examples", "launch")
 
@@ -45,7 +47,6 @@ DATA = [
     "emoji>=2.14",
     "pyarrow>=20",  # metadata.parquet of folders
 ]
-RETRIEVAL = ["faiss-cpu>=1.12"]
 # Its inner functions are called: one version.
 KERNELS = ["tokamax==0.0.12"]
 CHECK = [
@@ -53,6 +54,7 @@ CHECK = [
     "pytest>=8",
     "pytest-xdist>=3.6",
     "beartype>=0.20",
+    "faiss-cpu>=1.12",  # what exact search is compared with
     "hypothesis>=6.100",
     "transformers>=5",
     "ruff>=0.14",
@@ -69,7 +71,7 @@ TEST = [*CHECK, "torch>=2.6"]
 
 setup(
     name="cm3leon_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Train CM3Leon: one transformer over interleaved text and image codes, on JAX",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -120,7 +122,6 @@ setup(
     ],
     extras_require={
         "data": DATA,
-        "retrieval": RETRIEVAL,
         "check": CHECK,
         "test": TEST,
         "plan": ["libtpu>=0.0.42"],

@@ -45,16 +45,15 @@ def check_value(value: Any, kind: Any, where: str, file: str = "") -> Any:
     """
     if kind is Any:
         return value
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        # Of one type, or None.
-        (given,) = (choice for choice in typing.get_args(kind) if choice is not types.NoneType)
-        return None if value is None else check_value(value, given, where, file)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         # What is too large for a float is out of every range, as infinities are.
         return float(value) if abs(value) < sys.float_info.max else math.inf
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        # An optional value.
+        return None if value is None else check_value(value, arguments[0], where, file)
     if origin is collections.abc.Mapping and isinstance(value, Mapping):
         return {
             check_value(key, arguments[0], where, file): check_value(each, arguments[1], f"{where}.{key}", file)
