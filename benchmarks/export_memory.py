@@ -55,6 +55,7 @@ def write_run(root: Path, layers: int, width: int) -> dict[str, float]:
         "vocabulary": vocabulary.fingerprint,
         "corpus": {"tasks": {}, "image_tokenizer": image_tokenizer.fingerprint},
         "config": dataclasses.asdict(config),
+        "origin": "random numbers",
     }
     started = time.perf_counter()
     with Checkpoints(root / "run" / "checkpoints", keep=1) as checkpoints:

@@ -189,6 +189,7 @@ def _write_checkpoint(base: Path) -> Config:
         "vocabulary": vocabulary.fingerprint,
         "corpus": {"tasks": {}, "image_tokenizer": image_tokenizer},
         "config": dataclasses.asdict(config),
+        "origin": "random numbers",
     }
     with Checkpoints(base / "run" / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(STEP, {"parameters": parameters}, meta)

@@ -156,6 +156,7 @@ def make_run(tmp_path, tiny_model, image_tokenizer) -> Callable[..., Run]:
                 "image_tokenizer": image_tokenizer.fingerprint,
             },
             "config": dataclasses.asdict(config),
+            "origin": "random numbers",
         }
         with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
             checkpoints.save(STEP, {"parameters": nnx.state(transformer)}, meta)

@@ -142,7 +142,7 @@ def test_the_model_card_says_what_it_is_and_its_example_runs(make_run, monkeypat
     card = (folder / "README.md").read_text()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(run.model)))
     assert f"| parameters | {parameters:,} |" in card
-    assert "| steps | 7 |" in card and "| tokens | 1,792 (8 sequences of 32 a step) |" in card
+    assert "| steps | 7 |" in card and "| tokens | 1,792 (8 sequences of 32 per step) |" in card
     assert "| captions | 1 | 40 |" in card and "| started from | random numbers |" in card
     assert "| eval_loss | 1.25 |" in card and "Measured at step 5" in card
     monkeypatch.chdir(folder)
