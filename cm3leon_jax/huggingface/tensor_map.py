@@ -82,7 +82,7 @@ class TensorMap:
             skipped = 0 if position else self.extra_rows
             wanted.append(slice(ranges[first].start * width + skipped, ranges[first].stop * width + skipped))
         part = read(tuple(wanted)).reshape(read_sizes).transpose(np.argsort(order).astype(int))
-        return part[tuple(slice(None) if axis in firsts else cut for axis, cut in enumerate(index))]
+        return np.asarray(part[tuple(slice(None) if axis in firsts else cut for axis, cut in enumerate(index))])
 
     def read(self, tensors: Sequence[StoredTensor], ours: Shape, index: Index) -> Float32[np.ndarray, "..."]:
         """A part of a parameter, given the tensors that make it up."""

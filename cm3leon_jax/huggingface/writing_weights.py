@@ -14,7 +14,7 @@ import safetensors.numpy
 from jaxtyping import Float
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import write_json
+from cm3leon_jax.files import atomic_write, write_json
 
 DTYPES = {"float32": np.dtype("<f4"), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype("<f2")}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -84,4 +84,5 @@ def _write_shard(file: Path, shard: Sequence[LazyTensor], dtype: str, written: C
             raise UserError(f"{tensor.name} has values beyond the range of {dtype}: take --dtype=float32")
         written()
     # transformers asks which framework's layout this is: [out, in], PyTorch's.
-    safetensors.numpy.save_file(arrays, file, metadata={"format": "pt"})
+    with atomic_write(file) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, metadata={"format": "pt"})
