@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import re
 import typing
-from typing import Annotated
+from typing import Annotated, Any
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.ranges import Range, first_fault
@@ -31,25 +31,30 @@ class MayChange(enum.Enum):
 AT_RESUME, AFTER_IMPORT = MayChange
 
 
-def changeable(part: type, prefix: str = "", after_import: bool = False) -> tuple[str, ...]:
+def changeable(part: object, prefix: str = "", after_import: bool = False) -> tuple[str, ...]:
     """Dotted names of the fields of a dataclass, and of its parts, that may change at a resume.
 
     Args:
-      part: the dataclass.
+      part: the dataclass; or an instance, whose parts may be of subclasses with more fields.
       prefix: begins each name, such as "config.".
       after_import: adds the fields that may change after an import.
     """
     return tuple(prefix + name for name, mark in _marks(part, None) if mark is AT_RESUME or (mark and after_import))
 
 
-def _marks(part: type, inherited: MayChange | None) -> list[tuple[str, MayChange | None]]:
+def _marks(part: Any, inherited: MayChange | None) -> list[tuple[str, MayChange | None]]:
+    kind = part if isinstance(part, type) else type(part)
+    # A subclass that narrows the type of a field keeps the mark of its base.
+    hints = [
+        typing.get_type_hints(base, include_extras=True) for base in kind.__mro__ if dataclasses.is_dataclass(base)
+    ]
     found = []
-    for name, hint in typing.get_type_hints(part, include_extras=True).items():
-        notes = getattr(hint, "__metadata__", ())
+    for name in (field.name for field in dataclasses.fields(kind)):
+        notes = [note for of_class in hints for note in getattr(of_class.get(name), "__metadata__", ())]
         mark = next((note for note in notes if isinstance(note, MayChange)), inherited)
-        kind = hint.__origin__ if notes else hint
-        if dataclasses.is_dataclass(kind):
-            found += [(f"{name}.{inner}", its_mark) for inner, its_mark in _marks(typing.cast(type, kind), mark)]
+        inner = getattr(hints[0][name], "__origin__", hints[0][name]) if part is kind else getattr(part, name)
+        if dataclasses.is_dataclass(inner):
+            found += [(f"{name}.{inside}", its_mark) for inside, its_mark in _marks(inner, mark)]
         else:
             found.append((name, mark))
     return found

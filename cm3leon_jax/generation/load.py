@@ -1,4 +1,4 @@
-"""A trained model from its workdir, ready to generate."""
+"""Loads a trained model from the folder of its run, ready to generate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.encoders.clip.encoder import ClipEncoder
 from cm3leon_jax.encoders.loading import load_encoder
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation.decoder import Decoder
+from cm3leon_jax.generation.sampler import Sampler
 from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
 from cm3leon_jax.models.sharding import make_mesh, shardings
 from cm3leon_jax.models.transformer import abstract_model
@@ -27,24 +27,24 @@ class TrainedModel:
     """All that generation and evaluation need."""
 
     step: int
-    # The model as it was trained; the decoder has a copy that is laid out for decoding.
+    # The model as it was trained; the sampler has a copy that is laid out for decoding.
     graph: nnx.GraphDef
     parameters: nnx.State
-    decoder: Decoder
+    sampler: Sampler
     mesh: Mesh
     vocabulary: Vocabulary
     image_tokenizer: ImageTokenizer
-    # Says how near an image is to its prompt, where `config.sampling.scorer` asks for it.
+    # Scores images against their prompts, where `config.sampling.scorer` is "clip".
     clip: ClipEncoder | None = None
 
 
-def restore_model(config: Config, workdir: Path) -> TrainedModel:
-    """The parameters of the latest checkpoint, with the vocabulary and the image tokenizer they belong to."""
-    return read_newest(workdir, config.train.keep_checkpoints, partial(_restored, config, workdir))
+def load_model(config: Config, workdir: Path) -> TrainedModel:
+    """The newest checkpoint of a run, with the vocabulary and the image tokenizer it belongs to."""
+    return read_newest(workdir, config.train.keep_checkpoints, partial(_load, config, workdir))
 
 
-def _restored(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) -> TrainedModel:
-    clip = _scoring_clip(config) if config.sampling.scorer == "clip" else None
+def _load(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) -> TrainedModel:
+    clip = _scoring_clip(config.encoder.path) if config.sampling.scorer == "clip" else None
     vocabulary = Vocabulary.load(config.vocabulary.path)
     image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
     mesh = make_mesh(config.mesh)
@@ -56,16 +56,16 @@ def _restored(config: Config, workdir: Path, checkpoints: Checkpoints, step: int
     fingerprints = (meta["corpus"]["image_tokenizer"], image_tokenizer.fingerprint)
     check_same_model(meta, config, what, image_tokenizer=fingerprints)
     parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
-    decoder = Decoder(config.model, vocabulary, config.batch.sequence_length, mesh, config.image_tokenizer.image_length)
-    decoder.load(parameters)
-    return TrainedModel(step, graph, parameters, decoder, mesh, vocabulary, image_tokenizer, clip)
+    sampler = Sampler(config.model, vocabulary, config.batch.sequence_length, mesh, config.image_tokenizer.image_length)
+    sampler.load(parameters)
+    return TrainedModel(step, graph, parameters, sampler, mesh, vocabulary, image_tokenizer, clip)
 
 
-def _scoring_clip(config: Config) -> ClipEncoder:
-    encoder = load_encoder(config.encoder.path)
+def _scoring_clip(path: str) -> ClipEncoder:
+    encoder = load_encoder(path)
     if not isinstance(encoder, ClipEncoder):
         raise UserError(
-            f"config.sampling.scorer is 'clip', but the encoder at {config.encoder.path} is none, and cannot "
-            "compare a text with an image: name the path of a CLIP encoder, or another scorer"
+            f"config.sampling.scorer is 'clip', but the encoder at {path} is none, and cannot compare a text with an "
+            "image: name the path of a CLIP encoder, or another scorer"
         )
     return encoder
