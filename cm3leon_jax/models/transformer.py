@@ -166,7 +166,10 @@ class FeedForward(nnx.Module):
         self.activation = _ACTIVATIONS[config.activation]
         linear = partial(_linear_parameters, rngs, has_bias=config.biases)
         self.up, self.up_bias = linear((D, F), config.init_std, ("embed", "ffn"))
-        self.gate, self.gate_bias = linear((D, F), config.init_std, ("embed", "ffn")) if config.gated else (None, None)
+        gate: tuple[nnx.Param | None, nnx.Param | None] = (None, None)
+        if config.gated:
+            gate = linear((D, F), config.init_std, ("embed", "ffn"))
+        self.gate, self.gate_bias = gate
         self.down, self.down_bias = linear((F, D), 0.0, ("ffn", "embed"))
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from cm3leon_jax.cli import main
+from cm3leon_jax.commands import train
 from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.load import load_model
