@@ -39,12 +39,12 @@ COMMANDS = {
         "cm3leon_jax.data.corpus.text_tokenizer", "learn the vocabulary from the mixture's texts", ("vocabulary",)
     ),
     "train-image-tokenizer": Command(
-        "cm3leon_jax.image_tokenizers.vqgan.training",
-        "train the VQGAN on the mixture's images",
+        "cm3leon_jax.commands.train_image_tokenizer",
+        "train what turns images into codes on the mixture's images",
         ("workdir", "image_tokenizer"),
     ),
     "train-encoder": Command(
-        "cm3leon_jax.encoders.training",
+        "cm3leon_jax.commands.train_encoder",
         "train what finds neighbors: CLIP, or word statistics",
         ("workdir", "encoder"),
     ),

@@ -38,18 +38,27 @@ def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) ->
     path, variant = find(file)
     _make_importable(path.resolve().parent)
     values = read_object(path, "the config") if path.suffix == ".json" else _run(path, variant)
-    for name, text in (overrides or {}).items():
-        *parents, last = name.split(".")
-        section = values
-        for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                raise UserError(f"--config.{name}: config.{parent} is a value, it has no fields")
-        section[last] = _parse(text, _field_type(Config, name, f"--config.{name}"))
+    overrides = overrides or {}
+    if "modules" in overrides:
+        _override(values, "modules", overrides["modules"])
     for module in _check(values.get("modules", ()), tuple[str, ...], "config.modules", file):
         import_module(module, "config.modules")
+    # The family of a part decides which other fields it has.
+    for name in sorted(overrides, key=lambda name: not name.endswith(".family")):
+        _override(values, name, overrides[name])
     config = _build(Config, values, "config", file)
     return _fill_paths(config, paths.local(workdir, "--workdir"))
+
+
+def _override(values: dict[str, Any], name: str, text: str) -> None:
+    """Sets the field of a dotted name in nested dicts."""
+    *parents, last = name.split(".")
+    section = values
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise UserError(f"--config.{name}: config.{parent} is a value, it has no fields")
+    section[last] = _parse(text, _field_type(values, name, f"--config.{name}"))
 
 
 def save(config: Config, path: Path) -> None:
@@ -139,18 +148,34 @@ def _make_namespace(name: str, folders: Sequence[str]) -> None:
     sys.modules[name] = importlib.util.module_from_spec(spec)
 
 
-def _field_type(cls: type, name: str, where: str) -> Any:
-    kind: Any = cls
+def _field_type(values: Mapping[str, Any], name: str, where: str) -> Any:
+    """The type of the field of a dotted name; `values` say of which family a part is."""
+    kind: Any = Config
     for part in name.split("."):
         if not dataclasses.is_dataclass(kind):
             raise UserError(f"{where}: {part} is no field of a {getattr(kind, '__name__', kind)}")
-        hints = typing.get_type_hints(kind)
+        kind = _of_family(kind, values)
+        hints = _hints(kind)
         if part not in hints:
             raise UserError(f"{where}: no such field{_closest(part, hints)}")
-        kind = hints[part]
+        kind, values = hints[part], values.get(part, {})
     if dataclasses.is_dataclass(kind):
-        raise UserError(f"{where}: this is a whole part; set one of {', '.join(typing.get_type_hints(kind))}")
+        raise UserError(f"{where}: this is a whole part; set one of {', '.join(_hints(kind))}")
     return kind
+
+
+def _of_family(part: Any, values: object) -> Any:
+    """The class of a part; where there are families, that of the one which its values name."""
+    families = getattr(part, "families", None)
+    if families is None or not isinstance(values, Mapping):
+        return part
+    return families.load(_check(values.get("family", part.family), str, f"config.{part.name_in_config()}.family", ""))
+
+
+def _hints(part: Any, include_extras: bool = False) -> dict[str, Any]:
+    """The types of a part's fields, by name."""
+    hints = typing.get_type_hints(part, include_extras=include_extras)
+    return {field.name: hints[field.name] for field in dataclasses.fields(part)}
 
 
 def _parse(text: str, kind: Any) -> Any:
@@ -168,7 +193,8 @@ def _parse(text: str, kind: Any) -> Any:
 
 
 def _build(cls: type, values: Mapping[Any, Any], where: str, file: str) -> Any:
-    hints = typing.get_type_hints(cls)
+    cls = _of_family(cls, values)
+    hints = _hints(cls)
     for name in values:
         if name not in hints:
             raise UserError(f"{where}.{name}: no such field{_closest(name, hints)} (in {file})")
@@ -233,7 +259,7 @@ def _empty_paths(config: Config, workdir: Path) -> Config:
 def _with_texts(values: Any, changed: Callable[[str, paths.IsPath | None, str], str], where: str = "config") -> Any:
     """A config with each of its texts replaced; `changed` is also told which kind of path it is, and its name."""
     changes = {}
-    for name, hint in typing.get_type_hints(type(values), include_extras=True).items():
+    for name, hint in _hints(type(values), include_extras=True).items():
         value = getattr(values, name)
         if dataclasses.is_dataclass(value):
             changes[name] = _with_texts(value, changed, f"{where}.{name}")

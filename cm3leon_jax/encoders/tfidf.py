@@ -16,28 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
-from safetensors import SafetensorError
 
 from cm3leon_jax import counter_random
 from cm3leon_jax.config import Config
 from cm3leon_jax.documents import Document, ImageSegment
-from cm3leon_jax.encoders.base import CONFIG_FILE, dropped, l2_normalize
-from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import atomic_write, read_json, write_json
+from cm3leon_jax.encoders.base import Encoder, dropped, l2_normalize
+from cm3leon_jax.encoders.tfidf_config import TfidfConfig
+from cm3leon_jax.files import write_json
 from cm3leon_jax.images import UnreadableImage, decode_image
-
-WEIGHTS_FILE = "model.safetensors"
 
 # Words and pairs share the counts of this many buckets; a bucket is a sparse vector of this many entries of +1 or -1.
 _NUM_BUCKETS, _ENTRIES = 1 << 18, 8
 _CHANNELS = 3
 
 
-class TfidfEncoder:
-    """Fulfils `Encoder`; `fit` makes one of a corpus."""
+class TfidfEncoder(Encoder):
+    """Word statistics and a mean thumbnail; `fit_documents` makes one of a corpus."""
+
+    family = "tfidf"
+    is_joint = False
 
     def __init__(
         self,
@@ -60,10 +59,10 @@ class TfidfEncoder:
         self._text_dim = dim - len(mean_thumbnail)
         # As scikit-learn smooths it: a word of every text still counts a little, one of no text the most.
         self._idf = np.log((1 + num_texts) / (1 + document_frequency)) + 1
-        digest = hashlib.sha256(f"tfidf {dim} {side} {num_texts}".encode())
-        for array in (document_frequency, mean_thumbnail):
-            digest.update(np.ascontiguousarray(array).data)
-        self.fingerprint = digest.hexdigest()[:16]
+        super().__init__(
+            {"embedding_dim": dim, "resolution": side, "num_texts": num_texts},
+            {"document_frequency": document_frequency, "mean_thumbnail": mean_thumbnail},
+        )
 
     def encode_texts(
         self, texts: Sequence[str], dropout: float = 0.0, keys: Int64[np.ndarray, "n"] | None = None
@@ -92,58 +91,41 @@ class TfidfEncoder:
             vectors[row, self._text_dim :] = centered.ravel()
         return l2_normalize(vectors)
 
-    def save(self, path: str | Path, training: dict[str, Any] | None = None) -> None:
-        """Writes the folder; `training` is kept as a record. The config is written last and seals the counts."""
-        path = Path(path)
-        arrays = {"document_frequency": self._document_frequency, "mean_thumbnail": self._mean_thumbnail}
-        with atomic_write(path / WEIGHTS_FILE) as temporary:
-            safetensors.numpy.save_file(arrays, temporary)
-        architecture = {"embedding_dim": self.dim, "resolution": self.side, "num_texts": self._num_texts}
-        write_json(
-            path / CONFIG_FILE,
-            {"kind": "tfidf", "architecture": architecture, "fingerprint": self.fingerprint, "training": training},
-        )
-
     @classmethod
-    def load(cls, path: str | Path) -> TfidfEncoder:
-        """Reads what `save` wrote; refuses a damaged folder."""
-        path = Path(path)
-        stored = read_json(path / CONFIG_FILE, "the encoder's config")
-        fix = "delete the folder and run `cm3leon train-encoder` again"
-        try:
-            arrays = safetensors.numpy.load_file(path / WEIGHTS_FILE)
-            sizes = stored["architecture"]
-            encoder = cls(
-                sizes["embedding_dim"],
-                sizes["resolution"],
-                sizes["num_texts"],
-                arrays["document_frequency"],
-                arrays["mean_thumbnail"],
-            )
-            matches = encoder.fingerprint == stored["fingerprint"]
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-            raise UserError(f"the encoder {path} is damaged ({error}); {fix}") from None
-        if not matches:
-            raise UserError(f"{path / WEIGHTS_FILE} is not the file that {path / CONFIG_FILE} was written with; {fix}")
-        return encoder
+    def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], folder: Path) -> TfidfEncoder:
+        """The encoder that `save` wrote."""
+        sizes = (settings["embedding_dim"], settings["resolution"], settings["num_texts"])
+        return cls(*sizes, arrays["document_frequency"], arrays["mean_thumbnail"])
 
 
-def fit(config: Config) -> TfidfEncoder:
-    """Counts the words and averages the thumbnails of the mixture's training split.
+class TfidfTrainer:
+    """Counts the words and averages the thumbnails of the mixture's training split."""
 
-    Raises:
-      UserError: if the mixture cannot be read, or the thumbnail leaves no room for text in a vector.
-    """
-    from cm3leon_jax.data.sources.reading import read_documents
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        # What it depends on beside its own config and the mixture.
+        self.record = {"image_resolution": config.image_tokenizer.resolution}
 
-    asked = config.encoder_training.num_pairs or None
-    return fit_documents(
-        read_documents(config.corpus, config.corpus.train_split),
-        config.encoder.embedding_dim,
-        config.encoder.resolution,
-        config.image_tokenizer.resolution,
-        asked,
-    )
+    def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, None]:
+        """The encoder; its texts and images do not compare, so there is nothing to measure.
+
+        Raises:
+          UserError: if the mixture cannot be read.
+        """
+        from cm3leon_jax.data.sources.reading import provenance_of, read_documents
+
+        config = self._config
+        assert isinstance(config.encoder, TfidfConfig)
+        sources = provenance_of(config.corpus)
+        encoder = fit_documents(
+            read_documents(config.corpus, config.corpus.train_split),
+            config.encoder.embedding_dim,
+            config.encoder.resolution,
+            config.image_tokenizer.resolution,
+            config.encoder.training.num_pairs or None,
+        )
+        write_json(Path(config.encoder.path) / "trained_on.json", {"sources": sources})
+        return encoder, None
 
 
 def fit_documents(

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.decoder import Decoder
 from cm3leon_jax.generation.prompts import Retrieved, text_to_image
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from cm3leon_jax.vocabulary import Vocabulary
 
 

@@ -29,8 +29,8 @@ from jaxtyping import Bool, Int
 from cm3leon_jax.data.templates import layouts
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer
+from cm3leon_jax.image_tokenizers.config import ImageTokenizerConfig
 from cm3leon_jax.images import UnreadableImage, decode_image
 from cm3leon_jax.vocabulary import Vocabulary
 

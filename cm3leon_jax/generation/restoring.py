@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, check_same_model
 from cm3leon_jax.config import Config
+from cm3leon_jax.encoders.base import load_encoder
 from cm3leon_jax.encoders.clip.encoder import ClipEncoder
-from cm3leon_jax.encoders.loading import load_encoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.decoder import Decoder
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
 from cm3leon_jax.models.sharding import make_mesh, shardings
 from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.newest_checkpoint import read_newest
@@ -46,7 +46,7 @@ def restore_model(config: Config, workdir: Path) -> TrainedModel:
 def _restored(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) -> TrainedModel:
     clip = _scoring_clip(config) if config.sampling.scorer == "clip" else None
     vocabulary = Vocabulary.load(config.vocabulary.path)
-    image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
+    image_tokenizer = load_image_tokenizer(config.image_tokenizer.path)
     mesh = make_mesh(config.mesh)
     graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
     meta, what = checkpoints.meta(step), f"the checkpoint {workdir}/checkpoints/{step}"

@@ -38,13 +38,14 @@ from cm3leon_jax.huggingface.families.opt_config import differences, model_field
 from cm3leon_jax.huggingface.families.opt_names import IN_LAYERS, OUTSIDE_LAYERS, PREFIX, TIED, Index, OptTensor, Shape
 from cm3leon_jax.huggingface.reading_weights import StoredTensor, open_weights
 from cm3leon_jax.huggingface.tokenizer_files import read_vocabulary
-from cm3leon_jax.image_tokenizers.vqgan.codec import CONFIG_FILE, ImageTokenizer, architecture
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer, architecture, load_image_tokenizer
 from cm3leon_jax.lock import lock
 from cm3leon_jax.models.sharding import make_mesh, parameter_name, shardings
 from cm3leon_jax.models.transformer import Transformer, abstract_model
 from cm3leon_jax.paths import input_path
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary
+from cm3leon_jax.weights import CONFIG_FILE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -238,7 +239,7 @@ def _refuse_another_table(weights: dict[str, StoredTensor], rows: int, folder: P
 
 def _folders_image_tokenizer(folder: Path) -> ImageTokenizer | None:
     path = folder / IMAGE_TOKENIZER_FOLDER
-    return ImageTokenizer.load(path) if path.exists() else None
+    return load_image_tokenizer(path) if path.exists() else None
 
 
 def _refuse_another_architecture(
@@ -261,9 +262,9 @@ def _refuse_another_architecture(
         theirs["batch.sequence_length"] = record.sequence_length
     given = flat(dataclasses.asdict(config))
     wrong = differences(config.model, fields) + [
-        f"config.{name} is {given[name]!r}, the folder has {value!r}"
+        f"config.{name} is {given.get(name)!r}, the folder has {value!r}"
         for name, value in theirs.items()
-        if given[name] != value
+        if given.get(name) != value
     ]
     if wrong:
         raise UserError(f"{folder} is not the model of this config: {'; '.join(wrong)}")
@@ -295,7 +296,7 @@ def _refuse_what_is_there(config: Config, vocabulary: Vocabulary, image_tokenize
             f"config.vocabulary.path {path} holds another vocabulary than the folder's: name another path, or delete it"
         )
     path = Path(config.image_tokenizer.path)
-    there = ImageTokenizer.load(path) if (path / CONFIG_FILE).exists() else None
+    there = load_image_tokenizer(path) if (path / CONFIG_FILE).exists() else None
     if image_tokenizer is not None and there is not None and there.fingerprint != image_tokenizer.fingerprint:
         raise UserError(
             f"config.image_tokenizer.path {path} holds another image tokenizer than the folder's: name another path, "

@@ -146,8 +146,8 @@ def _use(vocabulary: Vocabulary, image_length: int, has_image_tokenizer: bool) -
     images = (
         "`image_tokenizer/` turns codes into images and back:\n\n"
         "```python\n"
-        "from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer\n\n"
-        'images = ImageTokenizer.load(f"{folder}/image_tokenizer").decode(codes.numpy())\n'
+        "from cm3leon_jax.image_tokenizers.base import load_image_tokenizer\n\n"
+        'images = load_image_tokenizer(f"{folder}/image_tokenizer").decode(codes.numpy())\n'
         "```\n\n"
     )
     notes = (

@@ -37,9 +37,9 @@ from cm3leon_jax.vocabulary import Vocabulary
 # What may differ between a run and its continuation; everything else would make it another run.
 MAY_CHANGE = (
     *("config.mesh", "config.distributed", "config.recovery", "config.sampling", "config.evaluate"),
-    *("config.corpus", "config.image_tokenizer_training"),
+    *("config.corpus", "config.image_tokenizer.training", "config.encoder"),
     # Neighbors have a fingerprint of their own.
-    *("config.encoder", "config.encoder_training", *(f"config.retrieval.{name}" for name in LIST_FIELDS)),
+    *(f"config.retrieval.{name}" for name in LIST_FIELDS),
     *("config.vocabulary.path", "config.vocabulary.num_documents", "config.image_tokenizer.path"),
     *(f"config.train.{name}" for name in ("log_every", "save_every", "keep_checkpoints", "eval_every")),
     *("config.train.eval_batches", "config.train.sample_every", "config.train.compilation_cache"),

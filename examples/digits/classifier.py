@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
 from cm3leon_jax.generation.requests import MIDDLE_HALF, region_mask
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from examples.digits import images as digits
 
 

@@ -47,7 +47,7 @@ def _provenance(config: Config) -> dict[str, Any]:
     return {
         "mixture": config.corpus.mixture,
         "split": config.corpus.train_split,
-        "asked": config.image_tokenizer_training.num_images,
+        "asked": config.image_tokenizer.training.num_images,
         "resolution": config.image_tokenizer.resolution,
         "channels": config.image_tokenizer.in_channels,
     }

@@ -63,7 +63,7 @@ def _provenance(config: Config) -> dict[str, Any]:
     return {
         "mixture": config.corpus.mixture,
         "split": config.corpus.train_split,
-        "asked": config.encoder_training.num_pairs,
+        "asked": config.encoder.training.num_pairs,
         "resolution": config.encoder.resolution,
     }
 
@@ -107,7 +107,7 @@ def _draw(config: Config, folder: Path, provenance: dict[str, Any]) -> None:
             raise UserError(
                 f"config.corpus.mixture {config.corpus.mixture!r} has no documents of a text and one readable image "
                 f"in its split {config.corpus.train_split!r} ({unreadable} are unreadable): CLIP learns from them; "
-                "take config.encoder.kind='tfidf', or import a CLIP folder"
+                "take config.encoder.family='tfidf', or import a CLIP folder"
             )
         images.seek(0)
         write_header(images, len(seen), resolution, _CHANNELS)

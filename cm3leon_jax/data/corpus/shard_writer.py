@@ -20,7 +20,7 @@ from cm3leon_jax.data.corpus.prepared import checksums_file, offsets_file, token
 from cm3leon_jax.data.sources.reading import SkippedExample
 from cm3leon_jax.documents import Document, ImageSegment
 from cm3leon_jax.files import atomic_write
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from cm3leon_jax.images import UnreadableImage, decode_image, encode_png
 from cm3leon_jax.records import read_record, write_record
 from cm3leon_jax.vocabulary import Vocabulary

@@ -52,7 +52,7 @@ from cm3leon_jax.distributed import all_processes, barrier, is_coordinator
 from cm3leon_jax.documents import Document
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import wait_for, write_json
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from cm3leon_jax.records import read_record, write_record
 from cm3leon_jax.threads import mapped_ahead
 from cm3leon_jax.vocabulary import Vocabulary

@@ -16,10 +16,16 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from cm3leon_jax.image_tokenizers.vqgan import codebook, losses
 from cm3leon_jax.image_tokenizers.vqgan.codebook import CodebookStatistics
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig, ImageTokenizerTrainingConfig
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig, VQGANTrainingConfig
 from cm3leon_jax.image_tokenizers.vqgan.lpips import lpips_distance
-from cm3leon_jax.image_tokenizers.vqgan.model import VQGAN, abstract_vqgan, bind, initial_parameters, straight_through
-from cm3leon_jax.image_tokenizers.vqgan.pixels import to_unit_range
+from cm3leon_jax.image_tokenizers.vqgan.model import (
+    VQGAN,
+    abstract_vqgan,
+    initial_parameters,
+    straight_through,
+    to_unit_range,
+)
+from cm3leon_jax.named_parameters import bind
 
 EMBEDDING = "quantize.embedding"
 LAST_KERNEL = "decoder.conv_out.kernel"
@@ -29,7 +35,7 @@ Parameters = dict[str, Array]
 Metrics = dict[str, Array]
 
 
-class TrainingState(NamedTuple):
+class VQGANState(NamedTuple):
     """All that a run needs to go on; the discriminator's parts are empty when there is none."""
 
     step: Int[Array, ""]
@@ -44,14 +50,14 @@ class TrainingState(NamedTuple):
 class Recipe:
     """Architecture and training values, and what follows from them."""
 
-    config: ImageTokenizerConfig
-    training: ImageTokenizerTrainingConfig
+    config: VQGANConfig
+    training: VQGANTrainingConfig
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """Adam: the rate rises linearly over `warmup_steps`, then falls linearly to its final share."""
         training = self.training
-        peak = training.learning_rate
+        peak = training.peak_learning_rate
         rate = optax.join_schedules(
             [
                 optax.linear_schedule(peak / max(training.warmup_steps, 1), peak, training.warmup_steps),
@@ -88,7 +94,7 @@ class Recipe:
         return bind(self.abstract_discriminator(), values)(pixels)
 
 
-def initial_state(recipe: Recipe, images: UInt8[Array, "B R R C"]) -> TrainingState:
+def initial_state(recipe: Recipe, images: UInt8[Array, "B R R C"]) -> VQGANState:
     """Random weights from the seed, and a codebook of encoder outputs of `images`, the first batch.
 
     A code that starts far from every latent is never chosen and never learns; one that starts on a latent is used.
@@ -103,7 +109,7 @@ def initial_state(recipe: Recipe, images: UInt8[Array, "B R R C"]) -> TrainingSt
     if recipe.has_discriminator:
         fresh = initial_parameters(recipe.abstract_discriminator(), seed)
         discriminator = {name: jnp.asarray(value) for name, value in fresh.items()}
-    return TrainingState(
+    return VQGANState(
         step=jnp.zeros((), jnp.int32),
         parameters=values,
         optimizer=recipe.optimizer.init(values),
@@ -114,7 +120,7 @@ def initial_state(recipe: Recipe, images: UInt8[Array, "B R R C"]) -> TrainingSt
 
 
 @cache
-def make_train_step(recipe: Recipe, mesh: Mesh) -> Callable[..., tuple[TrainingState, Metrics]]:
+def make_train_step(recipe: Recipe, mesh: Mesh) -> Callable[..., tuple[VQGANState, Metrics]]:
     """`(state, images, lpips weights or None, adversarial=) -> (state, metrics)`, jitted; the state is donated.
 
     Images are split over the mesh's one axis, everything else is on every device.
@@ -131,11 +137,11 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> Callable[..., tuple[TrainingS
 
 def train_step(
     recipe: Recipe,
-    state: TrainingState,
+    state: VQGANState,
     images: UInt8[Array, "B R R C"],
     lpips_weights: dict[str, Array] | None,
     adversarial: bool,
-) -> tuple[TrainingState, Metrics]:
+) -> tuple[VQGANState, Metrics]:
     """Autoencoder, codebook, and with `adversarial` the discriminator, each one step on the same images."""
     training = recipe.training
     model = abstract_vqgan(recipe.config)
@@ -176,13 +182,15 @@ def train_step(
         loss, gradient = jax.value_and_grad(
             lambda values: losses.discriminator_loss(recipe.score(values, target), recipe.score(values, pixels))
         )(discriminator)
-        discriminator, discriminator_optimizer = _descend(recipe, gradient, discriminator, discriminator_optimizer)
+        discriminator, discriminator_optimizer = _apply_gradients(
+            recipe, gradient, discriminator, discriminator_optimizer
+        )
         metrics |= {"generator": generator, "discriminator": loss, "adversarial_weight": weight}
         metrics["loss"] += weight * generator
 
     (gradients,) = vjp_fn((pixel_gradient, jnp.ones_like(quantization)))
-    values, optimizer = _descend(recipe, gradients, state.parameters, state.optimizer)
-    statistics, embedding = _move_codebook(
+    values, optimizer = _apply_gradients(recipe, gradients, state.parameters, state.optimizer)
+    statistics, embedding = _update_codebook(
         recipe, state, values[EMBEDDING], latents.reshape(-1, latents.shape[-1]), codes.reshape(-1)
     )
     counts = codebook.count_codes(codes.reshape(-1), recipe.config.codebook_size)
@@ -191,7 +199,7 @@ def train_step(
         "codes_used": jnp.sum(counts > 0),
         "perplexity": codebook.perplexity(counts),
     }
-    return TrainingState(
+    return VQGANState(
         step=state.step + 1,
         parameters=values | {EMBEDDING: embedding},
         optimizer=optimizer,
@@ -201,8 +209,8 @@ def train_step(
     ), metrics
 
 
-def _move_codebook(
-    recipe: Recipe, state: TrainingState, embedding: Array, latents: Array, codes: Array
+def _update_codebook(
+    recipe: Recipe, state: VQGANState, embedding: Array, latents: Array, codes: Array
 ) -> tuple[CodebookStatistics, Array]:
     training = recipe.training
     if training.codebook_update == "ema":
@@ -229,7 +237,7 @@ def _last_kernel_gradient(model: VQGAN, values: Parameters, features: Array, pix
     return vjp_fn(pixel_gradient)[0]
 
 
-def _descend(
+def _apply_gradients(
     recipe: Recipe, gradients: Parameters, values: Parameters, optimizer: optax.OptState
 ) -> tuple[Parameters, optax.OptState]:
     updates, optimizer = recipe.optimizer.update(gradients, optimizer, values)

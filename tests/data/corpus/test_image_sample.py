@@ -11,7 +11,7 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.data.corpus.image_sample import load_image_sample
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig, ImageTokenizerTrainingConfig
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig, VQGANTrainingConfig
 from cm3leon_jax.images import encode_png
 
 
@@ -23,8 +23,13 @@ def test_images_are_drawn_once_and_again_only_for_another_sample(tmp_path):
         (tmp_path / f"{index}.txt").write_text("text")
     config = Config(
         corpus=CorpusConfig(mixture=f"folder:{tmp_path}"),
-        image_tokenizer=ImageTokenizerConfig(str(tmp_path / "vq"), 4, 1, channel_multipliers=(1, 2)),
-        image_tokenizer_training=ImageTokenizerTrainingConfig(num_images=0),
+        image_tokenizer=VQGANConfig(
+            path=str(tmp_path / "vq"),
+            resolution=4,
+            in_channels=1,
+            channel_multipliers=(1, 2),
+            training=VQGANTrainingConfig(num_images=0),
+        ),
     )
     sample = load_image_sample(config)
     assert isinstance(sample, np.memmap) and sample.dtype == np.uint8 and sample.shape[1:] == (4, 4, 1)
@@ -38,7 +43,7 @@ def test_images_are_drawn_once_and_again_only_for_another_sample(tmp_path):
     np.testing.assert_array_equal(load_image_sample(config), sample)
     assert file.stat().st_mtime_ns == drawn
 
-    fewer = replace(config, image_tokenizer_training=ImageTokenizerTrainingConfig(num_images=3))
+    fewer = replace(config, image_tokenizer=replace(config.image_tokenizer, training=VQGANTrainingConfig(num_images=3)))
     np.testing.assert_array_equal(load_image_sample(fewer), sample[:3])
     with pytest.raises(UserError, match="no folder of images at /nowhere"):
         load_image_sample(replace(config, corpus=replace(config.corpus, mixture="folder:/nowhere")))

@@ -15,7 +15,7 @@ from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.data.corpus.pair_sample import load_pair_sample
 from cm3leon_jax.data.sources import reading
 from cm3leon_jax.documents import Document, ImageSegment, TextSegment
-from cm3leon_jax.encoders.config import EncoderConfig, EncoderTrainingConfig
+from cm3leon_jax.encoders.clip.config import ClipConfig, ClipTrainingConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.images import encode_png
 
@@ -28,8 +28,9 @@ def image(value: int, side: int = 8) -> ImageSegment:
 def config(tmp_path) -> Config:
     return Config(
         corpus=CorpusConfig(mixture="documents"),
-        encoder=EncoderConfig(path=str(tmp_path / "encoder"), resolution=4, patch_size=2),
-        encoder_training=EncoderTrainingConfig(num_pairs=0),
+        encoder=ClipConfig(
+            path=str(tmp_path / "encoder"), resolution=4, patch_size=2, training=ClipTrainingConfig(num_pairs=0)
+        ),
     )
 
 
@@ -85,6 +86,6 @@ def test_pairs_are_drawn_once_and_again_only_for_another_sample(config, tmp_path
     before = file.stat().st_mtime_ns
     assert load_pair_sample(config).texts == sample.texts
     assert file.stat().st_mtime_ns == before
-    fewer = load_pair_sample(replace(config, encoder_training=EncoderTrainingConfig(num_pairs=3)))
+    fewer = load_pair_sample(replace(config, encoder=replace(config.encoder, training=ClipTrainingConfig(num_pairs=3))))
     assert fewer.texts == sample.texts[:3]
     np.testing.assert_array_equal(fewer.images, sample.images[:3])

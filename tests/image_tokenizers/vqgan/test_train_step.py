@@ -7,16 +7,16 @@ import pytest
 
 from cm3leon_jax.image_tokenizers.vqgan import losses, lpips, train_step
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig, ImageTokenizerTrainingConfig
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig, VQGANTrainingConfig
 
-CONFIG = ImageTokenizerConfig(
+CONFIG = VQGANConfig(
     resolution=16, in_channels=1, base_channels=4, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=2,
     latent_channels=4, embedding_dim=3, codebook_size=16,
 )  # fmt: skip
-TRAINING = ImageTokenizerTrainingConfig(
+TRAINING = VQGANTrainingConfig(
     num_steps=100,
     batch_size=4,
-    learning_rate=1e-3,
+    peak_learning_rate=1e-3,
     warmup_steps=10,
     final_learning_rate_fraction=0.1,
     perceptual_weight=1.0,

@@ -14,16 +14,19 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from cm3leon_jax.commands import train_image_tokenizer
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import RestartError, UserError
+from cm3leon_jax.image_tokenizers import training as generic
+from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
 from cm3leon_jax.image_tokenizers.vqgan import train_step, training
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig, ImageTokenizerTrainingConfig
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig, VQGANTrainingConfig
+from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3leon_jax.image_tokenizers.vqgan.train_step import Recipe
 
 SAMPLE = np.random.default_rng(0).integers(0, 2, (96, 4, 4, 1), np.uint8).repeat(2, 1).repeat(2, 2) * np.uint8(255)
-ARCHITECTURE = ImageTokenizerConfig(
+ARCHITECTURE = VQGANConfig(
     resolution=8,
     in_channels=1,
     base_channels=4,
@@ -34,10 +37,10 @@ ARCHITECTURE = ImageTokenizerConfig(
     embedding_dim=4,
     codebook_size=16,
 )
-TRAINING = ImageTokenizerTrainingConfig(
+TRAINING = VQGANTrainingConfig(
     num_steps=40,
     batch_size=16,
-    learning_rate=5e-3,
+    peak_learning_rate=5e-3,
     beta1=0.9,
     codebook_update="ema",
     ema_decay=0.9,
@@ -53,7 +56,7 @@ def mesh(devices: int) -> Mesh:
     return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
 
-def train(folder: Path, values: ImageTokenizerTrainingConfig) -> train_step.TrainingState:
+def train(folder: Path, values: VQGANTrainingConfig) -> train_step.VQGANState:
     recipe = Recipe(ARCHITECTURE, values)
     return training.train(recipe, SAMPLE, None, mesh(1), folder / "checkpoints", folder / "metrics.jsonl", {})
 
@@ -73,7 +76,7 @@ def test_training_learns_and_resumes_bit_for_bit(tmp_path: Path, monkeypatch: py
     drawn: list[int] = []
     batch_at = training.batch_at
 
-    def interrupted(images: np.ndarray, values: ImageTokenizerTrainingConfig, step: int) -> np.ndarray:
+    def interrupted(images: np.ndarray, values: VQGANTrainingConfig, step: int) -> np.ndarray:
         drawn.append(step)
         if len(drawn) == 26:
             raise KeyboardInterrupt
@@ -102,15 +105,15 @@ def test_a_batch_follows_from_seed_and_step() -> None:
 
 
 def test_the_held_out_images_are_the_last_ones() -> None:
-    images, held_out = training.split_sample(np.zeros((2000, 8, 8, 1), np.uint8))
+    images, held_out = generic.split_images(np.zeros((2000, 8, 8, 1), np.uint8))
     assert (len(images), len(held_out)) == (1960, 40)
-    assert [len(part) for part in training.split_sample(SAMPLE)] == [80, 16]
+    assert [len(part) for part in generic.split_images(SAMPLE)] == [80, 16]
     with pytest.raises(UserError, match="at least 32"):
-        training.split_sample(SAMPLE[:31])
+        generic.split_images(SAMPLE[:31])
 
 
 def test_a_loss_that_is_no_number_stops_the_run_unsaved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(state: train_step.TrainingState, *_: object) -> tuple[train_step.TrainingState, dict[str, jax.Array]]:
+    def broken(state: train_step.VQGANState, *_: object) -> tuple[train_step.VQGANState, dict[str, jax.Array]]:
         return state, {"loss": jnp.array(jnp.nan)}
 
     monkeypatch.setattr(training, "make_train_step", lambda recipe, mesh: broken)
@@ -122,7 +125,7 @@ def test_a_loss_that_is_no_number_stops_the_run_unsaved(tmp_path: Path, monkeypa
 def test_parameters_that_are_no_numbers_are_not_saved_though_the_loss_was_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoilt(state: train_step.TrainingState, *_: object) -> tuple[train_step.TrainingState, dict[str, jax.Array]]:
+    def spoilt(state: train_step.VQGANState, *_: object) -> tuple[train_step.VQGANState, dict[str, jax.Array]]:
         value = jnp.where(state.step == 19, jnp.nan, 1.0)
         metrics = {name: jnp.array(0.5) for name in ("loss", "psnr", "codes_used", "perplexity")}
         parameters = jax.tree.map(lambda leaf: leaf * value, state.parameters)
@@ -143,7 +146,7 @@ def test_a_signal_saves_and_the_next_run_is_bit_for_bit_that_of_one(
     batch_at = training.batch_at
     before = signal.getsignal(number)
 
-    def told(images: np.ndarray, values: ImageTokenizerTrainingConfig, step: int) -> np.ndarray:
+    def told(images: np.ndarray, values: VQGANTrainingConfig, step: int) -> np.ndarray:
         if step == 6:
             os.kill(os.getpid(), number)
         return batch_at(images, values, step)
@@ -164,7 +167,7 @@ def test_a_signal_saves_and_the_next_run_is_bit_for_bit_that_of_one(
 def test_the_command_trains_with_a_discriminator_on_all_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training, "load_image_sample", lambda config: SAMPLE)
+    monkeypatch.setattr(generic, "load_image_sample", lambda config: SAMPLE)
     values = dataclasses.replace(
         TRAINING,
         num_steps=4,
@@ -176,32 +179,32 @@ def test_the_command_trains_with_a_discriminator_on_all_devices(
         discriminator_channels=4,
     )
     config = Config(
-        image_tokenizer=dataclasses.replace(ARCHITECTURE, path=str(tmp_path / "tokenizer")),
-        image_tokenizer_training=values,
+        image_tokenizer=dataclasses.replace(ARCHITECTURE, path=str(tmp_path / "tokenizer"), training=values)
     )
-    assert training.run(config, tmp_path, Namespace()) == 0
-    lines = [json.loads(line) for line in (tmp_path / training.METRICS_FILE).read_text().splitlines()]
+    assert train_image_tokenizer.run(config, tmp_path, Namespace()) == 0
+    lines = [json.loads(line) for line in (tmp_path / generic.METRICS_FILE).read_text().splitlines()]
     assert ["discriminator" in line for line in lines] == [False, False, True, True]
     assert all(np.isfinite(list(line.values())).all() for line in lines)
     assert lines[-1]["adversarial_weight"] > 0
-    loaded = ImageTokenizer.load(tmp_path / "tokenizer")
+    loaded = load_image_tokenizer(tmp_path / "tokenizer")
     assert "16 held-out images PSNR" in capsys.readouterr().out
 
-    assert training.run(config, tmp_path, Namespace()) == 0
-    assert "already trained" in capsys.readouterr().out
-    assert ImageTokenizer.load(tmp_path / "tokenizer").fingerprint == loaded.fingerprint
-    other = dataclasses.replace(config, image_tokenizer_training=dataclasses.replace(values, learning_rate=1.0))
-    with pytest.raises(UserError, match=r"values.learning_rate was 0.005 and is 1.0"):
-        training.run(other, tmp_path, Namespace())
+    assert train_image_tokenizer.run(config, tmp_path, Namespace()) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert load_image_tokenizer(tmp_path / "tokenizer").fingerprint == loaded.fingerprint
+    faster = dataclasses.replace(values, peak_learning_rate=1.0)
+    other = dataclasses.replace(config.image_tokenizer, training=faster)
+    with pytest.raises(UserError, match=r"values.peak_learning_rate was 0.005 and is 1.0"):
+        train_image_tokenizer.run(Config(image_tokenizer=other), tmp_path, Namespace())
     with pytest.raises(UserError, match="multiple of the 8 devices"):
         uneven = dataclasses.replace(values, batch_size=12)
-        path = dataclasses.replace(ARCHITECTURE, path=str(tmp_path / "new"))
-        training.run(Config(image_tokenizer=path, image_tokenizer_training=uneven), tmp_path, Namespace())
+        path = dataclasses.replace(ARCHITECTURE, path=str(tmp_path / "new"), training=uneven)
+        train_image_tokenizer.run(Config(image_tokenizer=path), tmp_path, Namespace())
 
 
 def test_a_tokenizer_from_elsewhere_is_not_overwritten(tmp_path: Path) -> None:
     config = Config(image_tokenizer=dataclasses.replace(ARCHITECTURE, path=str(tmp_path)))
     weights = vqgan.initial_parameters(vqgan.abstract_vqgan(ARCHITECTURE), 0)
-    ImageTokenizer(config.image_tokenizer, weights).save(tmp_path)
+    VQGANTokenizer(config.image_tokenizer, weights).save(tmp_path)
     with pytest.raises(UserError, match="not trained by this command"):
-        training.run(config, tmp_path, Namespace())
+        train_image_tokenizer.run(config, tmp_path, Namespace())
