@@ -28,9 +28,9 @@ def row_sums(batch: Batch) -> list[int]:
 
 def main() -> int:
     if sys.argv[1:2] == ["train"]:
-        from cm3leon_jax.training import train
+        from cm3leon_jax.training import transformer
 
-        train.iterate = noted
+        transformer.iterate = noted
     return cli.main()
 
 

@@ -28,7 +28,7 @@ from cm3leon_jax.data.batches.source import Batch, empty_batch
 from cm3leon_jax.models.config import MeshConfig, ModelConfig
 from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.training.config import TrainConfig
-from cm3leon_jax.training.cpu_memory import keep_freed_memory
+from cm3leon_jax.training.platforms import keep_freed_memory
 from cm3leon_jax.training.step import TrainStep, on_mesh
 from cm3leon_jax.vocabulary import Vocabulary
 

@@ -106,7 +106,7 @@ def ours(task: Task, _: str) -> tuple[Callable[[int], list[float]], Callable[[],
     from cm3leon_jax.models.flops import flops_per_token
     from cm3leon_jax.models.sharding import make_mesh
     from cm3leon_jax.training.config import OptimizerConfig, TrainConfig
-    from cm3leon_jax.training.cpu_memory import keep_freed_memory
+    from cm3leon_jax.training.platforms import keep_freed_memory
     from cm3leon_jax.training.step import TrainStep, on_mesh
     from cm3leon_jax.vocabulary import Vocabulary
 

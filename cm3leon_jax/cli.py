@@ -53,7 +53,7 @@ COMMANDS = {
     ),
     "inspect": Command("cm3leon_jax.commands.inspect", "look into a prepared corpus: documents and packed sequences"),
     "plan": Command("cm3leon_jax.planning.plan", "compile a run for a pod you do not have: memory, collectives, time"),
-    "train": Command("cm3leon_jax.training.train", "train the transformer; run it again to continue", ("workdir",)),
+    "train": Command("cm3leon_jax.commands.train", "train the transformer; run it again to continue", ("workdir",)),
     "generate": Command("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
     "evaluate": Command(
         "cm3leon_jax.evaluation.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
@@ -63,7 +63,7 @@ COMMANDS = {
 }
 
 # Commands that several processes run together.
-_DISTRIBUTED = ("prepare", "train", "evaluate")
+_DISTRIBUTED = ("prepare", "train-image-tokenizer", "train-encoder", "train", "evaluate")
 
 # What a shell makes of a program that SIGPIPE ended, as one ends that writes to `head`.
 _NO_READER = 141
@@ -278,7 +278,7 @@ def _join(command: str, config: Config) -> None:
 
     if command in _DISTRIBUTED:
         # The others have no step to save: what they wrote is whole, and started again they go on behind it.
-        distributed.join(config.distributed, notes_sigterm=command == "train")
+        distributed.join(config.distributed, notes_sigterm=command.startswith("train"))
     elif processes := distributed.named_processes(os.environ):
         raise UserError(f"runs as one process, and this is {processes}: start it once, without a launcher")
 

@@ -8,8 +8,9 @@ for the folder given with `--workdir`. The type of a number says its range (`ran
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from cm3leon_jax.config_part import require
+from cm3leon_jax.config_part import AFTER_IMPORT, AT_RESUME, require
 from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.distributed_config import DistributedConfig
@@ -29,23 +30,23 @@ class Config:
     """A whole run."""
 
     # Modules that every command imports first: what they add to a registry can be named below.
-    modules: tuple[str, ...] = ()
+    modules: Annotated[tuple[str, ...], AT_RESUME] = ()
 
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    corpus: Annotated[CorpusConfig, AT_RESUME] = field(default_factory=CorpusConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     image_tokenizer: ImageTokenizerConfig = field(default_factory=VQGANConfig)
-    encoder: EncoderConfig = field(default_factory=ClipConfig)
-    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    encoder: Annotated[EncoderConfig, AT_RESUME] = field(default_factory=ClipConfig)
+    retrieval: Annotated[RetrievalConfig, AT_RESUME] = field(default_factory=RetrievalConfig)
+    objective: Annotated[ObjectiveConfig, AFTER_IMPORT] = field(default_factory=ObjectiveConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: Annotated[MeshConfig, AT_RESUME] = field(default_factory=MeshConfig)
+    distributed: Annotated[DistributedConfig, AT_RESUME] = field(default_factory=DistributedConfig)
+    recovery: Annotated[RecoveryConfig, AT_RESUME] = field(default_factory=RecoveryConfig)
+    optimizer: Annotated[OptimizerConfig, AFTER_IMPORT] = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sampling: Annotated[SamplingConfig, AT_RESUME] = field(default_factory=SamplingConfig)
+    evaluate: Annotated[EvaluateConfig, AT_RESUME] = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
         require(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import difflib
 import importlib.machinery
 import importlib.util
 import inspect
-import math
 import sys
 import traceback
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,8 @@ import ml_collections
 
 from cm3leon_jax import paths
 from cm3leon_jax.config import Config
+from cm3leon_jax.config_part import field_types
+from cm3leon_jax.config_values import build, check_value, closest, of_family
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_object, write_json
 from cm3leon_jax.registry import import_module
@@ -41,21 +42,24 @@ def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) ->
     overrides = overrides or {}
     if "modules" in overrides:
         _override(values, "modules", overrides["modules"])
-    for module in _check(values.get("modules", ()), tuple[str, ...], "config.modules", file):
+    for module in check_value(values.get("modules", ()), tuple[str, ...], "config.modules", file):
         import_module(module, "config.modules")
     # The family of a part decides which other fields it has.
     for name in sorted(overrides, key=lambda name: not name.endswith(".family")):
         _override(values, name, overrides[name])
-    config = _build(Config, values, "config", file)
+    config = build(Config, values, "config", file)
     return _fill_paths(config, paths.local(workdir, "--workdir"))
 
 
 def _override(values: dict[str, Any], name: str, text: str) -> None:
     """Sets the field of a dotted name in nested dicts."""
     *parents, last = name.split(".")
-    section = values
+    section: Any = values
+    defaults: Any = Config()
     for parent in parents:
-        section = section.setdefault(parent, {})
+        defaults = getattr(defaults, parent, None)
+        # One entry of a dict changes, the others stay.
+        section = section.setdefault(parent, copy.deepcopy(defaults) if isinstance(defaults, dict) else {})
         if not isinstance(section, dict):
             raise UserError(f"--config.{name}: config.{parent} is a value, it has no fields")
     section[last] = _parse(text, _field_type(values, name, f"--config.{name}"))
@@ -152,30 +156,21 @@ def _field_type(values: Mapping[str, Any], name: str, where: str) -> Any:
     """The type of the field of a dotted name; `values` say of which family a part is."""
     kind: Any = Config
     for part in name.split("."):
+        if typing.get_origin(kind) is Mapping:
+            kind = typing.get_args(kind)[1]
+            continue
+        if kind is Any:
+            continue
         if not dataclasses.is_dataclass(kind):
             raise UserError(f"{where}: {part} is no field of a {getattr(kind, '__name__', kind)}")
-        kind = _of_family(kind, values)
-        hints = _hints(kind)
+        kind = of_family(kind, values)
+        hints = field_types(kind)
         if part not in hints:
-            raise UserError(f"{where}: no such field{_closest(part, hints)}")
+            raise UserError(f"{where}: no such field{closest(part, hints)}")
         kind, values = hints[part], values.get(part, {})
     if dataclasses.is_dataclass(kind):
-        raise UserError(f"{where}: this is a whole part; set one of {', '.join(_hints(kind))}")
+        raise UserError(f"{where}: this is a whole part; set one of {', '.join(field_types(kind))}")
     return kind
-
-
-def _of_family(part: Any, values: object) -> Any:
-    """The class of a part; where there are families, that of the one which its values name."""
-    families = getattr(part, "families", None)
-    if families is None or not isinstance(values, Mapping):
-        return part
-    return families.load(_check(values.get("family", part.family), str, f"config.{part.name_in_config()}.family", ""))
-
-
-def _hints(part: Any, include_extras: bool = False) -> dict[str, Any]:
-    """The types of a part's fields, by name."""
-    hints = typing.get_type_hints(part, include_extras=include_extras)
-    return {field.name: hints[field.name] for field in dataclasses.fields(part)}
 
 
 def _parse(text: str, kind: Any) -> Any:
@@ -190,47 +185,6 @@ def _parse(text: str, kind: Any) -> Any:
     if kind == tuple[str, ...]:
         return value if isinstance(value, list | tuple | str) else text
     return value
-
-
-def _build(cls: type, values: Mapping[Any, Any], where: str, file: str) -> Any:
-    cls = _of_family(cls, values)
-    hints = _hints(cls)
-    for name in values:
-        if name not in hints:
-            raise UserError(f"{where}.{name}: no such field{_closest(name, hints)} (in {file})")
-    checked = {
-        name: _build(hints[name], value, f"{where}.{name}", file)
-        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping)
-        else _check(value, hints[name], f"{where}.{name}", file)
-        for name, value in values.items()
-    }
-    return cls(**checked)
-
-
-def _check(value: Any, kind: Any, where: str, file: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        # What is too large for a float is out of every range, as infinities are.
-        return float(value) if abs(value) < sys.float_info.max else math.inf
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        if isinstance(value, str) and item is str:
-            # Names may be written one,two; a text with spaces may have commas of its own.
-            value = [value] if any(map(str.isspace, value)) else [name for name in value.split(",") if name]
-        if isinstance(value, int | float):
-            value = [value]
-        if isinstance(value, list | tuple):
-            return tuple(_check(element, item, where, file) for element in value)
-    if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and type(value) is kind:
-        return value
-    name = getattr(kind, "__name__", kind) if not isinstance(kind, types.GenericAlias) else kind
-    raise UserError(f"{where} is {value!r}, a {type(value).__name__}: it must be a {name} (in {file})")
-
-
-def _closest(name: object, hints: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(str(name), hints, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; the fields are {', '.join(hints)}"
 
 
 def _fill_paths(config: Config, workdir: str) -> Config:
@@ -258,12 +212,27 @@ def _empty_paths(config: Config, workdir: Path) -> Config:
 
 def _with_texts(values: Any, changed: Callable[[str, paths.IsPath | None, str], str], where: str = "config") -> Any:
     """A config with each of its texts replaced; `changed` is also told which kind of path it is, and its name."""
-    changes = {}
-    for name, hint in _hints(type(values), include_extras=True).items():
+    changes: dict[str, Any] = {}
+    for name, hint in field_types(type(values), include_extras=True).items():
         value = getattr(values, name)
         if dataclasses.is_dataclass(value):
             changes[name] = _with_texts(value, changed, f"{where}.{name}")
         elif isinstance(value, str):
             kind = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, paths.IsPath)), None)
             changes[name] = changed(value, kind, f"{where}.{name}")
+        elif isinstance(value, dict):
+            changes[name] = _with_texts_of_dict(value, changed, f"{where}.{name}")
     return dataclasses.replace(values, **changes)
+
+
+def _with_texts_of_dict(
+    values: dict[str, Any], changed: Callable[[str, paths.IsPath | None, str], str], where: str
+) -> dict[str, Any]:
+    return {
+        name: _with_texts_of_dict(value, changed, f"{where}.{name}")
+        if isinstance(value, dict)
+        else changed(value, None, f"{where}.{name}")
+        if isinstance(value, str)
+        else value
+        for name, value in values.items()
+    }

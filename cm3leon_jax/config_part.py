@@ -1,9 +1,16 @@
-"""What every part of the config is: a frozen dataclass whose values are checked when it is made."""
+"""What every part of the config is: a frozen dataclass whose values are checked when it is made.
+
+Beside a field stands whether its value may change when a run goes on: `log_every: Annotated[PositiveInt, AT_RESUME]`.
+A mark of a whole part holds for all its fields that have none; a field without any must stay as it is.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import re
-from typing import Annotated, ClassVar
+import typing
+from typing import Annotated, Any, ClassVar
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.ranges import Range, first_fault
@@ -13,6 +20,50 @@ from cm3leon_jax.registry import Registry
 # hangs, or one that runs out of memory.
 Layers = Annotated[int, Range(at_least=1, at_most=10_000)]
 Names = Annotated[int, Range(at_least=1, at_most=1 << 22)]
+
+
+class MayChange(enum.Enum):
+    """When the value of a field may differ from that of the run, or the import, that is continued."""
+
+    AT_RESUME = enum.auto()
+    # Only where a run starts from imported parameters.
+    AFTER_IMPORT = enum.auto()
+
+
+AT_RESUME, AFTER_IMPORT = MayChange
+
+
+def changeable(part: type, prefix: str = "", after_import: bool = False) -> tuple[str, ...]:
+    """Dotted names of the fields of a dataclass, and of its parts, that may change at a resume.
+
+    Args:
+      part: the dataclass.
+      prefix: begins each name, such as "config.".
+      after_import: adds the fields that may change after an import.
+    """
+    return tuple(prefix + name for name, mark in _marks(part, None) if mark is AT_RESUME or (mark and after_import))
+
+
+def field_types(part: Any, include_extras: bool = False) -> dict[str, Any]:
+    """The type of each field of a dataclass, by name; `include_extras` keeps what is annotated."""
+    hints = typing.get_type_hints(part, include_extras=include_extras)
+    return {field.name: hints[field.name] for field in dataclasses.fields(part)}
+
+
+def _marks(part: type, inherited: MayChange | None) -> list[tuple[str, MayChange | None]]:
+    found = []
+    for name, hint in field_types(part, include_extras=True).items():
+        notes = getattr(hint, "__metadata__", ())
+        mark = next((note for note in notes if isinstance(note, MayChange)), inherited)
+        kind = hint.__origin__ if notes else hint
+        if dataclasses.is_dataclass(kind):
+            inner = _marks(typing.cast(type, kind), mark)
+            # By the part's name alone where its fields agree: a family may have more of them.
+            is_one = mark is not None and all(its_mark is mark for _, its_mark in inner)
+            found += [(name, mark)] if is_one else [(f"{name}.{field}", its_mark) for field, its_mark in inner]
+        else:
+            found.append((name, mark))
+    return found
 
 
 class Part:

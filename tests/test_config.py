@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax import config_file
+from cm3leon_jax import config_values
 from cm3leon_jax.config import Config
 from cm3leon_jax.config_part import Part
 from cm3leon_jax.errors import UserError
@@ -49,7 +49,7 @@ def outcome(part: str, name: str, value: float) -> str:
     for each in reversed(part.split(".")):
         given = {each: given}
     try:
-        config_file._build(Config, given, "config", "mine.py")
+        config_values.build(Config, given, "config", "mine.py")
     except UserError as error:
         return str(error)
     return ""

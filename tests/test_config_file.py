@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax import config_file
+from cm3leon_jax import config_file, config_values
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.models.transformer import parameter_count
@@ -271,7 +271,7 @@ def test_any_value_of_any_type_is_taken_or_one_line(field, value):
     part, name = field
     for values in ({part: {name: value}}, {part: value}):
         try:
-            config_file._fill_paths(config_file._build(Config, values, "config", "mine.py"), "runs/x")
+            config_file._fill_paths(config_values.build(Config, values, "config", "mine.py"), "runs/x")
         except UserError as error:
             assert "\n" not in str(error)
 

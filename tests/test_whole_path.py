@@ -75,7 +75,7 @@ def test_from_raw_documents_to_a_report(run, capsys):
     run("train")
     shared = [f"--config.{part}.path={workdir / part}" for part in ("corpus", "vocabulary", "image_tokenizer")]
     with pytest.MonkeyPatch.context() as patch:
-        import cm3leon_jax.training.train as train
+        import cm3leon_jax.training.transformer as transformer
 
         def stops_at_9(source, first_step, num_steps):
             for step in range(first_step, num_steps):
@@ -83,7 +83,7 @@ def test_from_raw_documents_to_a_report(run, capsys):
                     raise KeyboardInterrupt
                 yield source[step]
 
-        patch.setattr(train, "iterate", stops_at_9)
+        patch.setattr(transformer, "iterate", stops_at_9)
         arguments = ["train", *shared]
         with pytest.raises(AssertionError, match="ended with 75"):
             run(*arguments, workdir="interrupted")

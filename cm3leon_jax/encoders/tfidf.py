@@ -101,6 +101,8 @@ class TfidfEncoder(Encoder):
 class TfidfTrainer:
     """Counts the words and averages the thumbnails of the mixture's training split."""
 
+    is_distributed = False
+
     def __init__(self, config: Config) -> None:
         self._config = config
         # What it depends on beside its own config and the mixture.

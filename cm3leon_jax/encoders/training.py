@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,17 +15,19 @@ from cm3leon_jax.checkpoints import check_unchanged
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.manifest import OfBiEncoder
 from cm3leon_jax.data.corpus.pair_sample import PairSample
+from cm3leon_jax.distributed import READY_FILE, run_on_coordinator
 from cm3leon_jax.encoders.base import Encoder, read_encoder_record, restore_encoder
-from cm3leon_jax.errors import UserError
+from cm3leon_jax.errors import EXIT_RESTART, UserError
 from cm3leon_jax.records import read_record
 from cm3leon_jax.registry import load_attribute
 from cm3leon_jax.weights import CONFIG_FILE
 
-METRICS_FILE = "encoder_metrics.jsonl"
+# Begins the names of the training's logs in the workdir.
+LOG_NAME = "encoder"
 HELD_OUT_FRACTION = 0.02
 FEWEST_HELD_OUT = 16
 # They may change between a run and its continuation.
-FREE_VALUES = ("num_steps", "log_every", "save_every")
+FREE_VALUES = tuple(f"values.{name}" for name in ("num_steps", "log_every", "save_every"))
 # Pairs searched at a time for `recall`.
 _CHUNK = 1024
 
@@ -39,9 +40,13 @@ class EncoderTrainer(Protocol):
 
     # What it depends on apart from its own part of the config, the mixture and its split.
     record: dict[str, Any]
+    # Whether all processes of a run call `train`; otherwise one does while the others wait.
+    is_distributed: bool
 
-    def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, PairSample | None]:
+    def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, PairSample | None] | None:
         """Makes the encoder; returns it with held-out pairs to measure it on, if texts and images compare.
+
+        None if a signal stopped the training after saving.
 
         Args:
           workdir: of the run, for metrics.
@@ -49,8 +54,10 @@ class EncoderTrainer(Protocol):
         """
 
 
-def train_encoder(config: Config, workdir: Path) -> None:
-    """Makes the encoder of a config and saves it, unless that is done already.
+def train_encoder(config: Config, workdir: Path) -> int:
+    """Makes the encoder of a config and saves it, unless that is done already; returns the exit code.
+
+    All processes of a run call this.
 
     Raises:
       UserError: if there is one of another config, or one that neighbors were found with.
@@ -68,18 +75,31 @@ def train_encoder(config: Config, workdir: Path) -> None:
         **trainer.record,
     }
     if _is_finished(path, record):
-        return
+        return 0
     _check_no_neighbors_need_it(config)
-    encoder, held_out = trainer.train(workdir, record)
-    made = f"encoder {encoder.fingerprint} at {path}"
+    ready = path / READY_FILE
+    if not trainer.is_distributed:
+        run_on_coordinator(lambda: _save(trainer.train(workdir, record), path, record), ready)
+        return 0
+    made = trainer.train(workdir, record)
+    if made is None:
+        return EXIT_RESTART
+    run_on_coordinator(lambda: _save(made, path, record), ready)
+    return 0
+
+
+def _save(made: tuple[Encoder, PairSample | None] | None, path: Path, record: dict[str, Any]) -> None:
+    assert made is not None
+    encoder, held_out = made
+    what = f"encoder {encoder.fingerprint} at {path}"
     if held_out is None:
         encoder.save(path, training=record)
-        log.info(f"{made}: family {encoder.family}, vectors of {encoder.dim} numbers")
+        log.info(f"{what}: family {encoder.family}, vectors of {encoder.dim} numbers")
         return
     found = recall(encoder, held_out)
     encoder.save(path, training=record | {"held_out": found})
     log.info(
-        f"{made}: on {len(held_out.texts):,} held-out pairs recall@1 "
+        f"{what}: on {len(held_out.texts):,} held-out pairs recall@1 "
         f"{found['text_to_image']:.1%} text to image, {found['image_to_text']:.1%} image to text"
     )
 
@@ -135,22 +155,12 @@ def _is_finished(path: Path, record: dict[str, Any]) -> bool:
             f"{path} holds an encoder that was not trained by this command: use it as it is, or set another "
             "config.encoder.path"
         )
-    require_same(training, record, path)
+    check_unchanged(training, record, FREE_VALUES, f"config.encoder.path: {path} was")
     fingerprint = restore_encoder(path, stored).fingerprint
     if training.get("values", {}).get("num_steps") != record["values"].get("num_steps"):
         return False
     log.info(f"the encoder {fingerprint} at {path} is already made with this config: nothing to do")
     return True
-
-
-def require_same(stored: Mapping[str, Any], record: dict[str, Any], path: Path) -> None:
-    """Compares what is at a path with what would be made there.
-
-    Raises:
-      UserError: names the values that differ.
-    """
-    free = [f"values.{name}" for name in FREE_VALUES]
-    check_unchanged(stored, record, free, f"config.encoder.path: {path} was")
 
 
 def _check_no_neighbors_need_it(config: Config) -> None:

@@ -31,8 +31,7 @@ from cm3leon_jax.generation.retrieving import open_retriever
 from cm3leon_jax.images import decode_image
 from cm3leon_jax.models.sharding import check_batch_divides, process_local_rows
 from cm3leon_jax.progress import Progress, read_step_log
-from cm3leon_jax.training.held_out import eval_loss
-from cm3leon_jax.training.step import TrainStep
+from cm3leon_jax.training.eval_loss import eval_loss, make_eval_step
 from cm3leon_jax.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -172,9 +171,10 @@ def _losses(config: Config, corpus: PreparedCorpus, model: TrainedModel) -> dict
         rows=process_local_rows(batch.batch_size, model.mesh),
         retrieval=retrieval,
     )
-    compiled = TrainStep(config, model.vocabulary, model.mesh)
+    length, chunks = config.batch.sequence_length, config.train.loss_chunks
+    eval_step = make_eval_step(config.model, model.vocabulary, length, model.mesh, chunks)
     num_batches = -(-config.evaluate.num_loss_sequences // config.evaluate.loss_batch_size)
-    losses = eval_loss(compiled, model.parameters, source, num_batches, model.mesh)
+    losses = eval_loss(eval_step, model.parameters, source, num_batches, model.mesh)
     perplexities = {
         name.replace("loss", "perplexity"): float(np.exp(value)) for name, value in losses.items() if "loss" in name
     }

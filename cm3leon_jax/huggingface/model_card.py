@@ -90,7 +90,7 @@ def _training(run: Training) -> str:
     batch, optimizer, objective = config["batch"], config["optimizer"], config["objective"]
     tokens = run.step * batch["batch_size"] * batch["sequence_length"]
     rows = [
-        ("started from", _origin(run.meta)),
+        ("started from", run.meta["origin"]),
         ("steps", f"{run.step:,}"),
         ("tokens", f"{tokens:,} ({batch['batch_size']:,} sequences of {batch['sequence_length']:,} a step)"),
         ("packing", batch["packing"]),
@@ -98,12 +98,6 @@ def _training(run: Training) -> str:
         ("objective", f"CM3, spans: {objective['span_count']}, mean {objective['mean_spans']:g}"),
     ]
     return _table(("", ""), rows) + "\n\nThe documents it was trained on:\n\n" + _corpus(run)
-
-
-def _origin(meta: Mapping[str, Any]) -> str:
-    if meta.get("init_from"):
-        return f"the parameters of {meta['init_from']}"
-    return "imported parameters" if meta.get("from_import") else "random numbers"
 
 
 def _corpus(run: Training) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from cm3leon_jax.config_part import Names, Part, require
+from cm3leon_jax.config_part import AT_RESUME, Names, Part, require
 from cm3leon_jax.paths import LocalPath
 from cm3leon_jax.ranges import NonNegativeInt, PositiveInt, Range
 from cm3leon_jax.registry import Registry
@@ -42,11 +42,11 @@ class ImageTokenizerConfig(Part):
     trainer: ClassVar[str] = ""
 
     family: str = "vqgan"
-    path: LocalPath = "{workdir}/image_tokenizer"
+    path: Annotated[LocalPath, AT_RESUME] = "{workdir}/image_tokenizer"
     resolution: PositiveInt = 256
     in_channels: Annotated[int, Range(at_least=1, at_most=3)] = 3
     codebook_size: Names = 8192
-    training: ImageTokenizerTrainingConfig = field(default_factory=ImageTokenizerTrainingConfig)
+    training: Annotated[ImageTokenizerTrainingConfig, AT_RESUME] = field(default_factory=ImageTokenizerTrainingConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

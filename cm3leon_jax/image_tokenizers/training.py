@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,7 +15,8 @@ from cm3leon_jax.checkpoints import check_unchanged
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.image_sample import load_image_sample
 from cm3leon_jax.data.corpus.manifest import OfImageTokenizer
-from cm3leon_jax.errors import UserError
+from cm3leon_jax.distributed import READY_FILE, is_coordinator, run_on_coordinator
+from cm3leon_jax.errors import EXIT_RESTART, UserError
 from cm3leon_jax.image_tokenizers.base import (
     ImageTokenizer,
     architecture,
@@ -24,15 +24,17 @@ from cm3leon_jax.image_tokenizers.base import (
     load_image_tokenizer,
     read_image_tokenizer_record,
 )
+from cm3leon_jax.image_tokenizers.config import ImageTokenizerConfig
 from cm3leon_jax.records import read_record
 from cm3leon_jax.registry import load_attribute
 from cm3leon_jax.weights import CONFIG_FILE
 
-METRICS_FILE = "image_tokenizer_metrics.jsonl"
+# Begins the names of the training's logs in the workdir.
+LOG_NAME = "image_tokenizer"
 HELD_OUT_FRACTION = 0.02
 FEWEST_HELD_OUT = 16
 # They may change between a run and its continuation.
-FREE_VALUES = ("num_steps", "log_every", "save_every")
+FREE_VALUES = tuple(f"values.{name}" for name in ("num_steps", "log_every", "save_every"))
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,13 @@ log = logging.getLogger(__name__)
 class ImageTokenizerTrainer(Protocol):
     """What `ImageTokenizerConfig.trainer` names: made from the config of its family."""
 
-    def train(self, images: UInt8[np.ndarray, "n R R C"], workdir: Path, record: dict[str, Any]) -> ImageTokenizer:
-        """Trains, or goes on from the checkpoints in the config's `path`; metrics go to WORKDIR.
+    # Whether all processes of a run call `train`; otherwise one does while the others wait.
+    is_distributed: bool
+
+    def train(
+        self, images: UInt8[np.ndarray, "n R R C"], workdir: Path, record: dict[str, Any]
+    ) -> ImageTokenizer | None:
+        """Trains, or goes on from the checkpoints in the config's `path`; None if a signal stopped it after saving.
 
         Args:
           images: to learn from.
@@ -51,8 +58,10 @@ class ImageTokenizerTrainer(Protocol):
         """
 
 
-def train_image_tokenizer(config: Config, workdir: Path) -> None:
-    """Trains the image tokenizer of a config and saves it, unless that is done already.
+def train_image_tokenizer(config: Config, workdir: Path) -> int:
+    """Trains the image tokenizer of a config and saves it, unless that is done already; returns the exit code.
+
+    All processes of a run call this.
 
     Raises:
       UserError: if there is one of another config, or one that a prepared corpus needs.
@@ -66,31 +75,30 @@ def train_image_tokenizer(config: Config, workdir: Path) -> None:
     }
     if _is_finished(path, record):
         log.info("the image tokenizer at %s is already trained with this config: nothing to do", path)
-        return
+        return 0
     _check_no_corpus_needs_it(config)
-    trainer = _trainer(config)
+    trainer, ready = _trainer(config), path / READY_FILE
+    run_on_coordinator(lambda: load_image_sample(config), ready)
     images, held_out = split_images(load_image_sample(config))
-    if trainer is None:
-        tokenizer = image_tokenizer_class(config.image_tokenizer)(config.image_tokenizer)
-    else:
+    tokenizer = None
+    if trainer.is_distributed or is_coordinator():
         tokenizer = trainer.train(images, workdir, record)
+        if tokenizer is None:
+            return EXIT_RESTART
+    run_on_coordinator(lambda: _save(cast(ImageTokenizer, tokenizer), held_out, path, record), ready)
+    return 0
+
+
+def _save(
+    tokenizer: ImageTokenizer, held_out: UInt8[np.ndarray, "n R R C"], path: Path, record: dict[str, Any]
+) -> None:
     score = evaluate(tokenizer, held_out)
     tokenizer.save(path, training=record | {"held_out": score})
     log.info(
         f"image tokenizer {tokenizer.fingerprint} at {path}: on {len(held_out):,} held-out images "
-        f"PSNR {score['psnr']:.2f} dB, {score['codes_used']} of {config.image_tokenizer.codebook_size} codes used, "
+        f"PSNR {score['psnr']:.2f} dB, {score['codes_used']} of {tokenizer.config.codebook_size} codes used, "
         f"perplexity {score['perplexity']:.1f}"
     )
-
-
-def require_same(stored: Mapping[str, Any], record: dict[str, Any], path: Path) -> None:
-    """Compares what is at a path with what would be trained there.
-
-    Raises:
-      UserError: names the values that differ.
-    """
-    free = [f"values.{name}" for name in FREE_VALUES]
-    check_unchanged(stored, record, free, f"config.image_tokenizer.path: {path} was")
 
 
 def split_images(
@@ -127,12 +135,24 @@ def evaluate(tokenizer: ImageTokenizer, images: UInt8[np.ndarray, "n R R C"], ba
     }
 
 
-def _trainer(config: Config) -> ImageTokenizerTrainer | None:
+class _NothingToLearn:
+    """The trainer of a family that has none: the config is all of the tokenizer."""
+
+    is_distributed = False
+
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        self._config = config
+
+    def train(self, images: np.ndarray, workdir: Path, record: dict[str, Any]) -> ImageTokenizer:
+        return image_tokenizer_class(self._config)(self._config)
+
+
+def _trainer(config: Config) -> ImageTokenizerTrainer:
     target = config.image_tokenizer.trainer
-    if not target:
-        return None
     what = f"the training of image tokenizers of the family {config.image_tokenizer.family!r}"
-    trainer: ImageTokenizerTrainer = load_attribute(target, what)(config.image_tokenizer)
+    trainer: ImageTokenizerTrainer = (load_attribute(target, what) if target else _NothingToLearn)(
+        config.image_tokenizer
+    )
     return trainer
 
 
@@ -145,7 +165,7 @@ def _is_finished(path: Path, record: dict[str, Any]) -> bool:
             f"{path} holds an image tokenizer that was not trained by this command: use it as it is, "
             "or set another config.image_tokenizer.path"
         )
-    require_same(stored, record, path)
+    check_unchanged(stored, record, FREE_VALUES, f"config.image_tokenizer.path: {path} was")
     load_image_tokenizer(path)
     return stored["values"].get("num_steps") == record["values"].get("num_steps")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from cm3leon_jax.config_part import Layers, Part, one_of, require
+from cm3leon_jax.config_part import AFTER_IMPORT, AT_RESUME, Layers, Part, one_of, require
 from cm3leon_jax.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, Range
 
 
@@ -33,7 +33,7 @@ class ModelConfig(Part):
     query_key_norm_per_head: bool = False
     # "xla" runs everywhere; "splash" is the fused one for TPUs, "tokamax" that for GPUs; "auto" takes the fused one
     # where there is one.
-    attention: str = "auto"
+    attention: Annotated[str, AT_RESUME] = "auto"
     # The paper has neither biases nor learned scales and shifts after its layer norms; OPT has both.
     biases: bool = False
     norm_scale_and_bias: bool = False
@@ -56,14 +56,14 @@ class ModelConfig(Part):
     # Wavelengths of the rotary pairs go up to 2 pi times about this many tokens.
     rotary_base: Annotated[float, Range(above=1)] = 10_000.0
     layer_norm_epsilon: Positive = 1e-5
-    init_std: NonNegative = 0.006
-    position_init_std: NonNegative = 0.0002
+    init_std: Annotated[NonNegative, AFTER_IMPORT] = 0.006
+    position_init_std: Annotated[NonNegative, AFTER_IMPORT] = 0.0002
     # The type of activations; parameters are float32.
-    compute_dtype: str = "bfloat16"
+    compute_dtype: Annotated[str, AFTER_IMPORT] = "bfloat16"
     # What the backward pass computes again: "full", each layer from its input; "save_attention", all but attention,
     # whose inputs and output are kept; "save_dots", all but the matrix products; "none", nothing.
-    remat: str = "full"
-    scan_layers: bool = True
+    remat: Annotated[str, AT_RESUME] = "full"
+    scan_layers: Annotated[bool, AT_RESUME] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Shaped
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.models.config import MeshConfig
@@ -84,7 +84,7 @@ def _replicas_of_a_slice(num_devices: int, device_kind: str) -> int:
     """Copies of the parameters in a slice by default: the fewest with which its gradients are reduce-scattered.
 
     Over a whole v5e slice of 64 chips or more the TPU's compiler (libtpu 0.0.52) makes an all-reduce of every weight's
-    gradient; over a half of it, it does not. The other chips have compiler options against it (compiler_options.py).
+    gradient; over a half of it, it does not. The other chips have compiler options against it (training/platforms.py).
     """
     return 2 if device_kind == "TPU v5 lite" and num_devices >= 64 else 1
 
@@ -132,6 +132,11 @@ def check_batch_divides(batch_size: int, mesh: Mesh, num_microbatches: int = 1) 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How a batch lies on the mesh."""
     return NamedSharding(mesh, BATCH_SPEC)
+
+
+def global_array(array: Shaped[np.ndarray, "..."], sharding: NamedSharding) -> Shaped[Array, "..."]:
+    """An array on the devices of all processes, each of which has the whole of it: every device takes its part."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def process_local_rows(batch_size: int, mesh: Mesh) -> list[int]:

@@ -243,7 +243,7 @@ def _placement(step: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
 
     from cm3leon_jax.models.embedding import sent_width
     from cm3leon_jax.models.sharding import parameter_name
-    from cm3leon_jax.training.compiler_options import compiler_options
+    from cm3leon_jax.training.platforms import compiler_options
 
     weights: dict[str, int] = {}
     leaves = jax.tree_util.tree_leaves_with_path(step.abstract_state["parameters"])

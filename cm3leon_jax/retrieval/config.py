@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from cm3leon_jax.config_part import Part, one_of, require
+from cm3leon_jax.config_part import AFTER_IMPORT, Part, one_of, require
 from cm3leon_jax.ranges import Decay, Finite, NonNegativeInt, PositiveInt, Range, Seed
 
 
@@ -14,7 +14,7 @@ class RetrievalConfig(Part):
     """Which documents stand in front of a document (arXiv 2309.02591, section 2.1.2; arXiv 2211.12561)."""
 
     # `prepare` finds the neighbors of every document, and `train` puts them in front.
-    enabled: bool = False
+    enabled: Annotated[bool, AFTER_IMPORT] = False
     # Neighbors kept of a document: found by its text, and found by its images.
     num_by_text: NonNegativeInt = 2
     num_by_image: NonNegativeInt = 2
@@ -35,8 +35,8 @@ class RetrievalConfig(Part):
     search_recall: Annotated[float, Range(above=0, at_most=1)] = 0.95
     # Neighbors that a training document gets, drawn from those kept: "fixed" is this many, or all there are; "uniform"
     # is 0 to this many, each as often.
-    num_drawn: NonNegativeInt = 3
-    draw: str = "fixed"
+    num_drawn: Annotated[NonNegativeInt, AFTER_IMPORT] = 3
+    draw: Annotated[str, AFTER_IMPORT] = "fixed"
     seed: Seed = 0
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from cm3leon_jax.config_part import Part
+from cm3leon_jax.config_part import AFTER_IMPORT, AT_RESUME, Part
 from cm3leon_jax.paths import OptionalPath
 from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Seed
 
@@ -34,31 +34,34 @@ class TrainConfig(Part):
     # when a run goes on, finished or not, to anything that is not passed yet: from there on the learning rate is that
     # of a run which had this length from the first, so it leaps up where the end moves away and down where it comes
     # nearer, then decays linearly to the new end.
-    num_tokens: Annotated[float, Range(at_least=1)] = 1.4e12
+    num_tokens: Annotated[float, Range(at_least=1), AT_RESUME] = 1.4e12
     # Folder of another run (its --workdir) whose newest parameters a new run starts from, with a fresh optimizer,
     # schedule and place in the data. Only the model's shape must be the same: tokens that both vocabularies have keep
     # their rows, other tokens and further positions begin fresh. A run's own checkpoints go before this, and this goes
     # before an import.
-    init_from: OptionalPath = ""
+    init_from: Annotated[OptionalPath, AT_RESUME] = ""
     # Parts of a batch that are run one after the other, their gradients added up: less memory, the same step.
-    num_microbatches: PositiveInt = 1
+    num_microbatches: Annotated[PositiveInt, AT_RESUME] = 1
     # Parts of a microbatch whose scores of the vocabulary are in memory at a time; 0: as few as fit into an eighth of a
     # device's memory.
-    loss_chunks: NonNegativeInt = 0
+    loss_chunks: Annotated[NonNegativeInt, AT_RESUME] = 0
     # Weight of the squared log of the softmax's denominator, which keeps logits from drifting (PaLM, arXiv 2204.02311,
     # section 5, has 1e-4).
-    z_loss: NonNegative = 0.0
+    z_loss: Annotated[NonNegative, AFTER_IMPORT] = 0.0
     # Where compiled programs are kept, so that a restart need not compile again; "" keeps none.
-    compilation_cache: OptionalPath = "{workdir}/compilation_cache"
-    log_every: PositiveInt = 10
-    save_every: PositiveInt = 1000
-    keep_checkpoints: PositiveInt = 3
+    compilation_cache: Annotated[OptionalPath, AT_RESUME] = "{workdir}/compilation_cache"
+    log_every: Annotated[PositiveInt, AT_RESUME] = 10
+    save_every: Annotated[PositiveInt, AT_RESUME] = 1000
+    keep_checkpoints: Annotated[PositiveInt, AT_RESUME] = 3
     # Held-out loss, and sample images from the first prompts of `evaluate` (none: the first held-out texts); 0 means
     # never.
-    eval_every: NonNegativeInt = 1000
-    eval_batches: PositiveInt = 8
-    sample_every: NonNegativeInt = 1000
-    seed: Seed = 0
+    eval_every: Annotated[NonNegativeInt, AT_RESUME] = 1000
+    eval_batches: Annotated[PositiveInt, AT_RESUME] = 8
+    sample_every: Annotated[NonNegativeInt, AT_RESUME] = 1000
+    # Where measurements of this and the other trainings go: "jsonl" (metrics.jsonl, which reports are made from),
+    # "tensorboard", "wandb", or what a module of `config.modules` adds to the registry.
+    loggers: Annotated[tuple[str, ...], AT_RESUME] = ("jsonl", "tensorboard")
+    seed: Annotated[Seed, AFTER_IMPORT] = 0
 
 
 @dataclass(frozen=True)

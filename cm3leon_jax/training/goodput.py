@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
-
-from cm3leon_jax.training.metrics import StepWork
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 # What is not a step that counts: getting ready, compiling, waiting for batches, waiting for a checkpoint to be copied,
-# held-out loss and sample images, and steps that were done and must be done again after a fault.
+# evaluation and sample images, and steps that had to be repeated after a failure.
 PARTS = ("startup", "compile", "data_wait", "save", "evaluation", "lost")
 # `RunClock.values()` before a run began.
 NO_SECONDS = {f"seconds_{name}": 0.0 for name in ("total", *PARTS)}
 
 
+@dataclass(frozen=True)
+class StepWork:
+    """The work of a step of the transformer: what tokens per second and MFU are computed from."""
+
+    num_tokens: int
+    # By the rule of `flops.py`.
+    flops_per_token: float
+    num_devices: int
+    # Of one device; 0 where it is not known.
+    peak_flops: float
+
+    def rates(self, seconds: float) -> dict[str, float]:
+        """Tokens per second, those per device, and, where the peak is known, the fraction of it that is used."""
+        tokens_per_second = self.num_tokens / seconds
+        per_device = tokens_per_second / self.num_devices
+        rates = {"tokens_per_second": tokens_per_second, "tokens_per_second_per_device": per_device}
+        return rates | ({"mfu": per_device * self.flops_per_token / self.peak_flops} if self.peak_flops else {})
+
+
 class RunClock:
-    """Seconds by what they were spent on, from `seconds` of earlier starts on; and the rates of the steps."""
+    """Measures seconds by what they were spent on, including those of earlier starts, and the rates of the steps."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -43,49 +61,49 @@ class RunClock:
             yield
         self.longest_save = max(self.longest_save, self._seconds["save"] - before)
 
-    def ready(self, first_step: int) -> None:
-        """The next step is the one after `first_step`; before the first one, all that had no name was getting ready."""
+    def start_steps(self, first_step: int) -> None:
+        """Begins the steps after `first_step`; the first time, all seconds so far without a part become start-up."""
         if not self._seconds["startup"]:
             self._seconds["startup"] = time.perf_counter() - self._started - sum(self._seconds.values())
         self._restart_lap(first_step)
 
-    def record_rollback(self, then: Mapping[str, float], last: Mapping[str, float] | None = None) -> None:
-        """The run goes on at a checkpoint; the steps behind it must be done again.
+    def continue_from(self, saved: Mapping[str, float], last: Mapping[str, float]) -> None:
+        """Adds the seconds of earlier starts; those of their steps past the checkpoint are lost.
 
         Args:
-          then: `values()` at the checkpoint.
-          last: the last ones known of an earlier start of the run; None if it is this start that goes back.
+          saved: `values()` at the checkpoint.
+          last: the last `values()` that an earlier start logged, of which some may be missing.
         """
-        if last is None:
-            self._seconds["lost"] += _counted(self.values()) - _counted(then)
-        else:
-            # A damaged line of the log may lack some.
-            last = {**then, **last}
-            self._earlier = {name: last[f"seconds_{name}"] for name in self._earlier}
-            self._earlier["lost"] += _counted(last) - _counted(then)
+        last = {**saved, **last}
+        self._earlier = {name: last[f"seconds_{name}"] for name in self._earlier}
+        self._earlier["lost"] += _counted(last) - _counted(saved)
+
+    def roll_back(self, saved: Mapping[str, float]) -> None:
+        """Counts the steps since `saved`, the `values()` at a checkpoint, as lost."""
+        self._seconds["lost"] += _counted(self.values()) - _counted(saved)
 
     def values(self) -> dict[str, float]:
-        """The share of the time that went into steps that count, and all seconds, as they are logged."""
+        """The fraction of the time that went into steps that count, and all seconds, as they are logged."""
         now = {"total": time.perf_counter() - self._started} | self._seconds
         values = {f"seconds_{name}": earlier + now[name] for name, earlier in self._earlier.items()}
         return {"goodput": _counted(values) / values["seconds_total"], **values}
 
-    def lap(self, step: int, work: StepWork) -> dict[str, float]:
-        """Rates and means over the steps since the last lap, pauses left out; and `values()`."""
+    def lap(self, step: int, rates: Callable[[float], Mapping[str, float]]) -> dict[str, float]:
+        """Rates and means over the steps since the last lap, without pauses; and `values()`.
+
+        Args:
+          step: the last one.
+          rates: maps the seconds of a step to rates by name.
+        """
         steps = max(1, step - self._lap_step)
         spent = {part: seconds - self._lap_seconds[part] for part, seconds in self._seconds.items()}
         waited = spent.pop("data_wait")
         seconds = (time.perf_counter() - self._lap_started - sum(spent.values())) / steps
         self._restart_lap(step)
-        return {
-            **work.rates(seconds),
-            "data_wait_seconds": waited / steps,
-            "step_seconds": seconds,
-            **self.values(),
-        }
+        return {**rates(seconds), "data_wait_seconds": waited / steps, "step_seconds": seconds, **self.values()}
 
     def summary(self) -> str:
-        """The split in a line."""
+        """All parts in one line."""
         values = self.values()
         total = values["seconds_total"]
         parts = ", ".join(f"{part.replace('_', ' ')} {values[f'seconds_{part}'] / total:.1%}" for part in PARTS)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from cm3leon_jax.checkpoints import Checkpoints, DamagedCheckpoint, abstract_on
 from cm3leon_jax.config import Config
+from cm3leon_jax.config_part import changeable
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.models.config import ModelConfig
 from cm3leon_jax.models.sharding import shardings
@@ -28,8 +29,8 @@ from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.newest_checkpoint import read_newest
 from cm3leon_jax.vocabulary import Vocabulary
 
-# How a model is computed and how it begins, not what it is.
-_SHAPES_NOTHING = ("attention", "remat", "scan_layers", "compute_dtype", "init_std", "position_init_std")
+# How a model is computed and initialized, not what shape it has.
+_SHAPES_NOTHING = changeable(ModelConfig, after_import=True)
 
 
 @dataclass(frozen=True)

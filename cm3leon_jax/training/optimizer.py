@@ -1,4 +1,4 @@
-"""AdamW with warm-up, linear decay and clipping by the global norm."""
+"""The transformer's optimizer: AdamW with clipping by the global norm."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ import optax
 
 from cm3leon_jax.models.weight_decay import decays
 from cm3leon_jax.training.config import OptimizerConfig
-
-
-def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then linear decay to `final_learning_rate_fraction` of it at the last step."""
-    warmup = min(config.warmup_steps, num_steps)
-    peak = config.peak_learning_rate
-    decay = optax.linear_schedule(peak, peak * config.final_learning_rate_fraction, max(1, num_steps - warmup))
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), decay], [warmup])
+from cm3leon_jax.training.schedules import learning_rate
 
 
 def optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """The update rule; weight decay falls on every parameter but biases and the learned scales of norms."""
+    """The update rule; weight decay applies to every parameter but biases and the learned scales of norms."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.adamw(

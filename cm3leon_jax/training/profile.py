@@ -1,7 +1,8 @@
-"""A trace of some steps, to see in TensorBoard or Perfetto where their time goes."""
+"""Traces some steps, to see in TensorBoard or Perfetto where their time goes."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import jax
 
 from cm3leon_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+
 
 class Profile:
-    """Writes a trace of the steps `first` to `last` to `folder`; of none, where `steps` is empty."""
+    """Writes a trace of the steps `first` to `last` to a folder of TensorBoard's; of none by default."""
 
-    def __init__(self, steps: str, folder: Path) -> None:
+    def __init__(self, steps: str = "", folder: Path = Path()) -> None:
         """
         Args:
           steps: "FIRST:LAST", both traced, or "".
@@ -31,7 +34,7 @@ class Profile:
             raise UserError(f"--profile={steps}: write the first and the last step, such as --profile=20:24")
 
     def before(self, step: int) -> None:
-        """Starts the trace if this is its first step (or the run begins inside of it)."""
+        """Starts the trace before its first step (or the first that this start of the run has of it)."""
         if not self._is_running and self._first <= step <= self._last:
             self._is_running = True
             jax.profiler.start_trace(str(self._folder))
@@ -41,7 +44,7 @@ class Profile:
         if self._is_running and step >= self._last:
             jax.block_until_ready(result)
             self.close()
-            print(f"a trace of the steps up to {step} is in {self._folder}")
+            log.info(f"a trace of the steps up to {step} is in {self._folder}")
 
     def close(self) -> None:
         """Ends a trace that a stop cut short."""

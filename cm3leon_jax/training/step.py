@@ -27,13 +27,14 @@ from cm3leon_jax.models.sharding import (
     with_logical_constraint,
 )
 from cm3leon_jax.models.transformer import Transformer, abstract_model
-from cm3leon_jax.training.compiler_options import compiler_options
 from cm3leon_jax.training.loss import LossSums, head_loss, loss_sums
-from cm3leon_jax.training.optimizer import learning_rate, optimizer
-from cm3leon_jax.training.skipping import History, chosen
+from cm3leon_jax.training.optimizer import optimizer
+from cm3leon_jax.training.platforms import compiler_options
+from cm3leon_jax.training.schedules import learning_rate
+from cm3leon_jax.training.spikes import SpikeState, select
 from cm3leon_jax.vocabulary import Vocabulary
 
-# {"parameters": nnx.State, "optimizer": optax's state, "step": number of finished steps, "history": History}
+# {"parameters": nnx.State, "optimizer": optax's state, "step": number of finished steps, "spikes": SpikeState}
 TrainState = dict[str, Any]
 Batch = dict[str, Int[Array, "B L"]]
 Metrics = dict[str, Num[Array, ""]]
@@ -102,7 +103,7 @@ class TrainStep:
                 "parameters": parameters,
                 "optimizer": update_rule.init(parameters),
                 "step": jnp.zeros((), jnp.int32),
-                "history": History.empty(),
+                "spikes": SpikeState.initial(),
             }
 
         abstract = jax.eval_shape(init)
@@ -123,27 +124,24 @@ class TrainStep:
             found, sums = accumulated(
                 lambda part: gradients(state["parameters"], part, num_tokens), batch, train.num_microbatches
             )
-            norm, history = optax.tree.norm(found), state["history"]
-            sound = history.should_apply(sums.mean, norm, config.recovery)
+            norm, spikes = optax.tree.norm(found), state["spikes"]
+            apply = spikes.should_apply(sums.mean, norm, config.recovery)
             updates, optimizer_state = update_rule.update(found, state["optimizer"], state["parameters"])
             parameters = optax.apply_updates(state["parameters"], updates)
             after = {
-                "parameters": chosen(sound, parameters, state["parameters"]),
-                "optimizer": chosen(sound, optimizer_state, state["optimizer"]),
+                "parameters": select(apply, parameters, state["parameters"]),
+                "optimizer": select(apply, optimizer_state, state["optimizer"]),
                 "step": state["step"] + 1,
-                "history": history.after(norm, sound),
+                "spikes": spikes.update(norm, apply),
             }
             metrics = {
                 **sums.by_modality(),
-                "learning_rate": jnp.asarray(schedule(history.num_taken), jnp.float32),
+                "learning_rate": jnp.asarray(schedule(spikes.num_applied), jnp.float32),
                 "grad_norm": norm,
-                "skipped_steps": after["history"].num_skipped,
-                "skipped_in_a_row": after["history"].in_a_row,
+                "skipped_steps": after["spikes"].num_skipped,
+                "skipped_in_a_row": after["spikes"].skipped_in_a_row,
             }
             return after, metrics
-
-        def evaluate(parameters: nnx.State, batch: Batch) -> LossSums:
-            return objective_loss(self.graph, parameters, batch, vocabulary, least_chunks=train.loss_chunks)[1]
 
         self.abstract_state = abstract_on(abstract, state_shardings)
         options = compiler_options(mesh.devices.flat[0].device_kind, mesh.size)
@@ -156,7 +154,6 @@ class TrainStep:
             compiler_options=options,
         )
         self._step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]] = self._jitted_step
-        self._evaluate = jax.jit(evaluate, in_shardings=(state_shardings["parameters"], rows), out_shardings=everywhere)
 
     def compile(self) -> None:
         """Compiles the step before its first use, so that the time it takes is known."""
@@ -171,11 +168,6 @@ class TrainStep:
         """The state after one step on a global batch, and what it measured; the state before is used up."""
         with jax.set_mesh(self._mesh):
             return self._step(state, batch)
-
-    def evaluate(self, parameters: nnx.State, batch: Batch) -> LossSums:
-        """Summed cross-entropy of a batch."""
-        with jax.set_mesh(self._mesh):
-            return self._evaluate(parameters, batch)
 
     def lowered(self) -> jax.stages.Lowered:
         """The step before its compilation, for devices that need not be here."""

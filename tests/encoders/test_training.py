@@ -136,7 +136,7 @@ def test_a_finished_encoder_is_left_alone_and_goes_on_when_asked(config, tmp_pat
     write_json(manifest, {"encoder": "another"})
     assert run(longer, tmp_path, Namespace()) == 0
     assert load_encoder(path).fingerprint != first
-    lines = [json.loads(line)["step"] for line in (tmp_path / generic.METRICS_FILE).open()]
+    lines = [json.loads(line)["step"] for line in (tmp_path / f"{generic.LOG_NAME}_metrics.jsonl").open()]
     assert lines == [1, 2, 3]
 
 

@@ -20,7 +20,7 @@ from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.progress import read_step_log
 from cm3leon_jax.records import write_record
-from cm3leon_jax.training import start, train
+from cm3leon_jax.training import transformer
 from cm3leon_jax.training.config import OptimizerConfig, TrainConfig
 from cm3leon_jax.vocabulary import Vocabulary
 from tests.conftest import random_document, write_corpus
@@ -153,7 +153,7 @@ def test_training_starts_from_imported_parameters(prepared, capsys, monkeypatch)
     # What shapes no parameter may differ from the import's config.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=5, num_tokens=8.0 * 48 * 3))
     seen = []
-    real = start.TrainStep
+    real = transformer.TrainStep
 
     class Watched(real):
         def __init__(self, *arguments):
@@ -166,7 +166,7 @@ def test_training_starts_from_imported_parameters(prepared, capsys, monkeypatch)
 
             self.step = watched
 
-    monkeypatch.setattr(start, "TrainStep", Watched)
+    monkeypatch.setattr(transformer, "TrainStep", Watched)
     assert train.run(config, there, Namespace(profile="")) == 0
     assert "of 8 x 48 tokens, from imported parameters" in capsys.readouterr().out
     first, batch = seen[0]

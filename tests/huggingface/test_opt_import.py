@@ -15,12 +15,12 @@ from flax import nnx
 from tokenizers import ByteLevelBPETokenizer
 
 from cm3leon_jax.checkpoints import Checkpoints
+from cm3leon_jax.commands import train
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.restoring import restore_model
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.models.transformer import Transformer, abstract_model
 from cm3leon_jax.records import write_record
-from cm3leon_jax.training import train
 from cm3leon_jax.training.config import TrainConfig
 from cm3leon_jax.vocabulary import SPECIAL_TOKENS, Vocabulary
 from tests.conftest import random_document, write_corpus
@@ -190,7 +190,7 @@ def test_an_opt_is_trained_on_with_the_image_tokenizer_that_comes_later(config, 
     assert train.run(config, there, Namespace(profile="")) == 0
     assert restore_model(config, there).step == 1
     with Checkpoints(there / "checkpoints", keep=1) as checkpoints:
-        assert checkpoints.meta(1)["from_import"] is True
+        assert checkpoints.meta(1)["origin"] == "imported parameters"
 
 
 def test_a_wrong_number_of_text_tokens_names_the_right_one(config, folder, tmp_path):

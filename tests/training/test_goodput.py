@@ -6,8 +6,7 @@ from itertools import pairwise
 import pytest
 
 from cm3leon_jax.training import goodput
-from cm3leon_jax.training.goodput import NO_SECONDS, PARTS, RunClock
-from cm3leon_jax.training.metrics import StepWork
+from cm3leon_jax.training.goodput import NO_SECONDS, PARTS, RunClock, StepWork
 
 WORK = StepWork(num_tokens=100, flops_per_token=6e9, num_devices=4, peak_flops=1e12)
 
@@ -39,14 +38,14 @@ def test_a_lap_has_the_rates_of_its_steps_and_the_split_of_all(now):
     now(3)
     spend(clock, "compile", now, 4)
     now(1)
-    clock.ready(5)
+    clock.start_steps(5)
     for _ in range(10):
         spend(clock, "data_wait", now, 0.5)
         now(1.5)
     for seconds in (1, 4, 2):
         with clock.timed_save():
             now(seconds)
-    lap = clock.lap(15, WORK)
+    lap = clock.lap(15, WORK.rates)
     assert lap["step_seconds"] == pytest.approx(2.0)
     assert lap["data_wait_seconds"] == pytest.approx(0.5)
     assert lap["tokens_per_second"] == pytest.approx(50.0)
@@ -58,13 +57,13 @@ def test_a_lap_has_the_rates_of_its_steps_and_the_split_of_all(now):
     assert "goodput: 42.9% of 35 s; startup 11.4%" in clock.summary()
     # The next lap starts anew.
     now(3)
-    assert clock.lap(16, WORK)["step_seconds"] == pytest.approx(3.0)
+    assert clock.lap(16, WORK.rates)["step_seconds"] == pytest.approx(3.0)
 
 
 def test_steps_behind_the_checkpoint_are_lost_after_a_fault_and_nothing_else_is(now):
     first = RunClock()
     now(2)
-    first.ready(0)
+    first.start_steps(0)
     now(10)
     saved = first.values()
     now(6)
@@ -73,8 +72,8 @@ def test_steps_behind_the_checkpoint_are_lost_after_a_fault_and_nothing_else_is(
 
     again = RunClock()
     now(3)
-    again.record_rollback(saved, last)
-    again.ready(10)
+    again.continue_from(saved, last)
+    again.start_steps(10)
     now(4)
     values = again.values()
     assert values["seconds_lost"] == 6
@@ -84,7 +83,7 @@ def test_steps_behind_the_checkpoint_are_lost_after_a_fault_and_nothing_else_is(
     assert counted(values) == 10 + 4
 
     # A run that goes back by itself loses what it did since.
-    again.record_rollback(saved)
+    again.roll_back(saved)
     assert again.values()["seconds_lost"] == 6 + 4
     assert counted(again.values()) == 10
 
@@ -92,14 +91,14 @@ def test_steps_behind_the_checkpoint_are_lost_after_a_fault_and_nothing_else_is(
 def test_a_start_that_was_killed_before_its_first_checkpoint_is_lost_as_a_whole(now):
     first = RunClock()
     now(2)
-    first.record_rollback(NO_SECONDS, NO_SECONDS)
-    first.ready(0)
+    first.continue_from(NO_SECONDS, NO_SECONDS)
+    first.start_steps(0)
     now(7)
     last = first.values()
     again = RunClock()
     now(3)
-    again.record_rollback(NO_SECONDS, last)
-    again.ready(0)
+    again.continue_from(NO_SECONDS, last)
+    again.start_steps(0)
     values = again.values()
     assert (values["seconds_lost"], values["seconds_startup"], values["seconds_total"]) == (7, 5, 12)
     assert counted(values) == 0
@@ -108,13 +107,13 @@ def test_a_start_that_was_killed_before_its_first_checkpoint_is_lost_as_a_whole(
 def test_a_stop_behind_a_checkpoint_loses_nothing(now):
     first = RunClock()
     now(1)
-    first.ready(0)
+    first.start_steps(0)
     now(8)
     saved = first.values()
     again = RunClock()
     now(2)
-    again.record_rollback(saved, saved)
-    again.ready(8)
+    again.continue_from(saved, saved)
+    again.start_steps(8)
     assert again.values()["seconds_lost"] == 0
     assert again.values()["seconds_total"] == 11
 
@@ -124,7 +123,7 @@ def test_nothing_runs_backwards(now):
     seen = []
     for _ in range(5):
         now(1)
-        clock.ready(0)
+        clock.start_steps(0)
         seen.append(clock.values()["seconds_total"])
     assert all(later > earlier for earlier, later in pairwise(seen))
     assert clock.values()["seconds_startup"] == 1

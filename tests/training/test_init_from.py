@@ -17,7 +17,8 @@ from cm3leon_jax.files import write_json
 from cm3leon_jax.models.config import MeshConfig, ModelConfig
 from cm3leon_jax.training.config import TrainConfig
 from cm3leon_jax.training.init_from import same_tokens
-from cm3leon_jax.training.start import build_context, restore_or_init
+from cm3leon_jax.training.resume import restore_or_init
+from cm3leon_jax.training.transformer import TransformerTraining
 from cm3leon_jax.vocabulary import Vocabulary
 from tests.conftest import random_document, write_corpus
 
@@ -43,7 +44,7 @@ def setup_in(folder, vocabulary, corpus_path, model, tiny_images, mesh=None, len
         model=model,
         train=TrainConfig(num_tokens=8.0 * 48 * 10, sample_every=0, **train),
     )
-    return build_context(config, folder)
+    return TransformerTraining.open(config, folder)
 
 
 MODEL = ModelConfig(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="none")
@@ -58,15 +59,15 @@ def other_run(tmp_path_factory, vocabulary, corpus, tiny_images):
     # As if trained: no number is that of a run from scratch.
     state["parameters"] = jax.tree.map(lambda leaf: leaf + 1.0, state["parameters"])
     with Checkpoints(folder / "checkpoints", keep=3) as checkpoints:
-        start = restore_or_init(setup, checkpoints)
+        start = restore_or_init(setup.run(), checkpoints)
         for step in (3, 6):
-            checkpoints.save(step, state, setup.identity | start.record((0, 0), start.seconds))
+            checkpoints.save(step, state, setup.identity | start.meta((0, 0), start.seconds))
     return folder, jax.device_get(state["parameters"])
 
 
 def started(setup):
     with Checkpoints(setup.workdir / "checkpoints", keep=3) as checkpoints:
-        return restore_or_init(setup, checkpoints)
+        return restore_or_init(setup.run(), checkpoints)
 
 
 def test_the_same_vocabulary_takes_all_over_on_any_mesh(tmp_path, other_run, vocabulary, corpus, tiny_images, capsys):
@@ -75,17 +76,17 @@ def test_the_same_vocabulary_takes_all_over_on_any_mesh(tmp_path, other_run, voc
         tmp_path, vocabulary, corpus.path, MODEL, tiny_images, MeshConfig(fsdp=8), init_from=str(folder), seed=5
     )
     start = started(setup)
-    assert start.origin == f"from the parameters of {folder} at step 6" and start.step == 0
+    assert start.description == f"from the parameters of {folder} at step 6" and start.step == 0
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(start.state["parameters"]), parameters)
     # The optimizer is that of a new run.
     fresh = setup.compiled.init()
     jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(s["optimizer"]) for s in (start.state, fresh)))
-    assert start.left_out == () and int(start.state["step"]) == 0
+    assert start.skipped == () and int(start.state["step"]) == 0
     assert jax.tree.map(lambda a: a.sharding, start.state) == jax.tree.map(lambda a: a.sharding, fresh)
     # Its own checkpoint goes before the other run from now on.
     again = started(dataclasses.replace(setup, config=dataclasses.replace(setup.config)))
-    assert again.origin == "continued from the checkpoint of step 0"
-    assert again.init_from == f"{folder} at step 6"
+    assert again.description == "continued from the checkpoint of step 0"
+    assert again.origin == f"the parameters of {folder} at step 6"
     assert not capsys.readouterr().out
 
 
@@ -177,9 +178,9 @@ def test_what_is_no_run_or_lacks_its_vocabulary_is_refused(
 def test_of_a_damaged_run_the_step_before_is_used(tmp_path, other_run, vocabulary, corpus, tiny_images):
     folder = shutil.copytree(other_run[0], tmp_path / "damaged")
     record = folder / "checkpoints" / "6" / "meta" / "metadata"
-    write_json(record, json.loads(record.read_text()) | {"start_block": [0, 9]})
+    write_json(record, json.loads(record.read_text()) | {"batch_hint": [0, 9]})
     setup = setup_in(tmp_path / "run", vocabulary, corpus.path, MODEL, tiny_images, init_from=str(folder))
-    assert started(setup).origin == f"from the parameters of {folder} at step 3"
+    assert started(setup).description == f"from the parameters of {folder} at step 3"
     # It is another's folder: nothing in it gets another name.
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["3", "6"]
 
@@ -189,7 +190,7 @@ def test_an_import_is_passed_over_and_stays(tmp_path, other_run, vocabulary, cor
     imported = {"parameters": setup.compiled.init()["parameters"]}
     with Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints:
         checkpoints.save(0, imported, setup.identity | {"imported": True})
-    assert started(setup).origin == f"from the parameters of {other_run[0]} at step 6"
+    assert started(setup).description == f"from the parameters of {other_run[0]} at step 6"
     without = dataclasses.replace(setup.config.train, init_from="")
     setup = dataclasses.replace(setup, config=dataclasses.replace(setup.config, train=without))
-    assert started(setup).origin == "from imported parameters"
+    assert started(setup).description == "from imported parameters"

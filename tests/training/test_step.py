@@ -12,6 +12,7 @@ from cm3leon_jax.data.batches.source import Batch, BatchSource
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.training.config import OptimizerConfig, TrainConfig
+from cm3leon_jax.training.eval_loss import make_eval_step
 from cm3leon_jax.training.step import TrainStep, loss_chunks, objective_loss, on_mesh
 from tests.training.conftest import B, L
 
@@ -158,16 +159,16 @@ def test_packing_changes_neither_loss_nor_gradients(config, corpus, vocabulary):
 
 
 def test_padding_has_no_loss_and_modalities_add_up(config, corpus, vocabulary):
-    compiled = TrainStep(config, vocabulary, one_device())
-    parameters = compiled.init()["parameters"]
+    parameters = TrainStep(config, vocabulary, one_device()).init()["parameters"]
+    eval_step = make_eval_step(config.model, vocabulary, L, one_device())
     batch = source_of(config, corpus, vocabulary)[0]
-    sums = compiled.evaluate(parameters, on_mesh(batch, one_device()))
+    sums = eval_step(parameters, on_mesh(batch, one_device()))
     is_image = vocabulary.is_image(batch.targets)
     assert sums.num_image == is_image.sum()
     assert sums.num_text == ((batch.targets != vocabulary.pad) & ~is_image).sum()
     padded = Batch(**{name: np.concatenate([array, array[:4]]) for name, array in batch.asdict().items()})
     padded.targets[B:] = vocabulary.pad
-    again = compiled.evaluate(parameters, on_mesh(padded, one_device()))
+    again = eval_step(parameters, on_mesh(padded, one_device()))
     assert float(again.text + again.image) == pytest.approx(float(sums.text + sums.image), rel=1e-6)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from cm3leon_jax.config_part import Part, one_of, require
+from cm3leon_jax.config_part import AFTER_IMPORT, Part, one_of, require
 from cm3leon_jax.ranges import Fraction, Positive, PositiveInt, Seed
 
 
@@ -37,12 +38,12 @@ class BatchConfig(Part):
     """The training batch."""
 
     # Sequences over all devices, and tokens in each.
-    batch_size: PositiveInt = 2048
+    batch_size: Annotated[PositiveInt, AFTER_IMPORT] = 2048
     sequence_length: PositiveInt = 4096
     # "whole": whole documents side by side, attention stays inside each; "stream": the paper's way, one stream of
     # documents cut anywhere, attention over all of the block.
-    packing: str = "whole"
-    seed: Seed = 0
+    packing: Annotated[str, AFTER_IMPORT] = "whole"
+    seed: Annotated[Seed, AFTER_IMPORT] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from cm3leon_jax.config_part import Names, Part
+from cm3leon_jax.config_part import AT_RESUME, Names, Part
 from cm3leon_jax.data.sources.config import FolderConfig
 from cm3leon_jax.paths import IsPath, LocalPath
 from cm3leon_jax.ranges import Fraction, NonNegativeInt, PositiveInt, Range
@@ -38,8 +38,8 @@ class CorpusConfig(Part):
 class VocabularyConfig(Part):
     """The text side of the id space; the number of image codes is the image tokenizer's."""
 
-    path: LocalPath = "{workdir}/vocabulary"
+    path: Annotated[LocalPath, AT_RESUME] = "{workdir}/vocabulary"
     num_text_tokens: Annotated[int, Range(at_least=256, at_most=1 << 22)] = 56320
     num_masks: Names = 512
     # Documents of the training split from which the BPE is learned.
-    num_documents: PositiveInt = 1_000_000
+    num_documents: Annotated[PositiveInt, AT_RESUME] = 1_000_000

@@ -5,28 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from cm3leon_jax.config_part import Layers, one_of, require
+from cm3leon_jax.config_part import AT_RESUME, Layers, one_of, require
 from cm3leon_jax.encoders.config import EncoderConfig, EncoderTrainingConfig
-from cm3leon_jax.ranges import Decay, NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Seed
+from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Seed
 
 
 @dataclass(frozen=True)
 class ClipTrainingConfig(EncoderTrainingConfig):
     """How CLIP is trained (arXiv 2103.00020, section 2 and table 19)."""
 
-    num_steps: PositiveInt = 10_000
+    num_steps: Annotated[PositiveInt, AT_RESUME] = 10_000
     # Every pair of a batch is compared with every other, over all devices.
     batch_size: Annotated[int, Range(at_least=2)] = 4096
     peak_learning_rate: NonNegative = 5e-4
     warmup_steps: NonNegativeInt = 500
+    final_learning_rate_fraction: Fraction = 0.0
     beta1: Decay = 0.9
     beta2: Decay = 0.98
     epsilon: Positive = 1e-6
     weight_decay: NonNegative = 0.2
     initial_temperature: Positive = 0.07
     lowest_temperature: Positive = 0.01
-    log_every: PositiveInt = 10
-    save_every: PositiveInt = 1000
+    log_every: Annotated[PositiveInt, AT_RESUME] = 10
+    save_every: Annotated[PositiveInt, AT_RESUME] = 1000
     seed: Seed = 0
 
     def __post_init__(self) -> None:

@@ -271,7 +271,7 @@ def initial_clip_parameters(architecture: ClipArchitecture, temperature: float, 
 
     abstract = nnx.state(abstract_clip(architecture))
     state = jax.tree_util.tree_map_with_path(sampled, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    state["logit_scale"] = state["logit_scale"].replace(np.float32(-math.log(temperature)))
+    state["logit_scale"] = state["logit_scale"].replace(np.asarray(-math.log(temperature), np.float32))
     return state
 
 

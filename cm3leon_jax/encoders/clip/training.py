@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Int64, UInt8
 
-from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat
+from cm3leon_jax.checkpoints import abstract_on, flat
 from cm3leon_jax.config import Config
 from cm3leon_jax.counter_random import permutation_at
 from cm3leon_jax.data.corpus.pair_sample import PairSample, load_pair_sample
+from cm3leon_jax.distributed import READY_FILE, run_on_coordinator
 from cm3leon_jax.encoders.base import Encoder
 from cm3leon_jax.encoders.clip.config import ClipConfig, ClipTrainingConfig
 from cm3leon_jax.encoders.clip.encoder import ClipEncoder
@@ -32,15 +34,21 @@ from cm3leon_jax.encoders.clip.model import (
     initial_clip_parameters,
     normalize_rows,
 )
-from cm3leon_jax.encoders.training import METRICS_FILE, require_same, split_pairs
-from cm3leon_jax.errors import RestartError, UserError
-from cm3leon_jax.models.sharding import BATCH_SPEC, batch_sharding, make_mesh, shardings
-from cm3leon_jax.models.weight_decay import decays
-from cm3leon_jax.preemption import PreemptionHandler
-from cm3leon_jax.progress import TrainingLog
+from cm3leon_jax.encoders.training import FREE_VALUES, LOG_NAME, split_pairs
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.models.sharding import (
+    BATCH_SPEC,
+    batch_sharding,
+    global_array,
+    make_mesh,
+    process_local_rows,
+    shardings,
+)
+from cm3leon_jax.training import trainer
+from cm3leon_jax.training.run import Start, TrainingRun
+from cm3leon_jax.training.schedules import learning_rate
 from cm3leon_jax.vocabulary import Vocabulary
 
-KEPT_CHECKPOINTS = 2
 # Rows of a table are rounded up to a multiple of this, so that it shards and tiles well.
 _ROWS = 128
 
@@ -74,14 +82,6 @@ def contrastive_loss(
     return jnp.mean((of_images + of_texts) / 2 - right)
 
 
-def learning_rate(training: ClipTrainingConfig) -> optax.Schedule:
-    """Linear from 0 to the peak over the warm-up, then half a cosine to 0."""
-    warmup = min(training.warmup_steps, training.num_steps)
-    peak = training.peak_learning_rate
-    decay = optax.cosine_decay_schedule(peak, max(1, training.num_steps - warmup))
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), decay], [warmup])
-
-
 class ClipTrainStep:
     """The compiled functions of a run on one mesh, and the abstract state to restore into."""
 
@@ -90,7 +90,7 @@ class ClipTrainStep:
     ) -> None:
         """`read_at` is what `clip.eos_positions` is asked for."""
         graph: nnx.GraphDef = nnx.split(abstract_clip(architecture))[0]
-        schedule = learning_rate(training)
+        schedule = learning_rate(training, training.num_steps, "cosine")
         update_rule = optax.adamw(
             schedule,
             b1=training.beta1,
@@ -136,27 +136,32 @@ class ClipTrainStep:
         def init() -> ClipState:
             parameters = initial_clip_parameters(architecture, training.initial_temperature, training.seed)
             state: ClipState = zeros()
-            return state._replace(parameters=jax.device_put(parameters, state_shardings.parameters))
+            parameters = jax.tree.map(global_array, parameters, state_shardings.parameters)
+            return state._replace(parameters=parameters)
 
         self.abstract_state = abstract_on(abstract, state_shardings)
         self.init: Callable[[], ClipState] = init
         self.gradients = jax.jit(jax.value_and_grad(loss), in_shardings=(state_shardings.parameters, rows, rows))
         self.step: Callable[..., tuple[ClipState, Metrics]] = jax.jit(
-            step, in_shardings=(state_shardings, rows, rows), out_shardings=(state_shardings, None), donate_argnums=0
+            step,
+            in_shardings=(state_shardings, rows, rows),
+            out_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec())),
+            donate_argnums=0,
         )
 
 
 class ClipTrainer:
-    """Trains a CLIP on the pairs of a mixture, on all devices."""
+    """Trains a CLIP on the pairs of a mixture, on the devices of all processes."""
+
+    is_distributed = True
 
     def __init__(self, config: Config) -> None:
-        """Checks what can be checked before pairs are read."""
         assert isinstance(config.encoder, ClipConfig)
         self._config, self._encoder = config, config.encoder
         self._vocabulary = Vocabulary.load(config.vocabulary.path)
         self.record = {"vocabulary": self._vocabulary.fingerprint}
 
-    def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, PairSample]:
+    def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, PairSample] | None:
         """The trained encoder, and pairs to measure it on.
 
         Raises:
@@ -170,6 +175,7 @@ class ClipTrainer:
                 f"config.encoder.training.batch_size is {training.batch_size}: it must be a multiple of the "
                 f"{num_parts} parts that the mesh axes replica and fsdp cut it into"
             )
+        run_on_coordinator(lambda: load_pair_sample(self._config), path / READY_FILE)
         pairs, held_out = split_pairs(load_pair_sample(self._config))
         if training.batch_size > len(pairs.texts):
             raise UserError(
@@ -181,17 +187,85 @@ class ClipTrainer:
         architecture = ClipArchitecture.of(self._encoder, rows)
         special_tokens = SpecialTokenIds(vocabulary.start, vocabulary.end, vocabulary.pad)
         tokenizer_json = (Path(self._config.vocabulary.path) / "tokenizer.json").read_text(encoding="utf-8")
-        weights = train(
-            architecture,
-            training,
-            ClipTokenizer(tokenizer_json, special_tokens, architecture.max_text_tokens),
-            pairs,
-            mesh,
-            path / "checkpoints",
-            workdir / METRICS_FILE,
-            record,
-        )
+        tokenizer = ClipTokenizer(tokenizer_json, special_tokens, architecture.max_text_tokens)
+        run = training_run(architecture, training, tokenizer, pairs, mesh, path / "checkpoints", workdir, record)
+        result = trainer.train(run)
+        if result.is_stopped:
+            return None
+        weights = whole_parameters(result.state)
         return ClipEncoder(architecture, weights, tokenizer_json, special_tokens, ImageNormalization()), held_out
+
+
+def training_run(
+    architecture: ClipArchitecture,
+    training: ClipTrainingConfig,
+    tokenizer: ClipTokenizer,
+    pairs: PairSample,
+    mesh: Mesh,
+    checkpoints: Path,
+    workdir: Path,
+    record: Mapping[str, Any],
+) -> TrainingRun:
+    """The description for the trainer.
+
+    Args:
+      architecture: shapes.
+      training: values.
+      tokenizer: of the texts.
+      pairs: to learn from.
+      mesh: all devices; every pair of a batch is compared with every other, on whatever device.
+      checkpoints: folder.
+      workdir: for metrics.
+      record: kept with each checkpoint; what a continuation must share with its start.
+    """
+    compiled = compiled_step(architecture, training, tokenizer.special_tokens.read_at, mesh)
+    return TrainingRun(
+        name="encoder",
+        num_steps=training.num_steps,
+        init=lambda checkpoints: Start(0, compiled.init()),
+        abstract_state=compiled.abstract_state,
+        step=lambda state, batch: compiled.step(state, *batch),
+        batches=lambda first, stop, hint: batches(pairs, tokenizer, training, mesh, first, stop),
+        identity=record,
+        may_change=FREE_VALUES,
+        length_field=f"config.encoder.training.num_steps {training.num_steps:,}",
+        fix="lower config.encoder.training.peak_learning_rate, or lengthen warmup_steps, and run it again with another "
+        "config.encoder.path",
+        workdir=workdir,
+        checkpoints=checkpoints,
+        save_every=training.save_every,
+        log_every=training.log_every,
+        log_name=LOG_NAME,
+        config=record,
+        describe=lambda values: (
+            f"loss {values['loss']:.3f}, temperature {values['temperature']:.3f}, "
+            f"{values['pairs_per_second']:.0f} pairs/s"
+        ),
+        rates=lambda seconds: {"pairs_per_second": training.batch_size / seconds},
+        restore_finished=True,
+    )
+
+
+def whole_parameters(state: ClipState) -> dict[str, np.ndarray]:
+    """The parameters by name, whole on every process; all of them call this."""
+    return {
+        name: np.asarray(multihost_utils.process_allgather(value, tiled=True))
+        for name, value in flat(nnx.to_pure_dict(state.parameters)).items()
+    }
+
+
+def batches(
+    pairs: PairSample, tokenizer: ClipTokenizer, training: ClipTrainingConfig, mesh: Mesh, first: int, stop: int
+) -> Iterator[tuple[Int[Array, "B T"], UInt8[Array, "B R R 3"]]]:
+    """Token ids and images of batches `first` to `stop` - 1, on the mesh."""
+    local_rows, size = process_local_rows(training.batch_size, mesh), training.batch_size
+    for index in range(first, stop):
+        chosen = batch_indices(len(pairs.texts), training, index)[local_rows]
+        tokens = np.empty((size, tokenizer.max_text_tokens), np.int32)
+        tokens[local_rows], _ = tokenizer([pairs.texts[pair] for pair in chosen])
+        images = np.empty((size, *pairs.images.shape[1:]), np.uint8)
+        images[local_rows] = pairs.images[chosen]
+        yield global_array(tokens, batch_sharding(mesh)), global_array(images, batch_sharding(mesh))
 
 
 @functools.cache
@@ -208,75 +282,3 @@ def batch_indices(num_pairs: int, training: ClipTrainingConfig, step: int) -> In
     indices = permutation_at(position % num_pairs, num_pairs, training.seed, position // num_pairs)
     # Sorted, which is kinder to a memory-mapped file; the loss does not care.
     return np.sort(indices)
-
-
-def train(
-    architecture: ClipArchitecture,
-    training: ClipTrainingConfig,
-    tokenizer: ClipTokenizer,
-    pairs: PairSample,
-    mesh: Mesh,
-    checkpoints: Path,
-    metrics_file: Path,
-    record: dict[str, Any],
-) -> dict[str, np.ndarray]:
-    """From the last checkpoint, or the seed, to the last step; returns the parameters by name.
-
-    Args:
-      architecture: shapes.
-      training: values.
-      tokenizer: of the texts.
-      pairs: to learn from.
-      mesh: all devices; every pair of a batch is compared with every other, on whatever device.
-      checkpoints: folder.
-      metrics_file: JSON lines.
-      record: kept with each checkpoint.
-
-    Raises:
-      UserError: if the checkpoints are of another config, or the loss or the parameters are no longer finite.
-      RestartError: if it was told to stop, and has saved.
-    """
-    compiled = compiled_step(architecture, training, tokenizer.special_tokens.read_at, mesh)
-    rows = batch_sharding(mesh)
-    with Checkpoints(checkpoints, keep=KEPT_CHECKPOINTS) as kept, PreemptionHandler() as stop:
-        latest = kept.latest_step
-        if latest is None:
-            state = compiled.init()
-        else:
-            require_same(kept.meta(latest), record, checkpoints)
-            state = kept.restore(latest, compiled.abstract_state)
-        first = latest or 0
-        if first > training.num_steps:
-            raise UserError(
-                f"{checkpoints} is at step {first:,}, beyond config.encoder.training.num_steps "
-                f"{training.num_steps:,}: raise it, or delete the folder"
-            )
-        log = TrainingLog(
-            "encoder",
-            metrics_file,
-            first,
-            training.num_steps,
-            training.log_every,
-            (training.batch_size, "pairs"),
-            "lower config.encoder.training.peak_learning_rate, or lengthen warmup_steps, and run it again with "
-            "another config.encoder.path",
-            lambda values: f"loss {values['loss']:.3f}, temperature {values['temperature']:.3f}",
-        )
-        try:
-            for step in range(first, training.num_steps):
-                indices = batch_indices(len(pairs.texts), training, step)
-                tokens, _ = tokenizer([pairs.texts[index] for index in indices])
-                state, metrics = compiled.step(state, *jax.device_put((tokens, pairs.images[indices]), rows))
-                done = step + 1
-                is_last = done == training.num_steps
-                stopping = stop.is_due() and not is_last
-                due = done % training.save_every == 0 or is_last or stopping
-                log.step(done, metrics, force=due)
-                if due:
-                    with log.saving(done):
-                        kept.save(done, state, record)
-                if stopping:
-                    raise RestartError(f"stopped and saved at step {done:,}; run the same command again to continue")
-        finally:
-            log.close()
-    return {name: np.asarray(value) for name, value in flat(nnx.to_pure_dict(state.parameters)).items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from cm3leon_jax.config_part import one_of, require
+from cm3leon_jax.config_part import AT_RESUME, one_of, require
 from cm3leon_jax.image_tokenizers.config import ImageTokenizerConfig, ImageTokenizerTrainingConfig
 from cm3leon_jax.paths import OptionalPath
 from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, PositiveInt, Range, Seed
@@ -15,7 +15,7 @@ from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, Pos
 class VQGANTrainingConfig(ImageTokenizerTrainingConfig):
     """How the VQGAN is trained (Esser et al., arXiv 2012.09841; Gafni et al., arXiv 2203.13131)."""
 
-    num_steps: PositiveInt = 800_000
+    num_steps: Annotated[PositiveInt, AT_RESUME] = 800_000
     batch_size: PositiveInt = 192
     peak_learning_rate: NonNegative = 4.5e-6
     warmup_steps: NonNegativeInt = 0
@@ -41,8 +41,8 @@ class VQGANTrainingConfig(ImageTokenizerTrainingConfig):
     discriminator_layers: Annotated[int, Range(at_least=1, at_most=16)] = 3
     # Random horizontal flips; wrong for images of text or digits.
     flip: bool = False
-    log_every: PositiveInt = 100
-    save_every: PositiveInt = 5000
+    log_every: Annotated[PositiveInt, AT_RESUME] = 100
+    save_every: Annotated[PositiveInt, AT_RESUME] = 5000
     seed: Seed = 0
 
     def __post_init__(self) -> None:

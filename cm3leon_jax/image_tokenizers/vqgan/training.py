@@ -1,39 +1,43 @@
-"""Trains a VQGAN from the last checkpoint, or the seed, to the last step."""
+"""Trains a VQGAN: its batches, and what the trainer needs to know of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import UInt8
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, UInt8
 
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on
-from cm3leon_jax.errors import RestartError, UserError
-from cm3leon_jax.image_tokenizers.training import METRICS_FILE, require_same
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.image_tokenizers.training import FREE_VALUES, LOG_NAME
 from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig, VQGANTrainingConfig
 from cm3leon_jax.image_tokenizers.vqgan.lpips import SMALLEST_SIDE, load_lpips
 from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
-from cm3leon_jax.image_tokenizers.vqgan.train_step import Recipe, VQGANState, initial_state, make_train_step
-from cm3leon_jax.preemption import PreemptionHandler
-from cm3leon_jax.progress import TrainingLog
-
-KEPT_CHECKPOINTS = 2
+from cm3leon_jax.image_tokenizers.vqgan.train_step import VQGANModules, VQGANState, initial_state, make_train_step
+from cm3leon_jax.models.config import MeshConfig
+from cm3leon_jax.models.sharding import batch_sharding, global_array, make_mesh, process_local_rows
+from cm3leon_jax.training import trainer
+from cm3leon_jax.training.run import Start, TrainingRun
 
 
 class VQGANTrainer:
-    """Trains a VQGAN on images, on all devices of the host."""
+    """Trains a VQGAN on images, on the devices of all processes."""
+
+    is_distributed = True
 
     def __init__(self, config: VQGANConfig) -> None:
         """Checks what can be checked before images are read."""
-        training, self._config, self._devices = config.training, config, jax.local_devices()
-        if training.batch_size % len(self._devices):
+        training, self.config = config.training, config
+        if training.batch_size % jax.device_count():
             raise UserError(
                 f"config.image_tokenizer.training.batch_size is {training.batch_size}: "
-                f"it must be a multiple of the {len(self._devices)} devices of this host"
+                f"it must be a multiple of the {jax.device_count()} devices"
             )
         if training.perceptual_weight > 0 and config.resolution < SMALLEST_SIDE:
             raise UserError(
@@ -41,91 +45,89 @@ class VQGANTrainer:
                 f"{SMALLEST_SIDE}; set config.image_tokenizer.training.perceptual_weight to 0"
             )
 
-    def train(self, images: UInt8[np.ndarray, "n R R C"], workdir: Path, record: dict[str, Any]) -> VQGANTokenizer:
+    def train(
+        self, images: UInt8[np.ndarray, "n R R C"], workdir: Path, record: dict[str, Any]
+    ) -> VQGANTokenizer | None:
         """The tokenizer after the last step."""
-        config, training = self._config, self._config.training
-        weights = load_lpips(training.perceptual_weights_file) if training.perceptual_weight > 0 else None
-        devices = self._devices
-        mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-        checkpoints = Path(config.path) / "checkpoints"
-        state = train(Recipe(config, training), images, weights, mesh, checkpoints, workdir / METRICS_FILE, record)
-        return VQGANTokenizer(config, state.parameters)
+        result = trainer.train(self.run(images, workdir, record))
+        return None if result.is_stopped else VQGANTokenizer(self.config, result.state.parameters)
 
+    def run(
+        self,
+        images: UInt8[np.ndarray, "n R R C"],
+        workdir: Path,
+        record: Mapping[str, Any],
+        devices: list[jax.Device] | None = None,
+    ) -> TrainingRun:
+        """The description for the trainer; `devices` are all by default."""
+        training = self.config.training
+        mesh = make_mesh(MeshConfig(replica=1), devices)
+        modules, replicated = VQGANModules(self.config, training), NamedSharding(mesh, PartitionSpec())
+        files = load_lpips(training.perceptual_weights_file) if training.perceptual_weight > 0 else None
+        lpips_weights = jax.tree.map(partial(global_array, sharding=replicated), files)
+        compiled_step = make_train_step(modules, mesh)
 
-def train(
-    recipe: Recipe,
-    images: UInt8[np.ndarray, "n R R C"],
-    lpips_weights: dict[str, np.ndarray] | None,
-    mesh: Mesh,
-    checkpoints: Path,
-    metrics_file: Path,
-    record: dict[str, Any],
-) -> VQGANState:
-    """From the last checkpoint, or the seed, to the last step; batch t follows from the seed and t alone.
+        def init(checkpoints: Checkpoints) -> Start:
+            state = initial_state(modules, jnp.asarray(batch_at(images, training, 0)))
+            return Start(0, jax.tree.map(lambda leaf: global_array(np.asarray(leaf), replicated), state))
 
-    Raises:
-      UserError: if the checkpoints are of another config, or the loss or the parameters are no longer finite.
-      RestartError: if it was told to stop, and has saved.
-    """
-    training = recipe.training
-    replicated = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    weights = None if lpips_weights is None else jax.device_put(lpips_weights, replicated)
-    step_function = make_train_step(recipe, mesh)
-    with Checkpoints(checkpoints, keep=KEPT_CHECKPOINTS) as kept, PreemptionHandler() as stop:
-        state = jax.device_put(initial_state(recipe, jnp.asarray(batch_at(images, training, 0))), replicated)
-        if kept.latest_step is not None:
-            require_same(kept.meta(kept.latest_step), record, checkpoints)
-            everywhere = jax.tree.map(lambda _: replicated, state)
-            state = kept.restore(kept.latest_step, abstract_on(state, everywhere))
-        first = int(state.step)
-        if first > training.num_steps:
-            raise UserError(
-                f"{checkpoints} is at step {first:,}, beyond config.image_tokenizer.training.num_steps "
-                f"{training.num_steps:,}: raise it, or delete the folder"
-            )
-        log = TrainingLog(
-            "image tokenizer",
-            metrics_file,
-            first,
-            training.num_steps,
-            training.log_every,
-            (training.batch_size, "images"),
-            "lower config.image_tokenizer.training.peak_learning_rate, or lengthen warmup_steps, and run it again with "
-            "another config.image_tokenizer.path",
-            lambda values: (
-                f"loss {values['loss']:.3f}, PSNR {values['psnr']:.1f} dB, {values['codes_used']:.0f} codes "
-                f"(perplexity {values['perplexity']:.0f})"
-            ),
+        def step(state: VQGANState, batch: tuple[Array, bool]) -> tuple[VQGANState, dict[str, Array]]:
+            return compiled_step(state, batch[0], lpips_weights, batch[1])
+
+        first_batch = jax.ShapeDtypeStruct((training.batch_size, *images.shape[1:]), np.uint8)
+        abstract = jax.eval_shape(partial(initial_state, modules), first_batch)
+        return TrainingRun(
+            name="image tokenizer",
+            num_steps=training.num_steps,
+            init=init,
+            abstract_state=abstract_on(abstract, jax.tree.map(lambda _: replicated, abstract)),
+            step=step,
+            batches=lambda first, stop, hint: batches(images, training, mesh, first, stop),
+            identity=record,
+            may_change=FREE_VALUES,
+            length_field=f"config.image_tokenizer.training.num_steps {training.num_steps:,}",
+            fix="lower config.image_tokenizer.training.peak_learning_rate, or lengthen warmup_steps, and run it again "
+            "with another config.image_tokenizer.path",
+            workdir=workdir,
+            checkpoints=Path(self.config.path) / "checkpoints",
+            save_every=training.save_every,
+            log_every=training.log_every,
+            log_name=LOG_NAME,
+            config=record,
+            describe=_describe,
+            rates=lambda seconds: {"images_per_second": training.batch_size / seconds},
+            restore_finished=True,
         )
-        try:
-            for step in range(first, training.num_steps):
-                batch = jax.device_put(batch_at(images, training, step), split)
-                adversarial = recipe.has_discriminator and step >= training.discriminator_start
-                state, metrics = step_function(state, batch, weights, adversarial)
-                done = step + 1
-                is_last = done == training.num_steps
-                stopping = stop.is_due() and not is_last
-                due = done % training.save_every == 0 or is_last or stopping
-                log.step(done, metrics, force=due)
-                if due:
-                    with log.saving(done):
-                        kept.save(done, state, record)
-                if stopping:
-                    raise RestartError(f"stopped and saved at step {done:,}; run the same command again to continue")
-        finally:
-            log.close()
-    return state
+
+
+def batches(
+    images: UInt8[np.ndarray, "n R R C"], training: VQGANTrainingConfig, mesh: Mesh, first: int, stop: int
+) -> Iterator[tuple[UInt8[Array, "B R R C"], bool]]:
+    """Batches `first` to `stop` - 1 on the mesh, and whether the discriminator takes part in their steps."""
+    local_rows = process_local_rows(training.batch_size, mesh)
+    for index in range(first, stop):
+        batch = np.empty((training.batch_size, *images.shape[1:]), np.uint8)
+        batch[local_rows] = batch_at(images, training, index, local_rows)
+        is_adversarial = training.discriminator_weight > 0 and index >= training.discriminator_start
+        yield global_array(batch, batch_sharding(mesh)), is_adversarial
 
 
 def batch_at(
-    images: UInt8[np.ndarray, "n R R C"], training: VQGANTrainingConfig, step: int
-) -> UInt8[np.ndarray, "B R R C"]:
-    """The batch of a step: random images, each flipped or not, from the seed and the step alone."""
-    random = np.random.Generator(np.random.Philox(key=[training.seed, step]))
+    images: UInt8[np.ndarray, "n R R C"], training: VQGANTrainingConfig, index: int, rows: list[int] | None = None
+) -> UInt8[np.ndarray, "b R R C"]:
+    """Rows of a batch (all by default): random images, each flipped or not, from the seed and the index alone."""
+    random = np.random.Generator(np.random.Philox(key=[training.seed, index]))
     # Sorted, which is kinder to a memory-mapped file; the losses do not care.
-    batch = images[np.sort(random.integers(0, len(images), training.batch_size))]
-    if training.flip:
-        flipped = random.random(training.batch_size) < 0.5
-        batch = np.where(flipped[:, None, None, None], batch[:, :, ::-1], batch)
-    return batch
+    chosen = np.sort(random.integers(0, len(images), training.batch_size))
+    flipped = random.random(training.batch_size) < 0.5
+    if rows is not None:
+        chosen, flipped = chosen[rows], flipped[rows]
+    batch = images[chosen]
+    return np.where(flipped[:, None, None, None], batch[:, :, ::-1], batch) if training.flip else batch
+
+
+def _describe(values: Mapping[str, float]) -> str:
+    return (
+        f"loss {values['loss']:.3f}, PSNR {values['psnr']:.1f} dB, {values['codes_used']:.0f} codes "
+        f"(perplexity {values['perplexity']:.0f}), {values['images_per_second']:.0f} images/s"
+    )

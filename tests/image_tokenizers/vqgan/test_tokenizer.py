@@ -106,7 +106,7 @@ def test_a_missing_or_damaged_folder_is_explained(tokenizer: ImageTokenizer, tmp
     config.write_text(json.dumps(stored | {"architecture": stored["architecture"] | {"base_channels": 8}}))
     with pytest.raises(UserError, match="is not the file that"):
         load_image_tokenizer(tmp_path)
-    config.write_text(json.dumps({"architecture": {"sides": 3}}))
+    config.write_text(json.dumps({"architecture": {"family": "vqgan"}}))
     with pytest.raises(UserError, match=r"the image tokenizer's config is damaged: .*fingerprint: field required"):
         load_image_tokenizer(tmp_path)
 

@@ -24,14 +24,15 @@ TRAINING = VQGANTrainingConfig(
     discriminator_layers=1,
     discriminator_channels=4,
 )
-RECIPE = train_step.Recipe(CONFIG, TRAINING)
+MODULES = train_step.VQGANModules(CONFIG, TRAINING)
 
 
 def test_the_adaptive_weight_is_that_of_gradients_at_the_last_kernel() -> None:
     model = vqgan.abstract_vqgan(CONFIG)
     values = {name: jnp.asarray(value) for name, value in vqgan.initial_parameters(model, 0).items()}
     critic = {
-        name: jnp.asarray(value) for name, value in vqgan.initial_parameters(RECIPE.abstract_discriminator(), 0).items()
+        name: jnp.asarray(value)
+        for name, value in vqgan.initial_parameters(MODULES.abstract_discriminator(), 0).items()
     }
     features = jax.random.normal(jax.random.key(0), (2, 16, 16, 4))
     target = jax.random.uniform(jax.random.key(1), (2, 16, 16, 1), minval=-1)
@@ -46,7 +47,7 @@ def test_the_adaptive_weight_is_that_of_gradients_at_the_last_kernel() -> None:
         return losses.reconstruction_loss(pixels, target)
 
     def generator(pixels: jax.Array) -> jax.Array:
-        return losses.generator_loss(RECIPE.score(critic, pixels))
+        return losses.generator_loss(MODULES.score(critic, pixels))
 
     kernel = values[train_step.LAST_KERNEL]
     for loss in (similarity, generator):
@@ -64,9 +65,9 @@ def test_a_step_keeps_every_shape_with_the_perceptual_loss(adversarial: bool) ->
         name: jax.ShapeDtypeStruct((3, 3, shape[1], shape[0]) if shape[-1] == 3 else shape, jnp.float32)
         for name, shape in lpips.expected_shapes().items()
     }
-    state = train_step.initial_state(RECIPE, jnp.zeros(images.shape, jnp.uint8))
+    state = train_step.initial_state(MODULES, jnp.zeros(images.shape, jnp.uint8))
     after, metrics = jax.eval_shape(
-        lambda state, images, weights: train_step.train_step(RECIPE, state, images, weights, adversarial),
+        lambda state, images, weights: train_step.train_step(MODULES, state, images, weights, adversarial),
         state, images, weights,
     )  # fmt: skip
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
@@ -76,7 +77,7 @@ def test_a_step_keeps_every_shape_with_the_perceptual_loss(adversarial: bool) ->
 
 def test_the_rate_warms_up_then_falls_to_its_share() -> None:
     # Adam's first updates have the size of the rate, whatever the gradient.
-    optimizer = RECIPE.optimizer
+    optimizer = MODULES.optimizer
     value = {"x": jnp.ones(())}
     state = optimizer.init(value)
     sizes = []

@@ -1,4 +1,4 @@
-"""Where a run begins when what it left is damaged."""
+"""Where a run starts, when its checkpoints are damaged too."""
 
 import dataclasses
 import json
@@ -15,12 +15,13 @@ from cm3leon_jax.data.batches.config import BatchConfig
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.training.config import TrainConfig
-from cm3leon_jax.training.optimizer import learning_rate
-from cm3leon_jax.training.start import TrainContext, build_context, restore_or_init
+from cm3leon_jax.training.resume import restore_or_init
+from cm3leon_jax.training.schedules import learning_rate
+from cm3leon_jax.training.transformer import TransformerTraining
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory, tiny_images, corpus, vocabulary) -> TrainContext:
+def setup(tmp_path_factory, tiny_images, corpus, vocabulary) -> TransformerTraining:
     from cm3leon_jax.models.config import ModelConfig
 
     folder = tmp_path_factory.mktemp("start")
@@ -33,10 +34,16 @@ def setup(tmp_path_factory, tiny_images, corpus, vocabulary) -> TrainContext:
         model=ModelConfig(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="none"),
         train=TrainConfig(num_tokens=8.0 * 48 * 10, sample_every=0),
     )
-    return build_context(config, folder / "run")
+    return TransformerTraining.open(config, folder / "run")
 
 
-META = {"start_block": [0, 0], "left_out": [[1, 2]], "num_rollbacks": 1, "from_import": False, "seconds": {}}
+META = {
+    "batch_hint": [0, 0],
+    "skipped_batches": [[1, 2]],
+    "num_rollbacks": 1,
+    "origin": "random numbers",
+    "seconds": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +94,15 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(setup, saved, folder, damage, capsys):
     DAMAGES[damage](folder / "6")
     with Checkpoints(folder, keep=3) as checkpoints:
-        start = restore_or_init(setup, checkpoints)
+        start = restore_or_init(setup.run(), checkpoints)
         assert checkpoints.steps == [3]
-        assert (start.step, start.left_out, start.num_rollbacks) == (3, ((1, 2),), 1)
+        assert (start.step, start.skipped, start.num_rollbacks) == (3, ((1, 2),), 1)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(start.state), saved[1][3])
         # Its number is free again.
         checkpoints.save(6, start.state, setup.identity | META)
         checkpoints.wait()
         assert checkpoints.steps == [3, 6]
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert f"damaged: {folder}/6" in said and "now called damaged-6" in said
     assert (folder / "damaged-6").is_dir()
 
@@ -107,7 +114,7 @@ def test_without_any_sound_checkpoint_nothing_starts_anew(setup, folder):
         Checkpoints(folder, keep=3) as checkpoints,
         pytest.raises(UserError, match=r"no checkpoint is left to continue from: .*/3 .*; bring back one"),
     ):
-        restore_or_init(setup, checkpoints)
+        restore_or_init(setup.run(), checkpoints)
     assert (folder / "3").is_dir()
 
 
@@ -118,7 +125,7 @@ def test_what_a_killed_save_left_is_cleared_and_not_taken_for_a_step(setup, fold
     # Another run may be writing it: only the one that trains here clears it.
     assert (folder / "9.orbax-checkpoint-tmp").exists()
     with Checkpoints(folder, keep=3) as checkpoints:
-        assert restore_or_init(setup, checkpoints).step == 6
+        assert restore_or_init(setup.run(), checkpoints).step == 6
     assert not (folder / "9.orbax-checkpoint-tmp").exists()
 
 
@@ -130,35 +137,35 @@ def test_a_whole_checkpoint_of_another_shape_is_refused_and_stays(setup, folder)
     del meta["meta_sum"]
     record.write_text(json.dumps(meta))
     model = dataclasses.replace(setup.config.model, model_dim=64)
-    wider = build_context(dataclasses.replace(setup.config, model=model), setup.workdir)
+    wider = TransformerTraining.open(dataclasses.replace(setup.config, model=model), setup.workdir)
     with Checkpoints(folder, keep=3) as checkpoints, pytest.raises(UserError, match="does not fit the model"):
-        restore_or_init(wider, checkpoints)
+        restore_or_init(wider.run(), checkpoints)
     assert (folder / "6").is_dir()
 
 
 def test_what_may_change_is_said_and_what_may_not_is_refused(setup, folder, capsys):
     def changed(**fields):
         train = dataclasses.replace(setup.config.train, **fields)
-        return build_context(dataclasses.replace(setup.config, train=train), setup.workdir)
+        return TransformerTraining.open(dataclasses.replace(setup.config, train=train), setup.workdir)
 
     with Checkpoints(folder, keep=3) as checkpoints:
-        assert restore_or_init(changed(save_every=7), checkpoints).step == 6
+        assert restore_or_init(changed(save_every=7).run(), checkpoints).step == 6
         assert "changed: config.train.save_every was 1000 and is 7" in capsys.readouterr().out
         with pytest.raises(UserError, match=r"config.train.seed was 0 and is 1; use those again"):
-            restore_or_init(changed(seed=1), checkpoints)
+            restore_or_init(changed(seed=1).run(), checkpoints)
 
 
 def of_length(setup, num_steps):
     """The same run with another end."""
     train = dataclasses.replace(setup.config.train, num_tokens=8.0 * 48 * num_steps)
-    return build_context(dataclasses.replace(setup.config, train=train), setup.workdir)
+    return TransformerTraining.open(dataclasses.replace(setup.config, train=train), setup.workdir)
 
 
 @pytest.mark.parametrize("num_steps", [7, 9, 20, 1000])
 def test_the_end_of_a_run_may_move_and_its_schedule_is_said(setup, saved, folder, capsys, num_steps):
     moved = of_length(setup, num_steps)
     with Checkpoints(folder, keep=3) as checkpoints:
-        start = restore_or_init(moved, checkpoints)
+        start = restore_or_init(moved.run(), checkpoints)
     assert start.step == 6
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(start.state), saved[1][6])
     schedule = learning_rate(setup.config.optimizer, num_steps)
@@ -172,14 +179,14 @@ def test_the_end_of_a_run_may_move_and_its_schedule_is_said(setup, saved, folder
 
 def test_a_run_that_ends_where_it_is_is_finished_and_one_that_is_past_its_end_is_refused(setup, folder, capsys):
     with Checkpoints(folder, keep=3) as checkpoints:
-        start = restore_or_init(of_length(setup, 6), checkpoints)
+        start = restore_or_init(of_length(setup, 6).run(), checkpoints)
         assert (start.step, start.state) == (6, {})
         with pytest.raises(UserError, match="ends the run at step 5, but it is at step 6 already: give at least 2,304"):
-            restore_or_init(of_length(setup, 5), checkpoints)
+            restore_or_init(of_length(setup, 5).run(), checkpoints)
     assert "schedule" not in capsys.readouterr().out
 
 
 def test_more_steps_than_can_be_counted(setup):
     config = dataclasses.replace(setup.config, train=TrainConfig(num_tokens=1e30))
     with pytest.raises(UserError, match=r"train\.num_tokens 1e\+30 takes .* steps"):
-        build_context(config, setup.workdir)
+        TransformerTraining.open(config, setup.workdir)

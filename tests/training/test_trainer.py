@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from cm3leon_jax.checkpoints import Checkpoints
+from cm3leon_jax.commands import train
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches.config import BatchConfig
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
@@ -16,7 +17,7 @@ from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.progress import read_step_log
-from cm3leon_jax.training import train
+from cm3leon_jax.training import transformer
 from cm3leon_jax.training.config import OptimizerConfig, RecoveryConfig, TrainConfig
 from cm3leon_jax.training.step import TrainStep
 
@@ -90,7 +91,7 @@ def test_a_run_that_was_killed_and_stopped_has_the_numbers_of_one_that_was_not(c
     broken = tmp_path / "broken"
     for batches, code in ((killed_at(6), None), (stopped_at(8), 75), (killed_at(9), None), (stopped_at(13), 75)):
         with monkeypatch.context() as patch:
-            patch.setattr(train, "iterate", batches)
+            patch.setattr(transformer, "iterate", batches)
             if code is None:
                 with pytest.raises(KeyboardInterrupt):
                     train.run(config, broken, Namespace(profile=""))
@@ -102,26 +103,26 @@ def test_a_run_that_was_killed_and_stopped_has_the_numbers_of_one_that_was_not(c
 
 
 @pytest.mark.slow
-def test_after_a_bad_stretch_the_run_goes_back_and_passes_its_batches_by(config, tmp_path, monkeypatch, capsys):
-    # So sharp a rule, so soon, takes one step in two for a leap.
-    monkeypatch.setattr("cm3leon_jax.training.skipping.MEMORY", 3)
+def test_rollback_after_too_many_skipped_steps_skips_their_batches(config, tmp_path, monkeypatch, capsys):
+    # So sharp a rule, so soon, takes one step in two for a spike.
+    monkeypatch.setattr("cm3leon_jax.training.spikes.WINDOW", 3)
     config = dataclasses.replace(
         config,
         recovery=RecoveryConfig(spike_factor=1.0001, max_skipped=3, max_rollbacks=2),
         train=dataclasses.replace(config.train, num_tokens=8.0 * 48 * 60, log_every=1, save_every=2, eval_every=0),
     )
     workdir = tmp_path / "run"
-    with pytest.raises(UserError, match=r"the run diverged: steps \d+ to \d+ had to be left out, after it went back 2"):
+    with pytest.raises(UserError, match=r"the run diverged: steps \d+ to \d+ were skipped, after 2 rollbacks"):
         train.run(config, workdir, Namespace(profile=""))
     said = capsys.readouterr().out
-    assert "is left out: loss" in said and "(1 of 2)" in said and "(2 of 2)" in said
+    assert "is skipped: loss" in said and "(1 of 2)" in said and "(2 of 2)" in said
     # Every step once, through both returns.
     assert steps(workdir) == list(range(1, steps(workdir)[-1] + 1))
     with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
         meta = checkpoints.meta(checkpoints.latest_step)
     # The last return may have come to no checkpoint; a new start would come to it again.
     assert meta["num_rollbacks"] in (1, 2)
-    assert all(stop - first >= 3 for first, stop in meta["left_out"]) and meta["left_out"]
+    assert all(stop - first >= 3 for first, stop in meta["skipped_batches"]) and meta["skipped_batches"]
     lines = read_step_log(workdir / "metrics.jsonl")
     assert lines[-1]["seconds_lost"] > 0
     # With a milder rule the same run goes on to its end, past the batches it left out.
@@ -129,7 +130,7 @@ def test_after_a_bad_stretch_the_run_goes_back_and_passes_its_batches_by(config,
     assert train.run(milder, workdir, Namespace(profile="")) == 0
     assert steps(workdir) == list(range(1, 61))
     with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
-        assert checkpoints.meta(60)["left_out"] == meta["left_out"]
+        assert checkpoints.meta(60)["skipped_batches"] == meta["skipped_batches"]
 
 
 @pytest.mark.slow
@@ -137,7 +138,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(config, tmp_path, monkeypatch, 
     workdir = tmp_path / "run"
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "iterate", stopped_at(4))
+        patch.setattr(transformer, "iterate", stopped_at(4))
         assert train.run(config, workdir, Namespace(profile="")) == 75
     assert signal.getsignal(signal.SIGTERM) is before
     assert "stopped and saved at step 4" in capsys.readouterr().out

@@ -9,19 +9,33 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.progress import read_step_log
-from cm3leon_jax.training.goodput import RunClock
+from cm3leon_jax.training.goodput import RunClock, StepWork
+from cm3leon_jax.training.loggers import LoggedRun, open_loggers, tag
 from cm3leon_jax.training.loss import LossSums
-from cm3leon_jax.training.metrics import MetricsLog, StepWork, tag
+
+
+class Opened:
+    """The default loggers of a run, all at once."""
+
+    def __init__(self, folder, first_step=0, config=None):
+        self.loggers = open_loggers(("jsonl", "tensorboard"), LoggedRun(folder, "", first_step, config or {}))
+
+    def __getattr__(self, name):
+        def every(*arguments):
+            for logger in self.loggers:
+                getattr(logger, name)(*arguments)
+
+        return every
 
 
 def test_what_an_interrupted_run_wrote_past_its_checkpoint_is_dropped(tmp_path):
-    log = MetricsLog(tmp_path, first_step=0)
+    log = Opened(tmp_path, first_step=0)
     for step in (10, 20, 30):
         log.write(step, {"loss": step / 10})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')
-    log = MetricsLog(tmp_path, first_step=20)
+    log = Opened(tmp_path, first_step=20)
     log.write(30, {"loss": 9.0})
     log.close()
     assert read_step_log(tmp_path / "metrics.jsonl") == [
@@ -39,8 +53,9 @@ def test_mfu_is_the_models_flops_over_the_peak_of_all_devices():
 
 def test_pytorch_stays_out_of_the_log(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from cm3leon_jax.training.metrics import MetricsLog; "
-        f"log = MetricsLog(Path({str(tmp_path)!r}), 0); log.write(1, {{'loss': 1.0}}); log.close(); "
+        "import sys; from pathlib import Path; from cm3leon_jax.training.loggers import LoggedRun, open_loggers; "
+        f"log, = open_loggers(('tensorboard',), LoggedRun(Path({str(tmp_path)!r}), '', 0, {{}})); "
+        "log.write(1, {'loss': 1.0}); log.close(); "
         "sys.exit('imported torch' if 'torch' in sys.modules else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -53,7 +68,7 @@ def test_tensorboard_reads_curves_and_images_and_drops_what_was_done_again(tmp_p
     from tensorflow.data import TFRecordDataset
 
     for first_step in (0, 1):
-        log = MetricsLog(tmp_path, first_step, {"train": {"seed": 7}})
+        log = Opened(tmp_path, first_step, {"train": {"seed": 7}})
         for step in (1, 2):
             if step > first_step:
                 log.write(step, {"loss": step + 10.0 * first_step})
@@ -73,7 +88,7 @@ def test_tensorboard_reads_curves_and_images_and_drops_what_was_done_again(tmp_p
 
 
 def test_what_is_not_finite_is_null_in_json(tmp_path):
-    log = MetricsLog(tmp_path, 0)
+    log = Opened(tmp_path, 0)
     log.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "rate": 0.5})
     log.close()
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
@@ -84,7 +99,7 @@ def test_every_curve_of_a_run_has_a_group():
     split = LossSums(*(jnp.ones(()),) * 4).by_modality()
     held_out = {f"eval_{name}" for name in split}
     clock = RunClock()
-    lap = clock.lap(1, StepWork(num_tokens=1, flops_per_token=1.0, num_devices=1, peak_flops=1.0))
+    lap = clock.lap(1, StepWork(num_tokens=1, flops_per_token=1.0, num_devices=1, peak_flops=1.0).rates)
     names = {*split, *held_out, *lap, "learning_rate", "grad_norm", "skipped_steps"}
     tags = {name: tag(name) for name in names}
     assert len(set(tags.values())) == len(names)

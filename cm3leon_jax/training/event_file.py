@@ -1,0 +1,98 @@
+"""Writes TensorBoard's event files: records of protocol buffers, of which we need four kinds.
+
+On the caller's thread, so that a full disk is noticed, and without TensorFlow or PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class EventFile:
+    """One file in a folder; events of other files there past `first_step` are no longer shown."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Starts within the same second must not share a file.
+        suffix = f"{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{first_step}"
+        self._file = (folder / f"events.out.tfevents.{suffix}").open("ab")
+        self._write(0, _bytes(3, b"brain.Event:2"))
+        started = 1
+        self._write(first_step + 1, _bytes(7, _integer(1, started)))
+
+    def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One point per curve, all in one record."""
+        points = [
+            _bytes(1, _bytes(1, name.encode()) + b"\x15" + struct.pack("<f", value)) for name, value in values.items()
+        ]
+        self._write(step, _bytes(5, b"".join(points)))
+
+    def write_text(self, step: int, name: str, markdown: str) -> None:
+        """One text."""
+        string_type = 7
+        tensor = _integer(1, string_type) + _bytes(2, _bytes(2, _integer(1, 1))) + _bytes(8, markdown.encode())
+        plugin = _bytes(1, _bytes(1, b"text"))
+        # TensorBoard looks for texts under this name.
+        self._write_value(step, f"{name}/text_summary", _bytes(8, tensor) + _bytes(9, plugin))
+
+    def write_image(self, step: int, name: str, png: bytes, shape: Sequence[int]) -> None:
+        """One image of a shape [height, width, channels]."""
+        height, width, channels = shape
+        image = _integer(1, height) + _integer(2, width) + _integer(3, channels) + _bytes(4, png)
+        self._write_value(step, name, _bytes(4, image))
+
+    def flush(self) -> None:
+        """Returns when all of it is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._file.close()
+
+    def _write_value(self, step: int, name: str, content: bytes) -> None:
+        self._write(step, _bytes(5, _bytes(1, _bytes(1, name.encode()) + content)))
+
+    def _write(self, step: int, content: bytes) -> None:
+        event = b"\x09" + struct.pack("<d", time.time()) + _integer(2, step) + content
+        length = struct.pack("<Q", len(event))
+        self._file.write(length + _masked_crc(length) + event + _masked_crc(event))
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def _integer(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _bytes(field: int, value: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(value)) + value
+
+
+def _crc_entry(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+    return byte
+
+
+_CRC_TABLE = [_crc_entry(byte) for byte in range(256)]
+
+
+def _masked_crc(data: bytes) -> bytes:
+    """CRC-32C, masked as TFRecord files have it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -1,0 +1,47 @@
+"""Learning-rate schedules: a linear warm-up, then a decay to a fraction of the peak at the last step."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, runtime_checkable
+
+import optax
+
+
+@runtime_checkable
+class LearningRateConfig(Protocol):
+    """The fields of a config that describe a schedule; every training has them under these names."""
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Rate at the end of the warm-up."""
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps until the peak."""
+
+    @property
+    def final_learning_rate_fraction(self) -> float:
+        """Rate at the last step, as a fraction of the peak."""
+
+
+def learning_rate(
+    config: LearningRateConfig, num_steps: int, decay: Literal["linear", "cosine"] = "linear", skip_zero: bool = False
+) -> optax.Schedule:
+    """The rate by number of finished steps.
+
+    Args:
+      config: peak, warm-up and final fraction.
+      num_steps: at the last of which the final rate is reached.
+      decay: from the peak to the final rate.
+      skip_zero: the warm-up's first rate is peak / warmup_steps rather than 0, which would waste a step.
+    """
+    peak, fraction = config.peak_learning_rate, config.final_learning_rate_fraction
+    warmup = min(config.warmup_steps, num_steps)
+    first = peak / max(1, warmup) if skip_zero else 0.0
+    steps = max(1, num_steps - warmup)
+    falling = (
+        optax.linear_schedule(peak, peak * fraction, steps)
+        if decay == "linear"
+        else optax.cosine_decay_schedule(peak, steps, alpha=fraction)
+    )
+    return optax.join_schedules([optax.linear_schedule(first, peak, max(1, warmup)), falling], [warmup])
