@@ -15,14 +15,17 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+
 from cm3leon_jax import cli
 from cm3leon_jax.data.batches import source as batches
-from cm3leon_jax.data.batches.source import Batch, BatchSource
+from cm3leon_jax.data.batches.batch import Batch
+from cm3leon_jax.data.batches.source import BatchSource
 
 
 def row_sums(batch: Batch) -> list[int]:
     """A checksum of all that each row holds."""
-    arrays = list(batch.asdict().values())
+    arrays = jax.tree.leaves(batch)
     return [zlib.crc32(b"".join(array[row].tobytes() for array in arrays)) for row in range(len(batch.tokens))]
 
 

@@ -23,8 +23,8 @@ import orbax.checkpoint as ocp
 
 from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.config import BatchConfig
-from cm3leon_jax.data.batches.source import Batch, empty_batch
 from cm3leon_jax.models.config import MeshConfig, ModelConfig
 from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.training.config import TrainConfig
@@ -39,10 +39,10 @@ LENGTH, ROWS = 64, 2
 
 def random_batch(vocabulary: Vocabulary) -> Batch:
     """Rows of text tokens, each a document."""
-    batch = empty_batch(ROWS, LENGTH, vocabulary.pad)
+    batch = Batch.padding(ROWS, LENGTH, vocabulary.pad)
     rng = np.random.default_rng(0)
     batch.tokens[:], batch.targets[:] = rng.integers(300, 400, (2, ROWS, LENGTH))
-    batch.positions[:], batch.document_start[:] = np.arange(LENGTH), 0
+    batch.weights[:], batch.positions[:], batch.document_start[:] = 1, np.arange(LENGTH), 0
     return batch
 
 

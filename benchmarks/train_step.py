@@ -100,8 +100,8 @@ def ours(task: Task, _: str) -> tuple[Callable[[int], list[float]], Callable[[],
 
     from cm3leon_jax import accelerators
     from cm3leon_jax.config import Config
+    from cm3leon_jax.data.batches.batch import Batch
     from cm3leon_jax.data.batches.config import BatchConfig
-    from cm3leon_jax.data.batches.source import Batch
     from cm3leon_jax.models.config import MeshConfig, ModelConfig
     from cm3leon_jax.models.flops import flops_per_token
     from cm3leon_jax.models.sharding import make_mesh
@@ -150,6 +150,7 @@ def ours(task: Task, _: str) -> tuple[Callable[[int], list[float]], Callable[[],
         Batch(
             tokens=ids[:, :-1],
             targets=ids[:, 1:],
+            weights=np.ones_like(places, np.float32),
             positions=np.array(places),
             document_start=zeros,
             image_positions=zeros,

@@ -31,6 +31,10 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 NUM_SPECIAL = len(SPECIAL_TOKENS)
 _PADDED_TO = 128
 
+# NumPy's on a host, JAX's in a compiled function.
+Ids = Int[Any, "..."]
+Mask = Bool[Any, "..."]
+
 
 def padded_size(num_text_tokens: int, num_image_codes: int, num_masks: int) -> int:
     """Rows of the embedding table: all ids, rounded up to a multiple of 128 so that it shards and tiles well."""
@@ -189,13 +193,13 @@ class Vocabulary:
         """The image tokenizer's codes of image ids."""
         return ids.astype(np.int32) - self.first_image_code
 
-    def is_image(self, ids: Int[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+    def is_image(self, ids: Ids) -> Mask:
         """Which ids are image codes."""
-        return np.asarray((ids >= self.first_image_code) & (ids < self.first_image_code + self.num_image_codes))
+        return (ids >= self.first_image_code) & (ids < self.first_image_code + self.num_image_codes)
 
-    def is_text(self, ids: Int[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+    def is_text(self, ids: Ids) -> Mask:
         """Which ids are text tokens (marks are not)."""
-        return np.asarray((ids >= NUM_SPECIAL) & (ids < self.first_image_code))
+        return (ids >= NUM_SPECIAL) & (ids < self.first_image_code)
 
     def check_fingerprint(self, found: str, what: str) -> None:
         """Refuses something that was made with another vocabulary."""

@@ -18,8 +18,9 @@ from jaxtyping import Int
 
 from cm3leon_jax import pages
 from cm3leon_jax.config import Config
+from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.row_fit import row_losses
-from cm3leon_jax.data.batches.source import Batch, BatchSource, Retrieval, open_retrieval
+from cm3leon_jax.data.batches.source import BatchSource, Retrieval, open_retrieval
 from cm3leon_jax.data.corpus.check import check_corpus
 from cm3leon_jax.data.corpus.neighbors import NONE
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
@@ -205,7 +206,7 @@ def _sequences(
     for row in range(count):
         parts = list(_row_documents(batch, row, vocabulary))
         length = batch.tokens.shape[1]
-        used = int((batch.tokens[row] != vocabulary.pad).sum())
+        used = int((batch.weights[row] > 0).sum())
         title = f"sequence {row}, {used} of {length} tokens, {_counted(len(parts), 'document')}"
         shown = [piece for ids in parts for piece in pieces(ids, vocabulary, corpus.image_length)]
         padding = [Piece("pad", f"<pad> x {length - used}")] if used < length else []
@@ -214,7 +215,7 @@ def _sequences(
 
 def _row_documents(batch: Batch, row: int, vocabulary: Vocabulary) -> Iterator[Int[np.ndarray, " n"]]:
     """The ids of each document of a row, with the last one, which is only a target."""
-    used = batch.tokens[row] != vocabulary.pad
+    used = batch.weights[row] > 0
     for start in np.unique(batch.document_start[row][used]):
         inside = used & (batch.document_start[row] == start)
         yield np.append(batch.tokens[row][inside], batch.targets[row][inside][-1])

@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy over every token but padding, and its parts by modality.
+"""The training loss: weighted cross-entropy, and its parts by modality.
 
 The head of the model is its largest product: scores of 65,000 ids for every token, float32. So the gradients of its two
 sides are made together with the loss, while a chunk of the scores is at hand, and the scores are never kept.
@@ -21,7 +21,7 @@ from cm3leon_jax.vocabulary import Vocabulary
 
 
 class LossSums(NamedTuple):
-    """Summed cross-entropy in nats and number of tokens, of images' codes and of all other tokens."""
+    """Weighted sums of cross-entropy in nats, and sums of the weights, of images' codes and of all other tokens."""
 
     text: Float[Array, ""]
     image: Float[Array, ""]
@@ -63,16 +63,17 @@ def absent_modalities(values: Mapping[str, float]) -> str:
     return f", no {' and no '.join(absent)} tokens" if absent else ""
 
 
-def loss_sums(losses: Float[Array, "B L"], targets: Int[Array, "B L"], vocabulary: Vocabulary) -> LossSums:
-    """Sums over the whole (global) batch of the tokens' losses; padding counts nowhere."""
-    first = vocabulary.first_image_code
-    image = (targets >= first) & (targets < first + vocabulary.num_image_codes)
-    text = (targets != vocabulary.pad) & ~image
+def loss_sums(
+    losses: Float[Array, "B L"], targets: Int[Array, "B L"], weights: Float[Array, "B L"], vocabulary: Vocabulary
+) -> LossSums:
+    """Weighted sums of the tokens' losses over the whole (global) batch, and of the weights."""
+    is_image = vocabulary.is_image(targets)
+    weighted = losses * weights
     return LossSums(
-        text=jnp.where(text, losses, 0).sum(),
-        image=jnp.where(image, losses, 0).sum(),
-        num_text=text.sum().astype(jnp.float32),
-        num_image=image.sum().astype(jnp.float32),
+        text=jnp.where(is_image, 0, weighted).sum(),
+        image=jnp.where(is_image, weighted, 0).sum(),
+        num_text=jnp.where(is_image, 0, weights).sum(),
+        num_image=jnp.where(is_image, weights, 0).sum(),
     )
 
 

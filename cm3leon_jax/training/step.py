@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +12,12 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Num
 
 from cm3leon_jax import accelerators
 from cm3leon_jax.checkpoints import abstract_on
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.batches import source as batches
+from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.models.sharding import (
     BATCH_AXES,
     batch_sharding,
@@ -36,29 +35,28 @@ from cm3leon_jax.vocabulary import Vocabulary
 
 # {"parameters": nnx.State, "optimizer": optax's state, "step": number of finished steps, "spikes": SpikeState}
 TrainState = dict[str, Any]
-Batch = dict[str, Int[Array, "B L"]]
 Metrics = dict[str, Num[Array, ""]]
 
 # Scores at a time on a device that the table of accelerators lacks: on a CPU, what stays near its caches is fastest.
 _SCORES_ELSEWHERE = 32 << 20
 
 
-def on_mesh(batch: batches.Batch, mesh: Mesh) -> Batch:
+def on_mesh(batch: Batch, mesh: Mesh) -> Batch:
     """A global batch from every process's own rows (`process_local_rows`)."""
     sharding, num_parts = batch_sharding(mesh), math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     # Blocks of rows: each is what one way of the batch axes holds, on one device or more.
     blocks = process_local_rows(num_parts, mesh)
     size = len(batch.tokens) // len(blocks)
 
-    def placed(array: Int[np.ndarray, "b L"]) -> Int[Array, "B L"]:
-        def block(index: tuple[slice, ...] | None) -> Int[np.ndarray, "r L"]:
+    def placed(array: Num[np.ndarray, "b L"]) -> Num[Array, "B L"]:
+        def block(index: tuple[slice, ...] | None) -> Num[np.ndarray, "r L"]:
             assert index is not None
             start = blocks.index((index[0].start or 0) // size) * size
             return array[start : start + size]
 
         return jax.make_array_from_callback((num_parts * size, array.shape[1]), sharding, block)
 
-    return {name: placed(array) for name, array in batch.asdict().items()}
+    return jax.tree.map(placed, batch)
 
 
 def objective_loss(
@@ -66,25 +64,25 @@ def objective_loss(
     parameters: nnx.State,
     batch: Batch,
     vocabulary: Vocabulary,
-    num_tokens: Int[Array, ""] | None = None,
+    total_weight: Float[Array, ""] | None = None,
     z_loss: float = 0.0,
     least_chunks: int = 0,
 ) -> tuple[Float[Array, ""], LossSums]:
     """The loss of a batch, to be differentiated, and its summed cross-entropy.
 
     Args:
-      num_tokens: what the sum is divided by, where the batch is a part of a larger one.
+      total_weight: what the weighted sum is divided by, where the batch is a part of a larger one.
       z_loss: as in `head_loss`.
       least_chunks: as in `loss_chunks`.
     """
     model = nnx.merge(graph, parameters)
-    hidden = model(batch["tokens"], batch["positions"], batch["document_start"], batch["image_positions"])
-    counts = (batch["targets"] != vocabulary.pad).astype(jnp.float32)
-    weights = counts / jnp.maximum(counts.sum() if num_tokens is None else num_tokens, 1)
+    hidden = model(batch.tokens, batch.positions, batch.document_start, batch.image_positions)
+    total = batch.weights.sum() if total_weight is None else total_weight
+    weights = batch.weights / jnp.where(total > 0, total, 1)
     features, table = model.output_features(hidden), model.output_table
-    num_chunks = loss_chunks(batch["targets"].size, vocabulary.size, least_chunks)
-    loss, losses = head_loss(features, table, batch["targets"], weights, z_loss, num_chunks)
-    return loss, loss_sums(losses, batch["targets"], vocabulary)
+    num_chunks = loss_chunks(batch.targets.size, vocabulary.size, least_chunks)
+    loss, losses = head_loss(features, table, batch.targets, weights, z_loss, num_chunks)
+    return loss, loss_sums(losses, batch.targets, batch.weights, vocabulary)
 
 
 class TrainStep:
@@ -110,19 +108,19 @@ class TrainStep:
         state_shardings = shardings(abstract, mesh)
         rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
 
-        def gradients(parameters: nnx.State, batch: Batch, num_tokens: Array) -> tuple[nnx.State, LossSums]:
+        def gradients(parameters: nnx.State, batch: Batch, total_weight: Array) -> tuple[nnx.State, LossSums]:
             def loss(parameters: nnx.State) -> tuple[Float[Array, ""], LossSums]:
                 return objective_loss(
-                    self.graph, parameters, batch, vocabulary, num_tokens, train.z_loss, train.loss_chunks
+                    self.graph, parameters, batch, vocabulary, total_weight, train.z_loss, train.loss_chunks
                 )
 
             found, sums = jax.grad(loss, has_aux=True)(parameters)
             return jax.lax.with_sharding_constraint(found, state_shardings["parameters"]), sums
 
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-            num_tokens = (batch["targets"] != vocabulary.pad).sum()
+            total_weight = batch.weights.sum()
             found, sums = accumulated(
-                lambda part: gradients(state["parameters"], part, num_tokens), batch, train.num_microbatches
+                lambda part: gradients(state["parameters"], part, total_weight), batch, train.num_microbatches
             )
             norm, spikes = optax.tree.norm(found), state["spikes"]
             apply = spikes.should_apply(sums.mean, norm, config.recovery)
@@ -171,8 +169,11 @@ class TrainStep:
 
     def lowered(self) -> jax.stages.Lowered:
         """The step before its compilation, for devices that need not be here."""
-        rows = jax.ShapeDtypeStruct(self._batch_shape, jnp.int32, sharding=batch_sharding(self._mesh))
-        batch = {field.name: rows for field in dataclasses.fields(batches.Batch)}
+        rows = batch_sharding(self._mesh)
+        batch = jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(self._batch_shape, array.dtype, sharding=rows),
+            Batch.padding(1, 1, pad=0),
+        )
         with jax.set_mesh(self._mesh):
             return self._jitted_step.lower(self.abstract_state, batch)
 
@@ -186,12 +187,12 @@ def accumulated(
     """
     if num_microbatches == 1:
         return gradients(batch)
-    parts = {
-        name: with_logical_constraint(
-            jnp.swapaxes(array.reshape(-1, num_microbatches, array.shape[1]), 0, 1), None, "batch", None
-        )
-        for name, array in batch.items()
-    }
+
+    def split(array: Num[Array, "B L"]) -> Num[Array, "n b L"]:
+        parts = jnp.swapaxes(array.reshape(-1, num_microbatches, array.shape[1]), 0, 1)
+        return with_logical_constraint(parts, None, "batch", None)
+
+    parts = jax.tree.map(split, batch)
 
     def add(total: Any, part: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, gradients(part)), None

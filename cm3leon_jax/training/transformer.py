@@ -15,6 +15,7 @@ from cm3leon_jax import accelerators
 from cm3leon_jax.checkpoints import Checkpoints, check_unchanged
 from cm3leon_jax.config import Config
 from cm3leon_jax.config_part import changeable
+from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.row_fit import row_losses
 from cm3leon_jax.data.batches.source import BatchSource, Retrieval, iterate, open_retrieval
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
@@ -27,7 +28,7 @@ from cm3leon_jax.training.init_from import NewRun, taken_over
 from cm3leon_jax.training.loss import absent_modalities, without_absent
 from cm3leon_jax.training.run import Evaluation, Images, Start, TrainingRun
 from cm3leon_jax.training.schedules import learning_rate
-from cm3leon_jax.training.step import Batch, TrainState, TrainStep, on_mesh
+from cm3leon_jax.training.step import TrainState, TrainStep, on_mesh
 from cm3leon_jax.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)

@@ -174,11 +174,10 @@ def test_training_starts_from_imported_parameters(prepared, capsys, monkeypatch)
     assert int(first["step"]) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(first["optimizer"]))
     # The first loss is that of the model that was exported.
     scores = jax.nn.log_softmax(
-        run.model.logits(run.model(*(batch[n] for n in ("tokens", "positions", "document_start", "image_positions"))))
+        run.model.logits(run.model(batch.tokens, batch.positions, batch.document_start, batch.image_positions))
     )
-    counted = batch["targets"] != run.vocabulary.pad
-    chosen = jnp.take_along_axis(scores, batch["targets"][..., None], -1)[..., 0]
-    loss = -float((chosen * counted).sum() / counted.sum())
+    chosen = jnp.take_along_axis(scores, batch.targets[..., None], -1)[..., 0]
+    loss = -float((chosen * batch.weights).sum() / batch.weights.sum())
     assert read_step_log(there / "metrics.jsonl")[0]["loss"] == pytest.approx(loss, rel=1e-4)
     # Then it is a run like any other.
     assert train.run(config, there, Namespace(profile="")) == 0

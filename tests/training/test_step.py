@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
-from cm3leon_jax.data.batches.source import Batch, BatchSource
+from cm3leon_jax.data.batches.source import BatchSource
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.training.config import OptimizerConfig, TrainConfig
@@ -126,17 +127,17 @@ def unpacked(batch: Batch, pad: int) -> Batch:
     """The same documents, each in a row of its own."""
     rows = []
     for row in range(B):
-        valid = batch.targets[row] != pad
+        valid = batch.weights[row] > 0
         for start in np.unique(batch.document_start[row][valid]):
             inside = np.flatnonzero(valid & (batch.document_start[row] == start))
             tokens, targets = np.full(L, pad, np.int32), np.full(L, pad, np.int32)
             positions, starts = np.zeros(L, np.int32), np.arange(L, dtype=np.int32)
-            places = np.zeros(L, np.int32)
+            weights, places = np.zeros(L, np.float32), np.zeros(L, np.int32)
             n = len(inside)
             tokens[:n], targets[:n] = batch.tokens[row][inside], batch.targets[row][inside]
-            positions[:n], starts[:n] = np.arange(n), 0
+            weights[:n], positions[:n], starts[:n] = 1, np.arange(n), 0
             places[:n] = batch.image_positions[row][inside]
-            rows.append((tokens, targets, positions, starts, places))
+            rows.append((tokens, targets, weights, positions, starts, places))
     return Batch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
 
 
@@ -153,7 +154,7 @@ def test_packing_changes_neither_loss_nor_gradients(config, corpus, vocabulary):
 
     value_and_grad = jax.jit(jax.value_and_grad(loss))
     with jax.set_mesh(one_device()):
-        results = [jax.device_get(value_and_grad(parameters, batch.asdict())) for batch in (packed, alone)]
+        results = [jax.device_get(value_and_grad(parameters, batch)) for batch in (packed, alone)]
     assert float(results[0][0]) == pytest.approx(float(results[1][0]), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), results[0][1], results[1][1])
 
@@ -166,8 +167,8 @@ def test_padding_has_no_loss_and_modalities_add_up(config, corpus, vocabulary):
     is_image = vocabulary.is_image(batch.targets)
     assert sums.num_image == is_image.sum()
     assert sums.num_text == ((batch.targets != vocabulary.pad) & ~is_image).sum()
-    padded = Batch(**{name: np.concatenate([array, array[:4]]) for name, array in batch.asdict().items()})
-    padded.targets[B:] = vocabulary.pad
+    padded = jax.tree.map(lambda array: np.concatenate([array, array[:4]]), batch)
+    padded.weights[B:] = 0
     again = eval_step(parameters, on_mesh(padded, one_device()))
     assert float(again.text + again.image) == pytest.approx(float(sums.text + sums.image), rel=1e-6)
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from cm3leon_jax import counter_random
+from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
 from cm3leon_jax.data.batches.objective import (
     SENTINELS_PER_SPAN,
@@ -71,24 +72,6 @@ class BlockPlan:
     masks: SpanMasks
     # What each row holds: documents (whole packing), or pieces of them (stream).
     rows: list
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Sequences side by side. A target is the next token of the same document, or `<pad>`, which has no loss."""
-
-    tokens: Int32[np.ndarray, "B L"]
-    targets: Int32[np.ndarray, "B L"]
-    # Place in the document (whole) or in the sequence (stream).
-    positions: Int32[np.ndarray, "B L"]
-    # Index in the row of the first token that a token may attend to.
-    document_start: Int32[np.ndarray, "B L"]
-    # 1 + the place in its image that follows a token; 0 outside of images (objective.positions_in_image).
-    image_positions: Int32[np.ndarray, "B L"]
-
-    def asdict(self) -> dict[str, Int32[np.ndarray, "B L"]]:
-        """The arrays by name, as the training step takes them."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def leading_segments(tokens: Int[np.ndarray, "n"], longest: int, vocabulary: Vocabulary) -> Int[np.ndarray, "m"]:
@@ -185,7 +168,7 @@ class BatchSource:
     def __getitem__(self, step: int) -> Batch:
         first_row = self.batch_of(step) * self._config.batch_size
         rows = [first_row + row for row in self._rows]
-        batch = empty_batch(len(rows), self._config.sequence_length, self._vocabulary.pad)
+        batch = Batch.padding(len(rows), self._config.sequence_length, self._vocabulary.pad)
         for first in range(0, len(rows), _ROWS_AT_ONCE):
             self._fill(batch, first, rows[first : first + _ROWS_AT_ONCE])
         return batch
@@ -318,23 +301,13 @@ class BatchSource:
             filled[row] = write_row(sequence, its_positions, batch, row, filled[row])
 
 
-def empty_batch(rows: int, length: int, pad: int) -> Batch:
-    """Rows of nothing but padding, which attends to itself alone."""
-    return Batch(
-        tokens=np.full((rows, length), pad, np.int32),
-        targets=np.full((rows, length), pad, np.int32),
-        positions=np.zeros((rows, length), np.int32),
-        document_start=np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
-        image_positions=np.zeros((rows, length), np.int32),
-    )
-
-
 def write_row(
     tokens: Int32[np.ndarray, "n"], positions: Int32[np.ndarray, "n"], batch: Batch, row: int, start: int
 ) -> int:
     """Writes a sequence into a row from `start` on, and says where it ends. Its last token is only a target."""
     stop = start + len(tokens) - 1
     batch.tokens[row, start:stop], batch.targets[row, start:stop] = tokens[:-1], tokens[1:]
+    batch.weights[row, start:stop] = 1
     batch.positions[row, start:stop] = np.arange(stop - start, dtype=np.int32)
     batch.document_start[row, start:stop] = start
     batch.image_positions[row, start:stop] = positions[:-1]

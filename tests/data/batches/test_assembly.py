@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,7 +76,7 @@ def plain_mask(columns: list[tuple[int, int]], objective, vocabulary, limit, roo
 
 
 def plain_row(source: BatchSource, row: int, irregular, batch: BatchConfig, objective) -> list[list[int]]:
-    """Tokens, targets, positions, document starts and places of one row."""
+    """Tokens, targets, weights, positions, document starts and places of one row."""
     _, vocabulary, tasks = irregular
     everything = [document for documents in tasks for document in documents]
     window, place = source._locate(row)
@@ -107,14 +108,14 @@ def plain_row(source: BatchSource, row: int, irregular, batch: BatchConfig, obje
             room = 0 if too_long else (longest + 2 - len(framed(index))) // SENTINELS_PER_SPAN
             if len(framed(index)) > 2:
                 sequences.append(plain_mask(columns(index), *rest, room, SEED, 21, *key))
-    fields: list[list[int]] = [[], [], [], [], []]
+    fields: list[list[int]] = [[], [], [], [], [], []]
     for sequence in sequences:
         first = len(fields[0])
         for position, (here, after) in enumerate(pairwise(sequence)):
-            for field, value in zip(fields, (here[0], after[0], position, first, here[1]), strict=True):
+            for field, value in zip(fields, (here[0], after[0], 1, position, first, here[1]), strict=True):
                 field.append(value)
     for index in range(len(fields[0]), batch.sequence_length):
-        for field, value in zip(fields, (vocabulary.pad, vocabulary.pad, 0, index, 0), strict=True):
+        for field, value in zip(fields, (vocabulary.pad, vocabulary.pad, 0, 0, index, 0), strict=True):
             field.append(value)
     return fields
 
@@ -140,6 +141,6 @@ def test_a_batch_is_what_a_plain_loop_gives(irregular, packing, length, num_draw
     source = BatchSource(corpus, vocabulary, objective, batch, retrieval=retrieval)
     # With a share of 1, the batch that crosses into the second window.
     step = int(share * len(source._plan(0).rows)) // BATCH_SIZE
-    found = np.stack(list(source[step].asdict().values()), axis=1)
+    found = np.stack(jax.tree.leaves(source[step]), axis=1)
     for index, row in enumerate(range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE)):
         np.testing.assert_array_equal(found[index], plain_row(source, row, irregular, batch, objective))

@@ -1,10 +1,12 @@
 """Batches are a pure function of the step, and hold every document whole."""
 
+import jax
 import numpy as np
 import pytest
 
+from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
-from cm3leon_jax.data.batches.source import Batch, BatchSource, iterate, leading_segments, open_retrieval
+from cm3leon_jax.data.batches.source import BatchSource, iterate, leading_segments, open_retrieval
 from cm3leon_jax.data.corpus.neighbors import NONE
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.retrieval.config import RetrievalConfig
@@ -19,16 +21,19 @@ def source(corpus, vocabulary, packing="whole", objective=None, batch_size=8, sp
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
-    for name, array in a.asdict().items():
-        np.testing.assert_array_equal(array, b.asdict()[name])
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
-def documents_of(batch: Batch, pad: int) -> list[list[int]]:
+def documents_of(batch: Batch) -> list[list[int]]:
     """The packed sequences, by the starts that attention sees, with the last target of each."""
     found = []
-    for tokens, targets, starts in zip(batch.tokens, batch.targets, batch.document_start, strict=True):
-        for start in np.unique(starts[targets != pad]):
-            inside = (starts == start) & (targets != pad)
+    for row, (tokens, targets, starts) in enumerate(
+        zip(batch.tokens, batch.targets, batch.document_start, strict=True)
+    ):
+        has_target = batch.weights[row] > 0
+        for start in np.unique(starts[has_target]):
+            inside = (starts == start) & has_target
             found.append([int(tokens[start]), *targets[inside].tolist()])
     return found
 
@@ -49,8 +54,7 @@ def test_the_batch_of_a_step_does_not_depend_on_where_one_starts(corpus, vocabul
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [4, 5, 6, 7], [1, 2, 6], [7], range(8)])
 def test_any_rows_are_those_of_the_one_global_batch(corpus, vocabulary, packing, rows):
     whole, part = source(corpus, vocabulary, packing)[11], source(corpus, vocabulary, packing, rows=rows)[11]
-    for name, array in whole.asdict().items():
-        np.testing.assert_array_equal(array[list(rows)], part.asdict()[name])
+    assert_equal(jax.tree.map(lambda array: array[list(rows)], whole), part)
 
 
 def test_batches_that_are_left_out_are_passed_by(corpus, vocabulary):
@@ -71,7 +75,7 @@ def test_whole_packing_holds_whole_documents_once_an_epoch(corpus, vocabulary):
     )
     seen: dict[tuple[int, ...], int] = {}
     for step in range(12):
-        for document in documents_of(plain[step], vocabulary.pad):
+        for document in documents_of(plain[step]):
             seen[tuple(document)] = seen.get(tuple(document), 0) + 1
     known = {
         (vocabulary.end, *documents.document(i).tolist(), vocabulary.end)
@@ -85,7 +89,7 @@ def test_whole_packing_holds_whole_documents_once_an_epoch(corpus, vocabulary):
 def test_positions_restart_and_padding_sees_itself(corpus, vocabulary):
     batch = source(corpus, vocabulary)[0]
     columns = np.arange(LENGTH)
-    padding = batch.targets == vocabulary.pad
+    padding = batch.weights == 0
     np.testing.assert_array_equal((columns - batch.document_start)[~padding], batch.positions[~padding])
     np.testing.assert_array_equal(batch.document_start[padding], np.broadcast_to(columns, padding.shape)[padding])
     assert padding.mean() < 0.2
@@ -94,14 +98,14 @@ def test_positions_restart_and_padding_sees_itself(corpus, vocabulary):
 
 def test_stream_packing_fills_every_row_and_keeps_the_order_of_tokens(corpus, vocabulary):
     batch = source(corpus, vocabulary, "stream", ObjectiveConfig(span_count="none"))[0]
-    assert (batch.targets != vocabulary.pad).all()
+    assert (batch.weights == 1).all()
     assert (batch.document_start == 0).all()
     np.testing.assert_array_equal(batch.tokens[:, 1:], batch.targets[:, :-1])
 
 
 def test_each_pass_over_a_document_masks_it_anew(corpus, vocabulary):
     masked = source(corpus, vocabulary)
-    marks = [tuple(d) for step in range(30) for d in documents_of(masked[step], vocabulary.pad)]
+    marks = [tuple(d) for step in range(30) for d in documents_of(masked[step])]
     endings = {d[-6:] for d in marks if d[-1] == vocabulary.eoss}
     assert len(endings) > len(marks) / 4
 
@@ -110,7 +114,7 @@ def test_rates_decide_how_often_a_task_comes(corpus, vocabulary):
     # Both tasks have rate 1 but 40 and 7 documents: half of what is drawn is of each.
     second = {tuple(corpus.task_split("second", "train").document(i).tolist()) for i in range(7)}
     plain = source(corpus, vocabulary, objective=ObjectiveConfig(span_count="none"))
-    drawn = [tuple(d[1:-1]) for step in range(60) for d in documents_of(plain[step], vocabulary.pad)]
+    drawn = [tuple(d[1:-1]) for step in range(60) for d in documents_of(plain[step])]
     assert abs(np.mean([d in second for d in drawn]) - 0.5) < 0.08
 
 
@@ -197,7 +201,7 @@ def test_neighbors_that_do_not_fit_give_way_and_the_document_stays_whole(with_ne
 def test_every_token_but_padding_has_a_target_and_masks_reach_into_neighbors(with_neighbors, vocabulary):
     corpus, _ = with_neighbors
     batch = retrieving(corpus, vocabulary, objective=ObjectiveConfig(segment_mask_prob=0.0, mean_spans=4.0))[1]
-    np.testing.assert_array_equal(batch.targets != vocabulary.pad, batch.tokens != vocabulary.pad)
+    np.testing.assert_array_equal(batch.weights == 1, batch.tokens != vocabulary.pad)
     masks = batch.tokens >= vocabulary.first_mask
     # The first mark of a masked document, in its first half: far from the document's own, last, pair.
     assert (batch.positions[masks] < 40).any()
@@ -211,8 +215,7 @@ def test_with_neighbors_two_processes_build_what_one_builds_and_any_step_comes_a
     whole = retrieving(corpus, vocabulary, packing)
     expected = [whole[step] for step in range(4)][3]
     halves = [retrieving(corpus, vocabulary, packing, rows=rows)[3] for rows in (range(2), range(2, 4))]
-    for name, array in expected.asdict().items():
-        np.testing.assert_array_equal(array, np.concatenate([half.asdict()[name] for half in halves]))
+    assert_equal(expected, jax.tree.map(lambda *parts: np.concatenate(parts), *halves))
 
 
 def test_a_stream_of_neighbors_is_full(with_neighbors, vocabulary):
