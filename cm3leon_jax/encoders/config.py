@@ -1,4 +1,4 @@
-"""What every encoder's config has, and the families by name; a family's own values are beside its code."""
+"""What every encoder's config has, and the families by name; a family's own values are in its folder."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ from cm3leon_jax.encoders.base import dropped
 
 @dataclass(frozen=True)
 class SpecialTokenIds:
-    """The ids that stand around a text."""
+    """Ids of the special tokens around a text."""
 
     start: int
     end: int
     pad: int
-    # Where a text is read: at its first `end`, or at its highest id, as the first published configs have it.
+    # A text's vector is the state at its first `end`, or at its highest id, as in the first published configs.
     ends_at_highest: bool = False
 
     @property

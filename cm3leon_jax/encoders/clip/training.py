@@ -182,7 +182,7 @@ class ClipTrainer:
                 f"config.encoder.training.batch_size is {training.batch_size}: at most the {len(pairs.texts)} pairs "
                 "that there are to train on, or a pair would be compared with itself"
             )
-        # Of the run's ids a text has none beyond the text tokens.
+        # Texts have no ids beyond the text tokens.
         rows = -(-vocabulary.first_image_code // _ROWS) * _ROWS
         architecture = ClipArchitecture.of(self._encoder, rows)
         special_tokens = SpecialTokenIds(vocabulary.start, vocabulary.end, vocabulary.pad)
@@ -277,7 +277,7 @@ def compiled_step(
 
 
 def batch_indices(num_pairs: int, training: ClipTrainingConfig, step: int) -> Int64[np.ndarray, "B"]:
-    """Which pairs the batch of a step holds, from the seed and the step alone; every pair comes once a pass."""
+    """Indices of the pairs in a batch, from the seed and the batch's number alone; every pair comes once per epoch."""
     position = step * training.batch_size + np.arange(training.batch_size)
     indices = permutation_at(position % num_pairs, num_pairs, training.seed, position // num_pairs)
     # Sorted, which is kinder to a memory-mapped file; the loss does not care.

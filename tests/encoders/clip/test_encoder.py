@@ -126,7 +126,7 @@ def test_a_folder_gives_the_encoder_back(clip_encoder, tmp_path):
     assert isinstance(loaded, ClipEncoder) and loaded.fingerprint == clip_encoder.fingerprint
     np.testing.assert_array_equal(loaded.encode_texts(TEXTS), clip_encoder.encode_texts(TEXTS))
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert stored["kind"] == "clip" and stored["training"] == {"mixture": "x"}
+    assert stored["family"] == "clip" and stored["training"] == {"mixture": "x"}
 
 
 def test_fingerprints_tell_encoders_apart(clip_encoder):
@@ -135,12 +135,12 @@ def test_fingerprints_tell_encoders_apart(clip_encoder):
         weights=clip_encoder.weights,
         tokenizer_json=clip_encoder.tokenizer.json,
         special_tokens=clip_encoder.special_tokens,
-        colors=clip_encoder.normalization,
+        normalization=clip_encoder.normalization,
     )
     others = dict(
         weights=clip_encoder.weights | {"logit_scale": np.float32(1)},
         special_tokens=SpecialTokenIds(0, 2, 2),
-        colors=ImageNormalization(std=(1.0, 1.0, 1.0)),
+        normalization=ImageNormalization(std=(1.0, 1.0, 1.0)),
     )
     found = {ClipEncoder(**(parts | {name: other})).fingerprint for name, other in others.items()}
     assert ClipEncoder(**parts).fingerprint == clip_encoder.fingerprint
@@ -161,13 +161,13 @@ def test_a_damaged_folder_is_refused_in_a_line(clip_encoder, tmp_path):
         ("model.safetensors", None, "is damaged"),
         ("model.safetensors", b"nothing", "is damaged"),
         ("tokenizer.json", b"{}", "tokenizer.json is damaged"),
-        ("config.json", json.dumps({"kind": "clip"}).encode(), "config is damaged: .*architecture: field required"),
-        ("config.json", json.dumps(config | {"fingerprint": "0"}).encode(), "are not those that"),
+        ("config.json", json.dumps({"family": "clip"}).encode(), "config is damaged: .*settings: field required"),
+        ("config.json", json.dumps(config | {"fingerprint": "0"}).encode(), "is not the file that"),
     ):
         spoilt(name, content)
         with pytest.raises(UserError, match=message):
             load_encoder(tmp_path / "part")
-    config["architecture"]["embedding_dim"] = 25
+    config["settings"]["architecture"]["embedding_dim"] = 25
     spoilt("config.json", json.dumps(config).encode())
     with pytest.raises(UserError, match=r"tensor image.projection is \(32, 24\), its config says \(32, 25\)"):
         load_encoder(tmp_path / "part")
