@@ -19,7 +19,7 @@ $(VENV)/ready: setup.py requirements.lock
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock && \
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .; \
 	  else echo "installing from the ranges of setup.py"; \
-	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[data,retrieval,check]'; fi
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[data,check]'; fi
 	@touch $@
 
 # Parity with transformers is tested against PyTorch, which nothing else needs: 3 GB with CUDA where a GPU might be.

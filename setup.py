@@ -45,7 +45,6 @@ DATA = [
     "emoji>=2.14",
     "pyarrow>=20",  # metadata.parquet of folders
 ]
-RETRIEVAL = ["faiss-cpu>=1.12"]
 # Its inner functions are called: one version.
 KERNELS = ["tokamax==0.0.12"]
 CHECK = [
@@ -53,6 +52,7 @@ CHECK = [
     "pytest>=8",
     "pytest-xdist>=3.6",
     "beartype>=0.20",
+    "faiss-cpu>=1.12",  # what exact search is compared with
     "hypothesis>=6.100",
     "transformers>=5",
     "ruff>=0.14",
@@ -114,7 +114,6 @@ setup(
     ],
     extras_require={
         "data": DATA,
-        "retrieval": RETRIEVAL,
         "check": CHECK,
         "test": TEST,
         "plan": ["libtpu>=0.0.42"],

@@ -26,7 +26,7 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cm3leon_jax.models.sharding import MESH_AXES
-from cm3leon_jax.retrieval.search import SearchPlan, make_plan, memory_spec, nearest
+from cm3leon_jax.retrieval.search import SearchLayout, make_layout, nearest, row_spec
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def main() -> None:
     print(f"memory {int(arguments.memory):,} x {arguments.dim}, batches of {arguments.queries:,}, k {arguments.k}")
     for method in ("exact", "approximate"):
         for dtype in PASSES:
-            plan = make_plan(int(arguments.memory), mesh, method=method, recall=arguments.recall, dtype=dtype)
-            _report(plan, mesh, chip, arguments)
+            layout = make_layout(int(arguments.memory), mesh, method=method, recall=arguments.recall, dtype=dtype)
+            _report(layout, mesh, chip, arguments)
 
 
 def _mesh(topology: str) -> Mesh:
@@ -94,19 +94,19 @@ def _libtpu_version() -> str:
         return "of an unknown version"
 
 
-def _report(plan: SearchPlan, mesh: Mesh, chip: Chip, arguments: argparse.Namespace) -> None:
-    stored = np.float16 if plan.dtype == "float32" else jax.numpy.bfloat16
+def _report(layout: SearchLayout, mesh: Mesh, chip: Chip, arguments: argparse.Namespace) -> None:
+    stored = np.float16 if layout.dtype == "float32" else jax.numpy.bfloat16
     queries = jax.ShapeDtypeStruct(
         (arguments.queries, arguments.dim), np.float32, sharding=NamedSharding(mesh, PartitionSpec())
     )
     rows = jax.ShapeDtypeStruct(
-        (plan.rows_per_device * mesh.size, arguments.dim), stored, sharding=NamedSharding(mesh, memory_spec(mesh))
+        (layout.rows_per_device * mesh.size, arguments.dim), stored, sharding=NamedSharding(mesh, row_spec(mesh))
     )
-    print(f"\n{plan.method}, {plan.dtype} products of {np.dtype(stored).name} rows")
-    print(f"  {plan.rows_per_device:,} rows a chip in {plan.num_blocks} blocks of {plan.block_size:,}")
+    print(f"\n{layout.method}, {layout.dtype} products of {np.dtype(stored).name} rows")
+    print(f"  {layout.rows_per_device:,} rows a chip in {layout.num_blocks} blocks of {layout.block_size:,}")
     started = time.perf_counter(), time.process_time()
     try:
-        compiled = nearest.lower(queries, rows, k=arguments.k, mesh=mesh, plan=plan).compile()
+        compiled = nearest.lower(queries, rows, k=arguments.k, mesh=mesh, layout=layout).compile()
     except jax.errors.JaxRuntimeError as error:
         first = next((line for line in str(error).splitlines() if "hbm" in line.lower()), str(error).splitlines()[0])
         print(f"  does not compile: {first}")
@@ -128,7 +128,7 @@ def _report(plan: SearchPlan, mesh: Mesh, chip: Chip, arguments: argparse.Namesp
     if products:
         print(f"  the compiler estimates for a block {products:,} cycles of products, and for choosing from it")
         print(f"  {choosing:,} without the sorts, which it does not estimate")
-    _print_model(plan, mesh, chip, np.dtype(stored).itemsize, arguments)
+    _print_model(layout, mesh, chip, np.dtype(stored).itemsize, arguments)
 
 
 def _estimated_cycles(text: str) -> tuple[int, int]:
@@ -148,9 +148,11 @@ def _estimated_cycles(text: str) -> tuple[int, int]:
     return products, choosing
 
 
-def _print_model(plan: SearchPlan, mesh: Mesh, chip: Chip, bytes_a_number: int, arguments: argparse.Namespace) -> None:
-    flops = 2 * arguments.queries * plan.rows_per_device * arguments.dim * PASSES[plan.dtype]
-    read = plan.rows_per_device * arguments.dim * bytes_a_number
+def _print_model(
+    layout: SearchLayout, mesh: Mesh, chip: Chip, bytes_per_number: int, arguments: argparse.Namespace
+) -> None:
+    flops = 2 * arguments.queries * layout.rows_per_device * arguments.dim * PASSES[layout.dtype]
+    read = layout.rows_per_device * arguments.dim * bytes_per_number
     # Each chip sends its k best of every query to the chip that merges them, and gathers what was merged.
     sent = 2 * arguments.queries * arguments.k * 8
     seconds = {
@@ -158,7 +160,7 @@ def _print_model(plan: SearchPlan, mesh: Mesh, chip: Chip, bytes_a_number: int, 
         "rows from HBM": read / chip.hbm_bytes_per_second,
         "findings over the network": sent / chip.ici_bytes_per_second,
     }
-    batches = -(-plan.num_rows // arguments.queries)
+    batches = -(-layout.num_rows // arguments.queries)
     listed = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in seconds.items())
     print(f"  model of a batch: {listed}")
     whole = batches * max(seconds.values())

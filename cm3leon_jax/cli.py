@@ -52,7 +52,7 @@ COMMANDS = {
         "cm3leon_jax.commands.prepare", "turn a seqio mixture into token shards and neighbor lists", ("corpus",)
     ),
     "inspect": Command("cm3leon_jax.commands.inspect", "look into a prepared corpus: documents and packed sequences"),
-    "plan": Command("cm3leon_jax.planning.plan", "compile a run for a pod you do not have: memory, collectives, time"),
+    "plan": Command("cm3leon_jax.commands.plan", "compile a run for a pod you do not have: memory, collectives, time"),
     "train": Command("cm3leon_jax.commands.train", "train the transformer; run it again to continue", ("workdir",)),
     "generate": Command("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
     "evaluate": Command(

@@ -1,25 +1,22 @@
-"""An encoder without weights, for corpora with no CLIP at hand: TF-IDF of words and pairs of words, and a thumbnail.
+"""Encoder without weights, for corpora without a CLIP: TF-IDF of words and pairs of words, and a thumbnail.
 
-A vector has two parts, one for text and one for images; a text's is zero in the second, an image's in the first. So
-a product compares texts with texts and images with images, and a text tells nothing of an image without a text.
+A vector has two parts, one for texts and one for images; a text has zeros in the second, an image in the first. So a
+product compares texts with texts and images with images, never a text with an image.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import itertools
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 from PIL import Image
+from scipy.sparse import csr_array
 
-from cm3leon_jax import counter_random
 from cm3leon_jax.config import Config
 from cm3leon_jax.documents import Document, ImageSegment
 from cm3leon_jax.encoders.base import Encoder, dropped, l2_normalize
@@ -27,62 +24,58 @@ from cm3leon_jax.encoders.tfidf_config import TfidfConfig
 from cm3leon_jax.files import write_json
 from cm3leon_jax.images import UnreadableImage, decode_image
 
-# Words and pairs share the counts of this many buckets; a bucket is a sparse vector of this many entries of +1 or -1.
-_NUM_BUCKETS, _ENTRIES = 1 << 18, 8
+# Words and pairs of words are hashed to this many features.
+_NUM_FEATURES = 1 << 18
+# Non-zero entries per feature of the random projection, on average.
+_ENTRIES = 8
+_PROJECTION_SEED = 0
 _CHANNELS = 3
+# Documents counted at a time.
+_BLOCK = 1024
 
 
 class TfidfEncoder(Encoder):
-    """Word statistics and a mean thumbnail; `fit_documents` makes one of a corpus."""
+    """Encodes texts by TF-IDF and images by thumbnails; `fit_documents` makes one of a corpus."""
 
     family = "tfidf"
     is_joint = False
 
-    def __init__(
-        self,
-        dim: int,
-        side: int,
-        num_texts: int,
-        document_frequency: Int64[np.ndarray, "buckets"],
-        mean_thumbnail: Float32[np.ndarray, "pixels"],
-    ) -> None:
-        """
+    def __init__(self, dim: int, side: int, arrays: dict[str, np.ndarray]) -> None:
+        """Takes what `fit_documents` found.
+
         Args:
           dim: width of a vector, of which the thumbnail takes 3 * side * side.
           side: of the thumbnail, in pixels.
-          num_texts: texts that were counted.
-          document_frequency: how many of them have a word or pair of each bucket.
-          mean_thumbnail: of the corpus, 0 to 1; what differs from it tells images apart.
+          arrays: "idf" of each feature; the random projection as a sparse matrix with a row per feature, in
+            "projection.indptr", "projection.indices" and "projection.signs"; "mean_thumbnail" of the corpus.
         """
-        self.dim, self.side, self._num_texts = dim, side, num_texts
-        self._document_frequency, self._mean_thumbnail = document_frequency, mean_thumbnail
-        self._text_dim = dim - len(mean_thumbnail)
-        # As scikit-learn smooths it: a word of every text still counts a little, one of no text the most.
-        self._idf = np.log((1 + num_texts) / (1 + document_frequency)) + 1
-        super().__init__(
-            {"embedding_dim": dim, "resolution": side, "num_texts": num_texts},
-            {"document_frequency": document_frequency, "mean_thumbnail": mean_thumbnail},
-        )
+        from sklearn.preprocessing import normalize
+
+        super().__init__({"embedding_dim": dim, "resolution": side}, arrays)
+        self.dim, self.side = dim, side
+        self._idf, self._mean_thumbnail = arrays["idf"], arrays["mean_thumbnail"]
+        self._text_dim = dim - len(self._mean_thumbnail)
+        sparse = (arrays["projection.signs"], arrays["projection.indices"], arrays["projection.indptr"])
+        # With rows of unit norm, all features are projected with their weight.
+        self._projection = normalize(csr_array(sparse, shape=(_NUM_FEATURES, self._text_dim), dtype=np.float64))
 
     def encode_texts(
         self, texts: Sequence[str], dropout: float = 0.0, keys: Int64[np.ndarray, "n"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
-        """As `Encoder` says; a token is a word."""
+        """Encodes texts; a token is a word."""
+        if dropout and keys is not None:
+            texts = [_drop_words(text, dropout, int(key)) for text, key in zip(texts, keys, strict=True)]
         vectors = np.zeros((len(texts), self.dim), np.float32)
-        for row, text in enumerate(texts):
-            words = _words(text)
-            if dropout and keys is not None:
-                out = dropped(len(words), dropout, int(keys[row]))
-                words = [word for word, is_out in zip(words, out.tolist(), strict=True) if not is_out]
-            for bucket, count in Counter(map(_bucket, _terms(words))).items():
-                places, signs = _projection(bucket, self._text_dim)
-                np.add.at(vectors[row], places, signs * (1 + np.log(count)) * self._idf[bucket])
+        if len(texts):
+            weights = _vectorizer().transform(texts)
+            weights.data = (1 + np.log(weights.data)) * self._idf[weights.indices]
+            vectors[:, : self._text_dim] = (weights @ self._projection).toarray()
         return l2_normalize(vectors)
 
     def encode_images(
         self, images: UInt8[np.ndarray, "n R R C"], dropout: float = 0.0, keys: Int64[np.ndarray, "n"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
-        """As `Encoder` says; a patch is a pixel of the thumbnail."""
+        """Encodes images; a patch is a pixel of the thumbnail."""
         vectors = np.zeros((len(images), self.dim), np.float32)
         for row, image in enumerate(images):
             centered = (_thumbnail(image, self.side) - self._mean_thumbnail).reshape(-1, _CHANNELS)
@@ -94,8 +87,7 @@ class TfidfEncoder(Encoder):
     @classmethod
     def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], folder: Path) -> TfidfEncoder:
         """The encoder that `save` wrote."""
-        sizes = (settings["embedding_dim"], settings["resolution"], settings["num_texts"])
-        return cls(*sizes, arrays["document_frequency"], arrays["mean_thumbnail"])
+        return cls(settings["embedding_dim"], settings["resolution"], arrays)
 
 
 class TfidfTrainer:
@@ -105,7 +97,7 @@ class TfidfTrainer:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        # What it depends on beside its own config and the mixture.
+        # What it depends on besides its own config and the mixture.
         self.record = {"image_resolution": config.image_tokenizer.resolution}
 
     def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, None]:
@@ -133,24 +125,23 @@ class TfidfTrainer:
 def fit_documents(
     documents: Iterable[Document], dim: int, side: int, resolution: int, most: int | None = None
 ) -> TfidfEncoder:
-    """An encoder of vectors of `dim` entries and thumbnails of `side` pixels.
+    """Counts words and averages thumbnails of at most `most` documents.
 
     Args:
       documents: what is counted.
       dim: width of a vector.
-      side: of a thumbnail.
-      resolution: side to which images are opened first, as they will be when they are encoded.
-      most: documents counted; None means all.
+      side: of a thumbnail, in pixels.
+      resolution: side to which images are decoded first, as they are when they are encoded.
+      most: None means all.
     """
-    document_frequency = np.zeros(_NUM_BUCKETS, np.int64)
+    document_frequency = np.zeros(_NUM_FEATURES, np.int64)
     total, num_texts, num_images = np.zeros(side * side * _CHANNELS), 0, 0
-    for number, document in enumerate(documents):
-        if number == most:
-            break
-        buckets = set(map(_bucket, _terms(_words(document.text))))
-        document_frequency[list(buckets)] += 1
-        num_texts += bool(buckets)
-        for segment in document.segments:
+    remaining = itertools.islice(documents, most)
+    while block := list(itertools.islice(remaining, _BLOCK)):
+        counts = _vectorizer().transform([document.text for document in block])
+        document_frequency += np.bincount(counts.indices, minlength=_NUM_FEATURES)
+        num_texts += int(np.count_nonzero(np.diff(counts.indptr)))
+        for segment in itertools.chain.from_iterable(document.segments for document in block):
             if not isinstance(segment, ImageSegment):
                 continue
             try:
@@ -158,32 +149,46 @@ def fit_documents(
             except UnreadableImage:
                 continue
             num_images += 1
-    mean = (total / max(1, num_images)).astype(np.float32)
-    return TfidfEncoder(dim, side, num_texts, document_frequency, mean)
+    mean_thumbnail = (total / max(1, num_images)).astype(np.float32)
+    arrays = _random_projection(dim - len(mean_thumbnail)) | {
+        "idf": _smooth_idf(document_frequency, num_texts),
+        "mean_thumbnail": mean_thumbnail,
+    }
+    return TfidfEncoder(dim, side, arrays)
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+def _smooth_idf(document_frequency: Int64[np.ndarray, "F"], num_texts: int) -> Float64[np.ndarray, "F"]:
+    """Computes the inverse document frequency as scikit-learn's TfidfTransformer does."""
+    return np.log((1 + num_texts) / (1 + document_frequency)) + 1
 
 
-def _terms(words: list[str]) -> Iterator[str]:
-    yield from words
-    for first, second in itertools.pairwise(words):
-        yield f"{first} {second}"
+def _random_projection(dim: int) -> dict[str, np.ndarray]:
+    """Samples the projection; its signs are stored because another scikit-learn may sample others."""
+    from sklearn.random_projection import SparseRandomProjection
+
+    sampler = SparseRandomProjection(dim, density=min(1.0, _ENTRIES / dim), random_state=_PROJECTION_SEED)
+    signs = csr_array(sampler.fit(csr_array((1, _NUM_FEATURES))).components_.sign().T)
+    return {
+        "projection.indptr": signs.indptr.astype(np.int32),
+        "projection.indices": signs.indices.astype(np.int32),
+        "projection.signs": signs.data.astype(np.int8),
+    }
 
 
-@lru_cache(maxsize=1 << 16)
-def _bucket(term: str) -> int:
-    # Python's own hash differs from process to process.
-    digest = hashlib.blake2b(term.encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % _NUM_BUCKETS
+@functools.cache
+def _vectorizer() -> Any:
+    # Imported here because scikit-learn takes a second to import.
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    return HashingVectorizer(
+        ngram_range=(1, 2), token_pattern=r"\w+", n_features=_NUM_FEATURES, alternate_sign=False, norm=None
+    )
 
 
-@lru_cache(maxsize=1 << 16)
-def _projection(bucket: int, dim: int) -> tuple[Int64[np.ndarray, "entries"], Float32[np.ndarray, "entries"]]:
-    """Where a bucket falls, and with which signs: products of texts stay about what they were (Achlioptas, 2003)."""
-    bits = counter_random.hash64(bucket, np.arange(_ENTRIES))
-    return (bits % np.uint64(dim)).astype(np.int64), np.where(bits >> np.uint64(63), 1, -1).astype(np.float32)
+def _drop_words(text: str, dropout: float, key: int) -> str:
+    words = _vectorizer().build_tokenizer()(text.lower())
+    is_dropped = dropped(len(words), dropout, key).tolist()
+    return " ".join(word for word, drop in zip(words, is_dropped, strict=True) if not drop)
 
 
 def _thumbnail(image: UInt8[np.ndarray, "R R C"], side: int) -> Float32[np.ndarray, "pixels"]:

@@ -1,14 +1,14 @@
-"""Reads the text of an optimized XLA program: computations, instructions, and how often each loop runs."""
+"""Parses the text of an optimized XLA program: computations, instructions, and trip counts of loops."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*)? \{$|^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \{| \(.*\{)$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
@@ -23,11 +23,11 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     attributes: str
-    # What stands between the parentheses: operands, or the value of a constant.
+    # The text between the parentheses: operands, or the value of a constant.
     arguments: str
 
     def called(self, *attributes: str) -> list[str]:
-        """Names of the computations that an attribute such as `body` or `calls` names."""
+        """Lists the computations that attributes such as `body` or `calls` name."""
         found: list[str] = []
         for attribute in attributes:
             match = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
@@ -37,59 +37,69 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """The JAX operation that it comes from, as a path."""
+        """Path of the JAX operation that it was compiled from."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return match[1] if match else ""
+
+    @property
+    def integer(self) -> int | None:
+        """Value of an integer constant."""
+        is_integer = self.opcode == "constant" and re.fullmatch(r"-?\d+", self.arguments)
+        return int(self.arguments) if is_integer else None
 
 
 @dataclass(frozen=True)
 class Computation:
-    """Instructions in the order in which they run."""
+    """Instructions in the order of execution."""
 
     name: str
     instructions: tuple[Instruction, ...]
 
     @cached_property
     def by_name(self) -> dict[str, Instruction]:
-        """Its instructions by name."""
         return {instruction.name: instruction for instruction in self.instructions}
 
     @property
     def root(self) -> Instruction:
-        """What it returns."""
+        """The instruction whose value is returned."""
         return self.instructions[-1]
+
+    def source(self, name: str) -> Instruction:
+        """Finds the instruction that makes a value, through copies and conversions."""
+        found = self.by_name[name]
+        while found.opcode in ("copy", "bitcast", "convert") and found.operands:
+            found = self.by_name[found.operands[0]]
+        return found
 
 
 @dataclass(frozen=True)
-class Program:
-    """All computations, and the one where the program starts."""
+class HloProgram:
+    """All computations, and the name of the one that the program starts with."""
 
     computations: dict[str, Computation]
     entry: str
 
     def instructions(self) -> Iterator[Instruction]:
-        """Every instruction of every computation."""
+        """Yields every instruction of every computation."""
         for computation in self.computations.values():
             yield from computation.instructions
 
 
-def parse(text: str) -> Program:
-    """Reads what `HloModule::ToString` writes."""
+def parse(text: str) -> HloProgram:
+    """Parses the output of `HloModule::ToString`."""
     computations: dict[str, Computation] = {}
     entry, name = "", ""
     lines: list[Instruction] = []
     for line in text.splitlines():
         header = None if line.startswith(" ") else _HEADER.match(line)
         if header:
-            name, lines = header[2] or header[4], []
-            entry = name if header[1] or header[3] else entry
+            name, lines = header[2], []
+            entry = name if header[1] else entry
         elif line.startswith("}"):
             computations[name] = Computation(name, tuple(lines))
-        else:
-            match = _INSTRUCTION.match(line)
-            if match:
-                lines.append(_instruction(match[1], match[2]))
-    return Program(computations, entry)
+        elif match := _INSTRUCTION.match(line):
+            lines.append(_instruction(match[1], match[2]))
+    return HloProgram(computations, entry)
 
 
 def _instruction(name: str, text: str) -> Instruction:
@@ -103,7 +113,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """The place of the parenthesis that closes the one at `opening`."""
+    """Finds the parenthesis that closes the one at `opening`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, opening):
         depth += 1 if match[0] == "(" else -1
@@ -113,117 +123,70 @@ def _closing(text: str, opening: int) -> int:
 
 
 def arrays(type_text: str) -> list[tuple[str, tuple[int, ...]]]:
-    """The arrays of a type, a tuple's in order: [(element type, shape)]."""
+    """Lists element type and shape of the arrays of a type, those of a tuple in order."""
     plain = re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", type_text)
     return [(m[1], tuple(int(size) for size in m[2].split(",") if size)) for m in _SHAPE.finditer(plain)]
 
 
 def num_bytes(type_text: str) -> int:
-    """Bytes of all arrays of a type, without padding."""
+    """Counts the bytes of all arrays of a type, without padding."""
     return sum(math.ceil(math.prod(shape) * _bits(element) / 8) for element, shape in arrays(type_text))
 
 
-def element(type_text: str, index: Sequence[int]) -> str:
-    """The array at `index` of a type, nested tuples entered one by one, as `bf16[4,128]` without its layout."""
-    for place in index:
-        type_text = _parts(type_text)[place]
-    found = arrays(type_text)
-    return f"{found[0][0]}[{','.join(map(str, found[0][1]))}]" if len(found) == 1 else "tuple"
-
-
-def _parts(tuple_text: str) -> list[str]:
-    """The types of a tuple's type."""
-    depth, start, parts = 0, 1, []
-    for place, character in enumerate(tuple_text):
-        depth += character in "([{"
-        depth -= character in ")]}"
-        if (character == "," and depth == 1) or (depth == 0 and character == ")"):
-            parts.append(tuple_text[start:place])
-            start = place + 1
-    return parts
-
-
 def _bits(element: str) -> int:
-    if element in _BITS:
-        return _BITS[element]
     digits = re.search(r"\d+", element)
-    return int(digits[0]) if digits else 8
+    return _BITS.get(element, int(digits[0]) if digits else 8)
 
 
-def trip_count(program: Program, computation: Computation, loop: Instruction) -> int | None:
-    """How often a `while` runs: from its first value, bound and increment; None where they are no constants."""
+def trip_count(program: HloProgram, computation: Computation, loop: Instruction) -> int | None:
+    """Computes the iterations of a `while` from its first value, bound and increment; None if one is no constant."""
     known = re.search(r'known_trip_count[^\d]*"?n"?[^\d]*(\d+)', loop.attributes)
     if known:
         return int(known[1])
-    condition = program.computations[loop.called("condition")[0]]
-    body = program.computations[loop.called("body")[0]]
-    compared = _comparison(program, condition)
+    compared = _comparison(program, program.computations[loop.called("condition")[0]])
     if compared is None:
         return None
     index, bound, direction = compared
-    start = _tuple_constant(computation, loop, index)
-    step = _increment(program, body, index)
+    initial = computation.by_name.get(loop.operands[0])
+    is_tuple = initial is not None and initial.opcode == "tuple"
+    start = computation.source(initial.operands[index]).integer if initial is not None and is_tuple else None
+    step = _increment(program, program.computations[loop.called("body")[0]], index)
     span = bound - (start or 0) + (1 if direction == "LE" else 0)
     return max(0, -(-span // (step or 1)))
 
 
-def _comparison(program: Program, condition: Computation) -> tuple[int, int, str] | None:
-    """(index of the counter in the loop's tuple, bound, direction) of a condition `counter < constant`."""
-    root, scope, arguments = condition.root, condition, condition
+def _comparison(program: HloProgram, condition: Computation) -> tuple[int, int, str] | None:
+    """Finds (index of the counter in the loop's tuple, bound, direction) of a condition `counter < constant`."""
+    root, scope = condition.root, condition
     if root.opcode == "fusion":
         scope = program.computations[root.called("calls")[0]]
     compare = next((i for i in reversed(scope.instructions) if i.opcode == "compare"), None)
-    if compare is None:
+    direction = re.search(r"direction=(\w+)", compare.attributes) if compare else None
+    if compare is None or direction is None:
         return None
-    direction = re.search(r"direction=(\w+)", compare.attributes)
     index, bound = None, None
     for operand in compare.operands:
-        found, place = scope.by_name[operand], scope
-        if scope is not arguments and found.opcode == "parameter":
-            found, place = arguments.by_name[root.operands[int(found.arguments)]], arguments
-        found = _through_copies(place, found)
+        found = scope.by_name[operand]
+        if scope is not condition and found.opcode == "parameter":
+            found = condition.source(root.operands[int(found.arguments)])
+        else:
+            found = scope.source(operand)
         if found.opcode == "constant":
-            bound = _integer(found)
-        elif found.opcode == "get-tuple-element":
-            index = _index(found)
-    if index is None or bound is None or direction is None:
-        return None
-    return index, bound, direction[1]
+            bound = found.integer
+        elif found.opcode == "get-tuple-element" and (match := re.search(r"index=(\d+)", found.attributes)):
+            index = int(match[1])
+    return None if index is None or bound is None else (index, bound, direction[1])
 
 
-def _through_copies(computation: Computation, instruction: Instruction) -> Instruction:
-    while instruction.opcode in ("copy", "bitcast", "convert") and instruction.operands:
-        instruction = computation.by_name[instruction.operands[0]]
-    return instruction
-
-
-def _tuple_constant(computation: Computation, loop: Instruction, index: int) -> int | None:
-    initial = computation.by_name.get(loop.operands[0])
-    if initial is None or initial.opcode != "tuple":
-        return None
-    value = _through_copies(computation, computation.by_name[initial.operands[index]])
-    return _integer(value) if value.opcode == "constant" else None
-
-
-def _increment(program: Program, body: Computation, index: int) -> int | None:
+def _increment(program: HloProgram, body: Computation, index: int) -> int | None:
+    """Finds the constant that a loop adds to its counter."""
     if body.root.opcode != "tuple":
         return None
-    value = _through_copies(body, body.by_name[body.root.operands[index]])
-    scope = body
+    value, scope = body.source(body.root.operands[index]), body
     if value.opcode == "fusion":
         scope = program.computations[value.called("calls")[0]]
         value = scope.root
     if value.opcode != "add":
         return None
-    constants = [scope.by_name[operand] for operand in value.operands if scope.by_name[operand].opcode == "constant"]
-    return _integer(constants[0]) if constants else None
-
-
-def _integer(constant: Instruction) -> int | None:
-    return int(constant.arguments) if re.fullmatch(r"-?\d+", constant.arguments) else None
-
-
-def _index(element: Instruction) -> int:
-    match = re.search(r"index=(\d+)", element.attributes)
-    assert match is not None
-    return int(match[1])
+    constants = [scope.by_name[name] for name in value.operands if scope.by_name[name].opcode == "constant"]
+    return constants[0].integer if constants else None

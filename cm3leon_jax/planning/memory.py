@@ -1,65 +1,64 @@
-"""How much memory a compiled step takes on a chip and what in it is large: read from what the compiler writes."""
+"""Device memory of a compiled step, and its largest arrays, from the compiler's buffer assignment."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from cm3leon_jax.planning import hlo
+from cm3leon_jax.planning.hlo import HloProgram
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """One array that has its place in the memory of a step."""
+    """One array in the memory of a step."""
 
     bytes: int
     # Element type and shape on one chip, such as `bf16[4,4096,16384]`.
     array: str
-    # The JAX operation that makes it, as a path; for the state, the name of the parameter.
+    # Path of the JAX operation that makes it, or name of the parameter.
     op_name: str
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Of one chip."""
+class StepMemory:
+    """Memory that a step takes on one chip."""
 
     total_bytes: int | None
     fits: bool
-    # The largest that share no place, largest first: together they are part of the total.
+    # The largest buffers that do not overlap, largest first: together they are part of the total.
     largest: tuple[Buffer, ...] = ()
 
 
 def is_out_of_memory(message: str) -> bool:
-    """Whether the compiler's error says that a step does not fit."""
+    """Whether an error of the compiler says that a step does not fit."""
     return "RESOURCE_EXHAUSTED" in message or "CompileTimeHbmOom" in message
 
 
 def bytes_of_message(message: str) -> int | None:
-    """What an out-of-memory error says would be needed: `... (161.73G) exceeds available HBM (95.73G)`."""
+    """Parses the bytes that a step needs from an error such as `... (161.73G) exceeds available HBM (95.73G)`."""
     match = re.search(r"\(?([\d.]+)([KMGT]?)\)? exceeds", message) or re.search(r"Used ([\d.]+)([KMGT]?)", message)
     return round(float(match[1]) * _UNITS[match[2]]) if match else None
 
 
 def total_bytes(assignment: str) -> int:
-    """Device memory of a step, of a dumped `*buffer-assignment.txt`.
+    """Sums the device memory of a step, given a dumped `*buffer-assignment.txt`.
 
-    Left out is what called computations name as theirs (`thread-local`): it lies in the buffers of their callers. The
-    compiler's own memory report adds it, and so comes to too much where much runs on a SparseCore.
+    Thread-local allocations of called computations do not count: they are within the buffers of their callers. The
+    compiler's own report counts them, and so overestimates where much runs on a SparseCore.
     """
     return sum(size for size, attributes, _ in _allocations(assignment) if _is_device_memory(attributes))
 
 
-def largest(assignment: str, program: hlo.Program, most: int = 6) -> tuple[Buffer, ...]:
-    """The largest arrays of a step that share no place."""
-    instructions = {instruction.name: instruction for instruction in program.instructions()}
+def largest(assignment: str, program: HloProgram, most: int = 6) -> tuple[Buffer, ...]:
+    """Finds the largest arrays of a step that do not overlap in memory."""
     values: list[tuple[int, int, str, str]] = []
-    for place, (_, attributes, listed) in enumerate(_allocations(assignment)):
+    for number, (_, attributes, listed) in enumerate(_allocations(assignment)):
         if _is_device_memory(attributes):
             found = re.findall(r"<\d+ ([\w.\-]+)(?:\{[\d,]*\})? @0> \(size=(\d+),offset=(\d+)\): (\S+)", listed)
-            # Allocations lie one behind the other, far apart.
-            values += [(int(size), (place << 50) + int(offset), name, kind) for name, size, offset, kind in found]
+            # Far apart, so that values of different allocations do not overlap.
+            values += [(int(size), (number << 50) + int(offset), name, kind) for name, size, offset, kind in found]
     taken: list[tuple[int, int]] = []
     buffers: list[Buffer] = []
     for size, offset, name, kind in sorted(values, key=lambda value: -value[0]):
@@ -67,24 +66,22 @@ def largest(assignment: str, program: hlo.Program, most: int = 6) -> tuple[Buffe
             break
         if all(offset + size <= start or end <= offset for start, end in taken):
             taken.append((offset, offset + size))
-            buffers.append(Buffer(size, kind.partition("{")[0], _op_name(name, instructions)))
+            buffers.append(Buffer(size, kind.partition("{")[0], _op_name(name, program)))
     return tuple(buffers)
 
 
-def _op_name(name: str, instructions: dict[str, hlo.Instruction]) -> str:
-    """The JAX operation that an array comes from, or else one that reads it."""
-    maker = instructions.get(name)
-    if maker is not None and maker.op_name:
-        return maker.op_name
-    readers = (i.op_name for i in instructions.values() if name in i.operands and i.op_name)
-    return next(readers, "")
+def _op_name(name: str, program: HloProgram) -> str:
+    """Finds the JAX operation that makes an array, or else one that reads it."""
+    instructions = {instruction.name: instruction for instruction in program.instructions()}
+    if name in instructions and instructions[name].op_name:
+        return instructions[name].op_name
+    return next((i.op_name for i in instructions.values() if name in i.operands and i.op_name), "")
 
 
 def _allocations(assignment: str) -> list[tuple[int, str, str]]:
-    """(bytes, attributes, text of its values) of each allocation."""
-    parts = re.split(r"^allocation \d+: ", assignment, flags=re.MULTILINE)[1:]
+    """Splits an assignment into (bytes, attributes, text of its values) of each allocation."""
     found = []
-    for part in parts:
+    for part in re.split(r"^allocation \d+: ", assignment, flags=re.MULTILINE)[1:]:
         head, _, values = part.partition("\n")
         size, _, attributes = head.removeprefix("size ").partition(", ")
         found.append((int(size), attributes, values))

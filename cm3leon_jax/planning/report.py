@@ -1,41 +1,44 @@
-"""The plan as people read it: units, tables, faults."""
+"""A plan as text, with units and tables, and as JSON."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from cm3leon_jax.config import Config
+from cm3leon_jax.models.flops import FLOP_RULE
 from cm3leon_jax.planning import roofline
 from cm3leon_jax.planning.collectives import Collective, full_weight_reductions
 from cm3leon_jax.planning.compile import Compiled
-from cm3leon_jax.planning.memory import Buffer
+from cm3leon_jax.planning.plan import PodPlan
 from cm3leon_jax.planning.topology import Topology
 
 _WIDTH = 100
-# What sends less than this share of the most is summed in one line.
-_SMALL_SHARE = 0.005
+# Rows of the table of collectives below this fraction of the first are summed up in one line.
+_SMALL_FRACTION = 0.005
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind, of one purpose, over the same axes, summed over a step."""
+    """Collectives of one kind, for one purpose, over the same axes, summed over a step."""
 
     kind: str
     over: str
     what: str
     element: str
-    runs: int
-    sent_bytes: float
-    seconds: float
-    is_hidden: bool
-    is_asynchronous: bool
-    is_between_slices: bool
+    runs: int = 0
+    sent_bytes: float = 0.0
+    seconds: float = 0.0
+    is_hidden: bool = False
+    is_asynchronous: bool = False
+    is_between_slices: bool = False
 
 
 def gibibytes(size: float | int) -> str:
-    """`12.81 GiB`, or MiB and KiB where it is small."""
+    """Formats bytes: `12.81 GiB`, or MiB and KiB where it is small."""
     for unit, scale, least in (("TiB", 2**40, 1.0), ("GiB", 2**30, 0.1), ("MiB", 2**20, 0.1)):
         if size >= least * scale:
             return f"{size / scale:,.2f} {unit}" if size < 100 * scale else f"{size / scale:,.0f} {unit}"
@@ -43,208 +46,246 @@ def gibibytes(size: float | int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`1.93 s`, `43.1 ms`."""
+    """Formats seconds: `1.93 s`, `43.1 ms`."""
     if seconds >= 1:
         return f"{seconds:.2f} s"
     return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.1f} us"
 
 
 def amount(number: float | int) -> str:
-    """`6.73 B`, `2.4 T`."""
+    """Formats a count: `6.73 B`, `2.4 T`."""
     for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
             return f"{number / scale:.4g} {unit}"
     return f"{number:.4g}"
 
 
+def mesh_text(mesh: dict[str, int]) -> str:
+    """Formats a mesh: `fsdp 128 x tensor 4`."""
+    return " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"
+
+
 def summed(collectives: Sequence[Collective], compiled: Compiled, topology: Topology) -> list[Traffic]:
-    """Rows of the table of collectives, those that take longest first."""
-    rows: dict[tuple[str, str, str, str, bool, bool, bool], tuple[int, float, float]] = {}
+    """Sums up the rows of the table of collectives, those that take longest first."""
+    placement = compiled.placement
+    rows: dict[Traffic, Traffic] = {}
     for collective in collectives:
-        key = (
-            collective.kind,
-            _over(collective, compiled.placement.mesh),
-            purpose(collective, compiled.placement.weights, compiled.placement.mesh),
-            collective.arrays[0][0] if collective.arrays else "",
-            collective.is_hidden,
-            collective.is_asynchronous,
-            collective.is_between_slices,
+        key = Traffic(
+            kind=collective.kind,
+            over=_over(collective, placement.mesh),
+            what=purpose(collective, placement.weights, placement.mesh),
+            element=collective.arrays[0][0] if collective.arrays else "",
+            is_hidden=collective.is_hidden,
+            is_asynchronous=collective.is_asynchronous,
+            is_between_slices=collective.is_between_slices,
         )
-        runs, sent, seconds = rows.get(key, (0, 0.0, 0.0))
-        rows[key] = (
-            runs + collective.runs,
-            sent + collective.runs * collective.sent_bytes,
-            seconds + roofline.collective_seconds(collective, topology, compiled.placement.coordinates),
+        row = rows.get(key, key)
+        rows[key] = dataclasses.replace(
+            row,
+            runs=row.runs + collective.runs,
+            sent_bytes=row.sent_bytes + collective.runs * collective.sent_bytes,
+            seconds=row.seconds + roofline.collective_seconds(collective, topology, placement.coordinates),
         )
-    whole = [
-        Traffic(kind, over, what, element, runs, sent, seconds, hidden, asynchronous, between)
-        for (kind, over, what, element, hidden, asynchronous, between), (runs, sent, seconds) in rows.items()
-    ]
-    return sorted(whole, key=lambda row: -row.seconds)
+    return sorted(rows.values(), key=lambda row: -row.seconds)
 
 
 def _over(collective: Collective, mesh: dict[str, int]) -> str:
-    ways = math.prod(mesh[axis] for axis in collective.axes)
     name = " x ".join(f"{axis} {mesh[axis]}" for axis in collective.axes) or "devices"
+    is_whole = math.prod(mesh[axis] for axis in collective.axes) == collective.group_size
     # Part of an axis: the group of a hierarchical collective.
-    return name if ways == collective.group_size else f"{collective.group_size} of {name}"
+    return name if is_whole else f"{collective.group_size} of {name}"
 
 
 def purpose(collective: Collective, weights: dict[str, int], mesh: dict[str, int]) -> str:
-    """What is sent: weights or gradients, known by their size, or what the operation's name says."""
-    whole = collective.group_size if collective.kind == "all-gather" else 1
-    sizes = {math.prod(shape) * whole for _, shape in collective.arrays}
-    # Between replicas or slices only a device's own share is summed.
-    shares = {size * mesh["fsdp"] for size in sizes} if "fsdp" not in collective.axes else set()
-    names = [name for name, size in weights.items() if size in sizes | shares]
-    if not names and collective.is_between_slices:
-        return "shares of gradients"
-    if not names and collective.kind == "collective-permute" and "->" in collective.op_name:
-        # A product that takes its gathered or scattered side from neighbor to neighbor, share by share.
-        return "shares, beside their products"
-    if not names:
-        return _operation(collective.op_name)
-    kind = "weights" if collective.kind == "all-gather" else "gradients"
-    layers = [name for name in names if "." in name]
-    return f"{kind} of the layers" if layers else f"{kind} of {names[0]}"
+    """Names what is sent: weights or gradients, recognized by their size, or the JAX operation."""
+    gathered = collective.group_size if collective.kind == "all-gather" else 1
+    sizes = {math.prod(shape) * gathered for _, shape in collective.arrays}
+    # Between replicas or slices only a device's own shard is summed.
+    unsharded = {size * mesh["fsdp"] for size in sizes} if "fsdp" not in collective.axes else set()
+    names = [name for name, size in weights.items() if size in sizes | unsharded]
+    if names:
+        kind = "weights" if collective.kind == "all-gather" else "gradients"
+        return f"{kind} of the layers" if any("." in name for name in names) else f"{kind} of {names[0]}"
+    if collective.is_between_slices:
+        return "shards of gradients"
+    if collective.kind == "collective-permute" and "->" in collective.op_name:
+        # A matmul that passes its gathered or scattered operand from neighbor to neighbor, shard by shard.
+        return "shards, next to their matmuls"
+    return _operation(collective.op_name)
 
 
 def _operation(op_name: str) -> str:
-    """A person's name of a JAX operation: `backward: BLD,DF->BLF`."""
+    """Shortens the path of a JAX operation: `backward: BLD,DF->BLF`."""
     if not op_name:
         return "(unnamed)"
     if op_name.startswith("state["):
         return op_name.replace("\\'", "'").removesuffix(".value")
-    part = "again" if "rematted" in op_name else "backward" if "transpose(" in op_name else "forward"
+    part = "recomputed" if "rematted" in op_name else "backward" if "transpose(" in op_name else "forward"
     pieces = [piece for piece in op_name.split("/") if piece not in ("body", "closed_call", "checkpoint", "cond")]
     named = [piece for piece in pieces if "->" in piece]
-    last = named[-1] if named else pieces[-1]
-    last = last.removeprefix("transpose(").removeprefix("jvp(").rstrip(")") if "->" in last else last
-    return f"{part}: {last}"
+    if not named:
+        return f"{part}: {pieces[-1]}"
+    return f"{part}: {named[-1].removeprefix('transpose(').removeprefix('jvp(').rstrip(')')}"
 
 
-def head(file: str, config: Config, vocabulary_size: int, parameters: int, topology: Topology) -> list[str]:
-    """What is planned."""
-    model, batch = config.model, config.batch
-    tokens = batch.batch_size * batch.sequence_length
-    return [
-        f"{file} on {topology.describe()}",
-        "",
-        _line(
-            "model",
-            f"{amount(parameters)} parameters: {model.num_layers} layers of width {model.model_dim:,}, "
-            f"vocabulary {vocabulary_size:,}",
-        ),
-        _line("step", f"{batch.batch_size:,} x {batch.sequence_length:,} tokens = {amount(tokens)}"),
-    ]
-
-
-def settings(config: Config, mesh: dict[str, int], topology: Topology) -> str:
-    """`fsdp 128 x tensor 4, remat full, 2 microbatches, splash attention`."""
-    axes = " x ".join(f"{axis} {ways}" for axis, ways in mesh.items() if ways > 1) or "one device"
-    parts = config.train.num_microbatches
+def lines(file: str, planned: PodPlan) -> list[str]:
+    """Formats the whole plan as text."""
+    config, compiled, pod = planned.config, planned.compiled, planned.pod
+    model, batch, parts = config.model, config.batch, config.train.num_microbatches
+    size = f"{model.num_layers} layers of width {model.model_dim:,}, vocabulary {planned.vocabulary_size:,}"
+    tokens = amount(batch.batch_size * batch.sequence_length)
     several = f"{parts} microbatches" if parts > 1 else "1 microbatch"
-    kernel = roofline.attention_kernel(config, topology)
-    return f"{axes}, remat {config.model.remat}, {several}, {kernel} attention"
+    kernel = roofline.attention_kernel(config, pod)
+    text = [
+        f"{file} on {pod.describe()}",
+        "",
+        _line("model", f"{amount(compiled.placement.num_parameters)} parameters: {size}"),
+        _line("step", f"{batch.batch_size:,} x {batch.sequence_length:,} tokens = {tokens}"),
+        _line("settings", f"{mesh_text(compiled.placement.mesh)}, remat {model.remat}, {several}, {kernel} attention"),
+        _line(
+            "compiled",
+            f"in {compiled.lower_seconds:.0f} s of tracing and {compiled.compile_seconds:.0f} s of compiling",
+        ),
+        *_memory_table(compiled, pod),
+    ]
+    if not compiled.memory.fits:
+        fix = "fix: more config.train.num_microbatches, a config.model.remat that keeps less, or --search"
+        return [*text, "", fix]
+    text += [*_collectives_table(planned.collectives, compiled, pod), *_time_table(planned)]
+    return [*text, "", *textwrap.wrap(f"MFU counts {FLOP_RULE}.", _WIDTH)]
 
 
-def memory_table(compiled: Compiled, topology: Topology) -> list[str]:
-    """Verdict, and what is large."""
+def _memory_table(compiled: Compiled, topology: Topology) -> list[str]:
     limit, memory = topology.accelerator.hbm_bytes, compiled.memory
     needed = "more" if memory.total_bytes is None else gibibytes(memory.total_bytes)
-    share = f" ({memory.total_bytes / limit:.0%})" if memory.total_bytes else ""
+    fraction = f" ({memory.total_bytes / limit:.0%})" if memory.total_bytes else ""
     verdict = "fits" if memory.fits else "DOES NOT FIT"
-    lines = [_title(f"memory of a chip, by its compiler: {verdict}, {needed} of {gibibytes(limit)}{share}")]
-    lines.append(_line(gibibytes(compiled.placement.state_bytes), "parameters and optimizer, always there"))
+    text = [
+        f"\nmemory of a chip, by its compiler: {verdict}, {needed} of {gibibytes(limit)}{fraction}",
+        _line(gibibytes(compiled.placement.state_bytes), "parameters and optimizer, always there"),
+    ]
     if memory.largest:
-        lines.append("  largest at the fullest moment:")
-        lines += [_line(gibibytes(buffer.bytes), _buffer(buffer)) for buffer in memory.largest]
-    return lines
+        text.append("  largest at the fullest moment:")
+    for buffer in memory.largest:
+        name = f"{buffer.array:<28} {_operation(buffer.op_name)}"[: _WIDTH - 16]
+        text.append(_line(gibibytes(buffer.bytes), name))
+    return text
 
 
-def _buffer(buffer: Buffer) -> str:
-    return f"{buffer.array:<28} {_operation(buffer.op_name)}"[: _WIDTH - 16]
-
-
-def collectives_table(collectives: Sequence[Collective], compiled: Compiled, topology: Topology) -> list[str]:
-    """What chips send one another, and what of it is a fault."""
+def _collectives_table(collectives: Sequence[Collective], compiled: Compiled, topology: Topology) -> list[str]:
     rows = summed(collectives, compiled, topology)
     if not rows:
-        return [_title("collectives: none")]
-    lines = [
-        _title("collectives of a step, by the compiler: hidden behind other work, or alone"),
+        return ["\ncollectives: none"]
+    text = [
+        "\ncollectives of a step, by the compiler: hidden behind other work, or alone",
         f"  {'':<18} {'over':<20} {'what':<33} {'times':>6} {'sent':>10} {'at peak':>9}",
     ]
-    small = [row for row in rows if row.seconds < _SMALL_SHARE * rows[0].seconds]
+    small = [row for row in rows if row.seconds < _SMALL_FRACTION * rows[0].seconds]
     for row in rows[: len(rows) - len(small)]:
-        lines.append(
+        text.append(
             f"  {row.kind:<18} {row.over[:20]:<20} {row.what[:33]:<33} {row.runs:>6,} {gibibytes(row.sent_bytes):>10} "
             f"{duration(row.seconds):>9} {'hidden' if row.is_hidden else 'alone'}"
         )
     if small:
-        sent, seconds = sum(row.sent_bytes for row in small), sum(row.seconds for row in small)
-        runs = sum(row.runs for row in small)
-        lines.append(f"  {'small ones':<18} {'':<54} {runs:>6,} {gibibytes(sent):>10} {duration(seconds):>9}")
+        runs, sent = sum(row.runs for row in small), sum(row.sent_bytes for row in small)
+        seconds = sum(row.seconds for row in small)
+        text.append(f"  {'small ones':<18} {'':<54} {runs:>6,} {gibibytes(sent):>10} {duration(seconds):>9}")
     for collective, names in full_weight_reductions(collectives, compiled.placement.weights):
-        lines += _fault(collective, names, compiled.placement.mesh)
-    return lines
+        text += _fault(collective, names, compiled.placement.mesh)
+    return text
 
 
 def _fault(collective: Collective, names: tuple[str, ...], mesh: dict[str, int]) -> list[str]:
     what, over = f"{gibibytes(collective.full_bytes)}, whole {' or '.join(names)}", _over(collective, mesh)
     if not collective.loops:
-        return [f"  note: all-reduce over {over}, once a step, of {what}"]
-    lines = [
-        f"  FAULT: all-reduce over {over}, {collective.runs:,} times a step, of {what};",
-        "    a reduce-scatter would send half of that and keep a share",
+        return [f"  note: all-reduce over {over}, once per step, of {what}"]
+    text = [
+        f"  FAULT: all-reduce over {over}, {collective.runs:,} times per step, of {what};",
+        "    a reduce-scatter would send half of that and keep a shard",
     ]
     if any("." in name for name in names):
-        lines.append(
-            "    mend: fewer ways of fsdp than a slice has chips, by config.mesh.replica or config.mesh.tensor"
-        )
-    return lines
+        fix = "an fsdp axis smaller than the chips of a slice, by config.mesh.replica or config.mesh.tensor"
+        text.append(f"    fix: {fix}")
+    return text
 
 
-def time_table(config: Config, done: roofline.Work, times: roofline.Roofline, topology: Topology) -> list[str]:
-    """The roofline and what it makes of the whole run."""
-    days = config.num_steps * times.step / 86400
-    again = done.recomputed_flops / done.flops
+def _time_table(planned: PodPlan) -> list[str]:
+    config, done, times, chip = planned.config, planned.work, planned.times, planned.pod.accelerator
     masked = f", {done.masked_flops / done.flops:.0%} above the diagonal" if done.masked_flops else ""
+    flops = (
+        f"{done.flops:.3g} FLOPs at {chip.bfloat16_flops / 1e12:.0f} TFLOP/s, "
+        f"{done.recomputed_flops / done.flops:.0%} recomputed{masked}"
+    )
+    traffic = f"{gibibytes(done.hbm_bytes)} at {chip.hbm_bytes_per_second / 1e12:.2f} TB/s, next to the matmuls"
+    network = "between slices or hosts"
     terms = [
-        (
-            "products",
-            times.products,
-            f"{done.flops:.3g} FLOPs at {topology.accelerator.bfloat16_flops / 1e12:.0f} TFLOP/s, "
-            f"{again:.0%} computed again{masked}",
-        ),
-        (
-            "memory traffic",
-            times.memory,
-            f"{gibibytes(done.hbm_bytes)} at "
-            f"{topology.accelerator.hbm_bytes_per_second / 1e12:.2f} TB/s, beside the products",
-        ),
-        ("links, hidden", times.hidden_links, "beside the products"),
+        ("matmuls", times.matmuls, flops),
+        ("memory traffic", times.memory, traffic),
+        ("links, hidden", times.hidden_links, "next to the matmuls"),
         ("links, exposed", times.exposed_links, "nothing runs meanwhile"),
-        ("network, hidden", times.hidden_network, "between slices or hosts, beside the products"),
-        ("network, exposed", times.exposed_network, "between slices or hosts, nothing runs meanwhile"),
+        ("network, hidden", times.hidden_network, f"{network}, next to the matmuls"),
+        ("network, exposed", times.exposed_network, f"{network}, nothing runs meanwhile"),
         ("optimizer", times.optimizer, f"{gibibytes(done.optimizer_bytes)} of memory traffic"),
     ]
-    lines = [_title("time of a step, a model of published peaks without any stall: a bound, not a measurement")]
-    lines += [f"  {name:<20} {duration(seconds):>9}   {note}" for name, seconds, note in terms if seconds > 0]
-    lines.append(
-        f"  {'step':<20} {duration(times.step):>9}   at least; MFU at most {times.mfu:.1%}, bound by {times.bound_by}"
-    )
-    hours = days * 24 * topology.num_devices
-    lines.append(
+    days = config.num_steps * times.step / 86400
+    chip_hours = amount(days * 24 * planned.pod.num_devices)
+    return [
+        "\ntime of a step, a model of published peaks without any stall: a bound, not a measurement",
+        *(f"  {name:<20} {duration(seconds):>9}   {note}" for name, seconds, note in terms if seconds > 0),
+        f"  {'step':<20} {duration(times.step):>9}   at least; MFU at most {times.mfu:.1%}, bound by {times.bound_by}",
         f"  {'run':<20} {days:>7.1f} d   at least: {config.num_steps:,} steps for {amount(config.train.num_tokens)} "
-        f"tokens, {amount(hours)} chip-hours"
-    )
-    return lines
-
-
-def _title(text: str) -> str:
-    return f"\n{text}"
+        f"tokens, {chip_hours} chip-hours",
+    ]
 
 
 def _line(name: str, text: str) -> str:
     return f"  {name:<12} {text}"
+
+
+def as_json(file: str, planned: PodPlan) -> dict[str, Any]:
+    """Collects the whole plan for programs: bytes, seconds and counts, per chip where not said otherwise."""
+    compiled, times = planned.compiled, planned.times
+    seconds = {name: value for name, value in dataclasses.asdict(times).items() if name != "mfu"}
+    return {
+        "config": file,
+        "topology": planned.pod.name,
+        "num_devices": planned.pod.num_devices,
+        "mesh": compiled.placement.mesh,
+        "remat": planned.config.model.remat,
+        "microbatches": planned.config.train.num_microbatches,
+        "compiler_options": compiled.placement.compiler_options,
+        "num_parameters": compiled.placement.num_parameters,
+        "memory": {
+            "fits": compiled.memory.fits,
+            "bytes": compiled.memory.total_bytes,
+            "limit_bytes": planned.pod.accelerator.hbm_bytes,
+            "state_bytes": compiled.placement.state_bytes,
+            "largest": [dataclasses.asdict(buffer) for buffer in compiled.memory.largest],
+        },
+        "collectives": [dataclasses.asdict(row) for row in summed(planned.collectives, compiled, planned.pod)],
+        "faults": [
+            {"parameters": names, "bytes": fault.full_bytes, "axes": fault.axes, "runs": fault.runs}
+            for fault, names in full_weight_reductions(planned.collectives, compiled.placement.weights)
+            if fault.loops
+        ],
+        "model": {
+            **dataclasses.asdict(planned.work),
+            **{f"{name}_seconds": value for name, value in seconds.items()},
+            "step_seconds": times.step,
+            "mfu_bound": times.mfu,
+            "bound_by": times.bound_by,
+            "run_days": planned.config.num_steps * times.step / 86400,
+        },
+        "lower_seconds": compiled.lower_seconds,
+        "compile_seconds": compiled.compile_seconds,
+    }
+
+
+def short_json(planned: PodPlan) -> dict[str, Any]:
+    """Collects what a search reports of each plan."""
+    whole = as_json("", planned)
+    return {
+        **{name: whole[name] for name in ("mesh", "remat", "microbatches")},
+        **{name: whole["memory"][name] for name in ("fits", "bytes")},
+        **{name: whole["model"][name] for name in ("step_seconds", "mfu_bound")},
+    }

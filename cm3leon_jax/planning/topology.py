@@ -1,4 +1,4 @@
-"""The name of a pod: what it describes, and its devices as the compiler sees them.
+"""Pods by name, such as the user writes: chips, links, and the devices of their compiler.
 
 v5p:8x8x8        one slice of TPUs, with the links that close its torus
 v5e:16x16*2      two such slices, with the datacenter network between them
@@ -7,6 +7,7 @@ h100:32x8        32 hosts of 8 GPUs
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import re
@@ -16,7 +17,7 @@ from typing import Any
 from cm3leon_jax.accelerators import BY_NAME, Accelerator
 from cm3leon_jax.errors import UserError
 
-# What the GPU compiler asks of a device (XLA's GpuTargetConfigProto; values of xla/backends/gpu/target_config/specs).
+# A device for the GPU compiler: XLA's GpuTargetConfigProto, values of xla/backends/gpu/target_config/specs.
 _GPU_TARGET = """
 gpu_device_info {{
   cuda_compute_capability {{ major: {capability} feature_extension: {extension} }}
@@ -32,26 +33,21 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
 device_description_str: "{name}"
 """
-_AMPERE = dict(
-    capability=8, extension="NONE", cores=108, fpus=64, gigahertz=1.41, l2=41943040, shared=167936, optin=166912
-)
-_HOPPER = dict(
-    capability=9,
-    extension="ACCELERATED_FEATURES",
-    cores=132,
-    fpus=128,
-    gigahertz=1.98,
-    l2=52428800,
-    shared=233472,
-    optin=232448,
-)
+_AMPERE = (8, "NONE", 108, 64, 1.41, 41943040, 167936, 166912)
+_HOPPER = (9, "ACCELERATED_FEATURES", 132, 128, 1.98, 52428800, 233472, 232448)
+_CHIP_FIELDS = ("capability", "extension", "cores", "fpus", "gigahertz", "l2", "shared", "optin")
 _GPU_TARGETS = {
-    "a100": _GPU_TARGET.format(**_AMPERE, name="NVIDIA A100-SXM4-80GB", bandwidth=2039040000000, memory=85100068864),
-    "h100": _GPU_TARGET.format(**_HOPPER, name="NVIDIA H100 80GB HBM3", bandwidth=3352320000000, memory=84942979072),
-    "h200": _GPU_TARGET.format(**_HOPPER, name="NVIDIA H200", bandwidth=4800000000000, memory=151397597184),
+    name: _GPU_TARGET.format(
+        **dict(zip(_CHIP_FIELDS, chip, strict=True)), name=product, bandwidth=bandwidth, memory=memory
+    )
+    for name, chip, product, bandwidth, memory in (
+        ("a100", _AMPERE, "NVIDIA A100-SXM4-80GB", 2039040000000, 85100068864),
+        ("h100", _HOPPER, "NVIDIA H100 80GB HBM3", 3352320000000, 84942979072),
+        ("h200", _HOPPER, "NVIDIA H200", 4800000000000, 151397597184),
+    )
 }
 
-# Twice the largest pods there are; millions would be laid out before anything is said.
+# Twice the largest pods there are.
 _MOST_DEVICES = 1 << 17
 _FLAT_SLICES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL_CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
@@ -100,82 +96,74 @@ class Topology:
 
 
 def parse(name: str) -> Topology:
-    """Reads a name such as those at the top of this file."""
+    """Parses a name such as those at the top of this file.
+
+    Raises:
+      UserError: if there is no such pod.
+    """
     match = re.fullmatch(r"(\w+):(\d{1,6}(?:x\d{1,6})*)(?:\*(\d{1,6}))?", name)
     if match is None or match[1] not in BY_NAME:
         raise UserError(
             f"--topology={name}: write CHIP:SHAPE, such as v5p:8x8x8, v5e:16x16, v6e:16x16*2 (two slices) or h100:32x8 "
             f"(hosts x GPUs); the chips are {', '.join(BY_NAME)}"
         )
-    accelerator, shape, slices = BY_NAME[match[1]], match[2], int(match[3] or 1)
-    sides = tuple(int(side) for side in shape.split("x"))
-    if slices < 1 or (slices > 1 and not accelerator.is_tpu):
-        raise UserError(f"--topology={name}: {'*2 and more are slices of TPUs' if slices else 'at least one slice'}")
-    if accelerator.name == "v5p":
-        cubes = (
-            len(sides) == 3
-            and all(side % 4 == 0 and 4 <= side <= 24 for side in sides)
-            and list(sides) == sorted(sides)
-        )
-        if shape not in _SMALL_CUBOIDS and not cubes:
-            raise UserError(
-                f"--topology={name}: a slice of v5p is {', '.join(_SMALL_CUBOIDS)}, or three rising multiples of 4 "
-                "such as 4x4x4, 4x4x8, 8x8x8, 8x8x16"
-            )
-    elif accelerator.is_tpu:
-        if shape not in _FLAT_SLICES:
-            raise UserError(f"--topology={name}: a slice of {accelerator.name} is one of {', '.join(_FLAT_SLICES)}")
-    elif len(sides) != 2 or not all(sides) or sides[1] > 8:
-        raise UserError(f"--topology={name}: GPUs are HOSTSxGPUS with at most 8 GPUs a host, such as {match[1]}:4x8")
-    found = Topology(accelerator, sides, slices)
-    if found.num_devices > _MOST_DEVICES:
-        raise UserError(f"--topology={name}: {found.num_devices} chips, and a plan is for at most {_MOST_DEVICES}")
+    found = Topology(BY_NAME[match[1]], tuple(map(int, match[2].split("x"))), int(match[3] or 1))
+    if mistake := _mistake(found, match[2]):
+        raise UserError(f"--topology={name}: {mistake}")
     return found
 
 
+def _mistake(found: Topology, shape: str) -> str | None:
+    """Says why there is no such pod."""
+    chip, sides, slices = found.accelerator, found.sides, found.num_slices
+    is_cuboid = len(sides) == 3 and all(side in range(4, 25, 4) for side in sides) and list(sides) == sorted(sides)
+    if slices < 1 or (slices > 1 and not chip.is_tpu):
+        return "*2 and more are slices of TPUs" if slices else "at least one slice"
+    if chip.name == "v5p" and shape not in _SMALL_CUBOIDS and not is_cuboid:
+        return (
+            f"a slice of v5p is {', '.join(_SMALL_CUBOIDS)}, or three rising multiples of 4 such as 4x4x4, 4x4x8, "
+            "8x8x8, 8x8x16"
+        )
+    if chip.is_tpu and chip.name != "v5p" and shape not in _FLAT_SLICES:
+        return f"a slice of {chip.name} is one of {', '.join(_FLAT_SLICES)}"
+    if not chip.is_tpu and (len(sides) != 2 or not all(sides) or sides[1] > 8):
+        return f"GPUs are HOSTSxGPUS with at most 8 GPUs per host, such as {chip.name}:4x8"
+    if found.num_devices > _MOST_DEVICES:
+        return f"{found.num_devices} chips, and a plan is for at most {_MOST_DEVICES}"
+    return None
+
+
 def require_compiler(topology: Topology) -> None:
-    """Refuses, with what to install, where the compiler of that chip is missing."""
+    """Raises a UserError, with what to install, where the compiler of that chip is missing."""
+    module, extra, what = "jax_plugins.xla_cuda13", "plan-cuda13", "the GPU compiler (no GPU is needed)"
     if topology.accelerator.is_tpu:
         module, extra, what = "libtpu", "plan", "the TPU compiler"
-    else:
-        module, extra, what = "jax_plugins.xla_cuda13", "plan-cuda13", "the GPU compiler (no GPU is needed)"
-    try:
-        found = importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        found = False
-    if not found:
+    found = None
+    with contextlib.suppress(ModuleNotFoundError):
+        found = importlib.util.find_spec(module)
+    if found is None:
         raise UserError(f"{what} is missing: pip install 'cm3leon_jax[{extra}]', or pip install -e '.[{extra}]' here")
 
 
 def devices(topology: Topology) -> list[Any]:
-    """The devices, as JAX's abstract ones: they compile and hold nothing."""
+    """Makes the devices, JAX's abstract ones: they compile and hold nothing."""
     from jax.experimental import topologies
 
+    name, sides = topology.accelerator.name, topology.sides
     if topology.accelerator.is_tpu:
-        shape = "x".join(map(str, topology.sides))
-        small = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(topology.sides) == 1 else {}
-        described = topologies.get_topology_desc(
-            platform="tpu",
-            topology_name=f"{topology.accelerator.name}:{shape}",
-            num_slices=topology.num_slices,
-            wrap=topology.wrap,
-            **small,
-        )
+        arguments: dict[str, Any] = {"num_slices": topology.num_slices, "wrap": topology.wrap}
+        if math.prod(sides) == 1:
+            arguments["chips_per_host_bounds"] = (1, 1, 1)
+        platform, name = "tpu", f"{name}:{'x'.join(map(str, sides))}"
     else:
-        hosts, gpus = topology.sides
-        described = topologies.get_topology_desc(
-            platform="cuda",
-            topology_name=topology.accelerator.name,
-            target_config=_GPU_TARGETS[topology.accelerator.name],
-            topology=f"1x{hosts}x{gpus}",
-        )
-    return list(described.devices)
+        arguments = {"target_config": _GPU_TARGETS[name], "topology": f"1x{sides[0]}x{sides[1]}"}
+        platform = "cuda"
+    return list(topologies.get_topology_desc(platform=platform, topology_name=name, **arguments).devices)
 
 
 def coordinates(topology: Topology, device: Any) -> tuple[int, ...]:
-    """Where a device is: (slice, place along each side of the torus), or (host, GPU of the host)."""
+    """Returns (slice, position along each side of the torus) of a device, or (host, GPU of the host)."""
     if topology.accelerator.is_tpu:
-        place = tuple(device.coords)[: len(topology.sides)]
-        return (getattr(device, "slice_index", 0) if topology.num_slices > 1 else 0, *place)
-    gpus = topology.sides[1]
-    return (device.id // gpus, device.id % gpus)
+        position = tuple(device.coords)[: len(topology.sides)]
+        return (getattr(device, "slice_index", 0) if topology.num_slices > 1 else 0, *position)
+    return divmod(device.id, topology.sides[1])

@@ -1,44 +1,45 @@
-"""Neighbors for a single query, from the index that `prepare` left in a corpus: generation with retrieval."""
+"""Neighbors of single queries, for generation with retrieval."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.corpus.array_files import check_file
 from cm3leon_jax.data.corpus.neighbors import NONE, DatastoreDocuments, NeighborLists
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.encoders.base import Encoder, load_encoder
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.retrieval.choice import Chosen, choose
 from cm3leon_jax.retrieval.config import RetrievalConfig
-from cm3leon_jax.retrieval.index import Index
-from cm3leon_jax.retrieval.neighbor_search import INDEX_FILE, Memory
+from cm3leon_jax.retrieval.datastore import Datastore
+from cm3leon_jax.retrieval.search import Search
+from cm3leon_jax.retrieval.selection import Hits, select_neighbors
 
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A document that was found."""
+    """A retrieved document."""
 
     task: str
-    # Its number in the training split of its task.
+    # Index in the training split of the task.
     document: int
     score: float
     tokens: Int[np.ndarray, "n"]
 
 
+@dataclass(frozen=True)
 class Retriever:
-    """Finds documents of a prepared corpus, by the rules its neighbor lists were made by."""
+    """Finds documents of a prepared corpus, by the rules that its neighbor lists were made with."""
 
-    def __init__(
-        self, encoder: Encoder, index: Index, memory: Memory, documents: DatastoreDocuments, config: RetrievalConfig
-    ) -> None:
-        self._encoder, self._index, self._memory = encoder, index, memory
-        self._documents, self._config = documents, config
+    encoder: Encoder
+    search: Search
+    datastore: Datastore
+    documents: DatastoreDocuments
+    config: RetrievalConfig
 
     @classmethod
     def open(cls, config: Config, corpus: PreparedCorpus) -> Retriever:
@@ -52,41 +53,43 @@ class Retriever:
         folder, made_with = corpus.path / "retrieval", lists.manifest["encoder"]
         if made_with != encoder.fingerprint:
             raise UserError(
-                f"the index {folder / INDEX_FILE} was built with another encoder (fingerprint {made_with}) than "
+                f"the datastore {folder} was built with another encoder (fingerprint {made_with}) than "
                 f"the one at {config.encoder.path} ({encoder.fingerprint}): point config.encoder.path to that "
                 f"one, or delete {folder} and run `cm3leon prepare` again"
             )
-        fix = f"delete {folder / INDEX_FILE} and run `cm3leon prepare` again"
-        check_file(folder / INDEX_FILE, lists.manifest["files"].get(INDEX_FILE, 0), fix)
-        return cls(encoder, Index.open(folder / INDEX_FILE), Memory.open(folder), lists.memory, config.retrieval)
+        datastore = Datastore.open(folder)
+        # Of this process alone: each process of a run retrieves for prompts of its own.
+        devices = jax.local_devices()
+        mesh = jax.make_mesh((len(devices),), ("shard",), (jax.sharding.AxisType.Auto,), devices=devices)
+        return cls(encoder, Search(datastore.vectors, mesh), datastore, lists.memory, config.retrieval)
 
     def by_text(self, texts: Sequence[str], count: int) -> list[list[Neighbor]]:
-        """The nearest documents of each text, best first; fewer where fewer are near enough."""
-        return self._found(self._encoder.encode_texts(texts), count)
+        """Finds the nearest documents of each text, best first; fewer where fewer are near enough."""
+        return self._find(self.encoder.encode_texts(texts), count)
 
     def by_image(self, images: UInt8[np.ndarray, "n R R C"], count: int) -> list[list[Neighbor]]:
-        """The same for images."""
-        return self._found(self._encoder.encode_images(images), count)
+        """Finds the same for images."""
+        return self._find(self.encoder.encode_images(images), count)
 
-    def _found(self, queries: Float32[np.ndarray, "n dim"], count: int) -> list[list[Neighbor]]:
-        _, rows = self._index.search(queries, max(count, self._config.num_candidates))
+    def _find(self, queries: Float32[np.ndarray, "n dim"], count: int) -> list[list[Neighbor]]:
+        _, rows = self.search(queries, max(count, self.config.num_candidates))
         rows = np.where(queries.any(axis=1, keepdims=True), rows, NONE)
         num_queries, dim = queries.shape
-        chosen = choose(
-            self._memory.candidates(queries, rows, rows.shape[1]),
+        selected = select_neighbors(
+            self.datastore.hits(queries, rows, rows.shape[1]),
             np.full(num_queries, NONE),
             np.zeros((num_queries, dim), np.float32),
-            Chosen.none(num_queries, dim),
+            Hits.none(num_queries, 0, dim),
             count,
-            self._config.max_similarity,
-            self._config.min_similarity,
+            self.config.max_similarity,
+            self.config.min_similarity,
         )
         return [
-            [self._neighbor(row, score) for row, score in zip(found, scores_found, strict=True) if row != NONE]
-            for found, scores_found in zip(chosen.rows.tolist(), chosen.scores.tolist(), strict=True)
+            [self._neighbor(row, score) for row, score in zip(rows, scores, strict=True) if row != NONE]
+            for rows, scores in zip(selected.rows.tolist(), selected.scores.tolist(), strict=True)
         ]
 
     def _neighbor(self, row: int, score: float) -> Neighbor:
-        index = int(self._memory.places[row])
-        task, document = self._documents.origin(index)
-        return Neighbor(task, document, score, self._documents.document(index))
+        index = int(self.datastore.documents[row])
+        task, document = self.documents.origin(index)
+        return Neighbor(task, document, score, self.documents.document(index))

@@ -1,18 +1,17 @@
-"""Search for the vectors of a memory with the largest inner products, exact or approximate, on any number of devices.
+"""Maximum inner product search over the vectors of a datastore, exact or approximate, on any number of devices.
 
-    search = Search(vectors, mesh)          # numpy [M d], also memory-mapped; goes to the devices shard by shard
+    search = Search(vectors, mesh)          # numpy [M d], also memory-mapped; read shard by shard
     scores, index = search(queries, k=64)   # numpy [Q d] -> float32 [Q k], int64 [Q k]
 
-The rows of the memory are shared out over every device of the mesh, and each device sees every query. A device goes
-through its rows block by block and holds the k best so far, so no score outlives its block; then each device merges the
-findings of all for its share of the queries.
+The rows are sharded over every device of the mesh, and each device has all queries. It scans its rows block by block
+and keeps the k best so far, so that only the scores of one block exist at a time. Then each device merges the results
+of all devices for its part of the queries.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -22,30 +21,27 @@ from jaxtyping import Array, Float, Float32, Int32, Int64
 
 from cm3leon_jax.errors import UserError
 
-# A CPU's caches like short groups; on an accelerator a group is a row of lanes.
+# Rows per group of `_merge_exact`: few for the caches of a CPU, elsewhere a row of lanes.
 _GROUP = {"cpu": 16}
 _GROUP_ELSEWHERE = 128
-# Rows of a block. What the approximate search of a TPU reduces is never written, and each block ends with a sort.
+# Rows per block. The approximate search of a TPU never writes its scores, and each block ends with a sort.
 _BLOCK = 16384
 _BLOCK_APPROXIMATE_TPU = 262144
-# Groups taken from a block in which no query finds more than these: most blocks, once good neighbors are held.
+# Most blocks contain no more groups than this with a hit, once the first blocks are scanned.
 _FEW_GROUPS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchPlan:
-    """How a memory lies on its devices and is gone through."""
+class SearchLayout:
+    """How rows are laid out over devices and scanned: `num_blocks` blocks of `block_size` rows on each device."""
 
-    # Rows that exist; behind them is padding, which is never found.
+    # Rows that exist; those after them are padding, which is never found.
     num_rows: int
-    # Each device holds this many blocks of this many rows, whole groups.
     num_blocks: int
     block_size: int
     group: int
-    # "exact" or "approximate": see Search.
     method: str
     recall: float
-    # Numbers that are multiplied: "float32", each product exact to float32 on any device, or "bfloat16".
     dtype: str
 
     @property
@@ -53,7 +49,7 @@ class SearchPlan:
         return self.num_blocks * self.block_size
 
 
-def make_plan(
+def make_layout(
     num_rows: int,
     mesh: Mesh,
     *,
@@ -61,33 +57,35 @@ def make_plan(
     recall: float = 0.95,
     dtype: str = "float32",
     block_size: int | None = None,
-) -> SearchPlan:
-    """Shares out `num_rows` rows over a mesh, in even blocks of at most `block_size` rows (but one group at least).
-
-    Without a `block_size` it is what suits the device.
+) -> SearchLayout:
+    """Divides rows into even blocks of at most `block_size` rows, by default what suits the device.
 
     Raises:
       UserError: if there are no rows, or more than int32 can count.
     """
-    check_datastore_not_empty(num_rows)
+    if num_rows < 1:
+        raise UserError(
+            "the datastore is empty: no document may be a neighbor; widen config.retrieval.datastore_tasks, or set "
+            "config.retrieval.both_modalities to False"
+        )
     platform = mesh.devices.flat[0].platform
     group = _GROUP.get(platform, _GROUP_ELSEWHERE)
     if block_size is None:
         block_size = _BLOCK_APPROXIMATE_TPU if (platform, method) == ("tpu", "approximate") else _BLOCK
-    groups = -(-num_rows // (group * mesh.size))
-    num_blocks = -(-groups // max(1, block_size // group))
-    block_size = -(-groups // num_blocks) * group
-    plan = SearchPlan(num_rows, num_blocks, block_size, group, method, recall, dtype)
-    if plan.rows_per_device * mesh.size >= 2**31:
+    num_groups = -(-num_rows // (group * mesh.size))
+    num_blocks = -(-num_groups // max(1, block_size // group))
+    block_size = -(-num_groups // num_blocks) * group
+    layout = SearchLayout(num_rows, num_blocks, block_size, group, method, recall, dtype)
+    if layout.rows_per_device * mesh.size >= 2**31:
         raise UserError(
-            f"the memory has {num_rows} rows, a search takes fewer than 2^31: name fewer in "
+            f"the datastore has {num_rows} rows, a search takes fewer than 2^31: name fewer in "
             "config.retrieval.datastore_tasks"
         )
-    return plan
+    return layout
 
 
 class Search:
-    """Vectors that can be found, on the devices of a mesh."""
+    """Searches vectors that it keeps on the devices of a mesh."""
 
     def __init__(
         self,
@@ -103,213 +101,194 @@ class Search:
         """Puts `vectors` on the devices: float16 stays float16, all else becomes float32; "bfloat16" rounds both.
 
         Args:
-          vectors: read shard by shard, so a memory-mapped array never lies in this process' memory as a whole.
-          method: "exact", or "approximate": of the k best of a block each is found with probability `recall`
-            (arXiv 2206.14286); faster on a TPU, not on a CPU, where it is exact and slower.
-          recall: of "approximate", between 0 and 1.
-          dtype: "float32", or "bfloat16" products, summed in float32: about six times faster on a TPU, and scores of
-            unit vectors are off by up to 0.004, so that neighbors nearer to each other than that may change places.
-          block_size: rows whose scores a device holds at a time, for a batch; by default what suits the device.
-          batch_size: queries that go through the memory together.
+          vectors: read shard by shard, so that a memory-mapped array is never in the memory of the host as a whole.
+          mesh: devices that the rows are sharded over.
+          method: "exact", or "approximate": each of the k best of a block is found with probability `recall`
+            (arXiv 2206.14286); faster on a TPU, but exact and slower on a CPU.
+          recall: between 0 and 1.
+          dtype: of the factors, summed in float32. "bfloat16" is about six times faster on a TPU; scores of unit
+            vectors are off by up to 0.004, so neighbors with scores nearer than that may swap ranks.
+          block_size: rows per block.
+          batch_size: queries per scan of the rows.
 
         Raises:
           UserError: if there are no vectors, or one is not finite.
         """
         self.num_rows, self.dim = vectors.shape
         self._mesh, self._batch_size = mesh, batch_size
-        self._plan = make_plan(self.num_rows, mesh, method=method, recall=recall, dtype=dtype, block_size=block_size)
+        self._layout = make_layout(
+            self.num_rows, mesh, method=method, recall=recall, dtype=dtype, block_size=block_size
+        )
         stored = jnp.bfloat16 if dtype == "bfloat16" else np.float16 if vectors.dtype == np.float16 else np.float32
-        rows = self._plan.rows_per_device
+        rows = self._layout.rows_per_device
 
-        def shard(slices: tuple[slice, ...] | None) -> np.ndarray:
+        def load_shard(slices: tuple[slice, ...] | None) -> np.ndarray:
             start = (slices and slices[0].start) or 0
-            found = _refuse_non_finite(np.asarray(vectors[start : start + rows]), start)
+            found = _check_finite(np.asarray(vectors[start : start + rows]), start)
             padded = np.empty((rows, self.dim), stored)
             padded[: len(found)] = found
-            # A group that is padding in part must not get a maximum that none of its rows has.
+            # Repeats the last row: the maximum of a group with padding must be that of one of its rows.
             padded[len(found) :] = found[-1:] if len(found) else 0
             return padded
 
-        self._vectors = jax.make_array_from_callback(
-            (rows * mesh.size, self.dim), NamedSharding(mesh, memory_spec(mesh)), shard
-        )
+        sharding = NamedSharding(mesh, row_spec(mesh))
+        self._vectors = jax.make_array_from_callback((rows * mesh.size, self.dim), sharding, load_shard)
 
     def __call__(
         self, queries: Float[np.ndarray, "Q d"], k: int
     ) -> tuple[Float32[np.ndarray, "Q k"], Int64[np.ndarray, "Q k"]]:
-        """The k rows with the largest inner products with each query, best first, and these products.
+        """Finds scores and indices of the k rows with the largest inner products with each query, best first.
 
-        Of equal scores the lower index comes first, whatever the devices and the block size ("exact"). Sums may be
-        rounded otherwise by another number of queries or rows at a time, so scores that differ in their last bit alone
-        may change places. Where the memory has fewer than k rows, index -1 and score -inf fill up.
+        Of equal scores the lower index comes first, for any devices and block size ("exact"). Rounding depends on the
+        shapes of queries and blocks, so scores that differ in the last bit may swap ranks. With fewer than k rows, the
+        rest has index -1 and score -inf.
         """
         if k < 1:
             raise ValueError(f"k is {k}: at least 1")
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        index = np.full((len(queries), k), -1, np.int64)
-        start = 0
-        for found in self._batches(queries, k):
-            stop = min(start + len(found[0]), len(queries))
-            scores[start:stop], index[start:stop] = (np.asarray(part)[: stop - start] for part in found)
-            start = stop
-        return scores, index
-
-    def _batches(self, queries: np.ndarray, k: int) -> Iterator[tuple[Array, Array]]:
-        """Findings of one batch after the other, padded; the next batch runs while one is read."""
-        # Few queries make a small batch: the next power of two, so that a few sizes are ever compiled.
+        # A power of two, to compile for few shapes only.
         size = min(self._batch_size, 1 << max(len(queries) - 1, 0).bit_length())
         size = -(-size // self._mesh.size) * self._mesh.size
-        everywhere = NamedSharding(self._mesh, PartitionSpec())
-        ahead = None
-        for start in range(0, len(queries), size):
-            batch = np.zeros((size, self.dim), np.float32)
-            part = queries[start : start + size]
-            batch[: len(part)] = part
-            on_devices = jax.make_array_from_callback(batch.shape, everywhere, batch.__getitem__)
-            running = nearest(on_devices, self._vectors, k=k, mesh=self._mesh, plan=self._plan)
-            if ahead is not None:
-                yield ahead
-            ahead = running
-        if ahead is not None:
-            yield ahead
+        # Dispatched together: the devices never wait for the host to read a result.
+        found = [self._search_batch(queries[start : start + size], size, k) for start in range(0, len(queries), size)]
+        scores = np.concatenate([np.zeros((0, k), np.float32), *(np.asarray(scores) for scores, _ in found)])
+        index = np.concatenate([np.zeros((0, k), np.int64), *(np.asarray(index) for _, index in found)])
+        return scores[: len(queries)], index[: len(queries)]
+
+    def _search_batch(self, queries: np.ndarray, size: int, k: int) -> tuple[Array, Array]:
+        batch = np.zeros((size, self.dim), np.float32)
+        batch[: len(queries)] = queries
+        replicated = NamedSharding(self._mesh, PartitionSpec())
+        on_devices = jax.make_array_from_callback(batch.shape, replicated, batch.__getitem__)
+        return nearest(on_devices, self._vectors, k=k, mesh=self._mesh, layout=self._layout)
 
 
-def check_datastore_not_empty(num_rows: int) -> None:
-    """A memory has at least one row."""
-    if num_rows < 1:
-        raise UserError(
-            "the memory is empty: no document may be a neighbor; widen config.retrieval.datastore_tasks, or set "
-            "config.retrieval.both_modalities to False"
-        )
-
-
-def _refuse_non_finite(rows: np.ndarray, first: int) -> np.ndarray:
+def _check_finite(rows: np.ndarray, first: int) -> np.ndarray:
     # Two numbers decide, so that the usual case makes no array as large as the rows.
     if len(rows) and not (np.isfinite(rows.min()) and np.isfinite(rows.max())):
         row = first + int(np.argmin(np.isfinite(rows).all(axis=1)))
-        raise UserError(f"vector {row} of the memory is not finite: make the vectors again, or train the encoder anew")
+        raise UserError(
+            f"vector {row} of the datastore is not finite: make the vectors again, or train the encoder again"
+        )
     return rows
 
 
-def memory_spec(mesh: Mesh) -> PartitionSpec:
-    """The rows of a memory, over every device."""
+def row_spec(mesh: Mesh) -> PartitionSpec:
+    """Shards the rows of a datastore over every device."""
     return PartitionSpec(mesh.axis_names)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "mesh", "plan"))
+@functools.partial(jax.jit, static_argnames=("k", "mesh", "layout"))
 def nearest(
-    queries: Float32[Array, "Q d"], memory: Float[Array, "R d"], *, k: int, mesh: Mesh, plan: SearchPlan
+    queries: Float32[Array, "Q d"], rows: Float[Array, "R d"], *, k: int, mesh: Mesh, layout: SearchLayout
 ) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
-    """The search as one program; Q divides by the devices, R is what the plan says, and the result is on every device.
+    """Searches rows that are sharded as `layout` says; the devices divide Q, and the result is replicated.
 
-    Per device it holds its rows, and of a batch the scores of one block: Q x `block_size` float32.
+    A device holds its rows and the scores of one block: Q x `block_size` float32.
     """
 
-    def on_a_device(
+    def search_shard(
         queries: Float32[Array, "Q d"], rows: Float[Array, "r d"]
     ) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
-        first = jax.lax.axis_index(mesh.axis_names) * plan.rows_per_device
-        scores, index = _scan_blocks(queries, rows, first, k, plan)
+        first = jax.lax.axis_index(mesh.axis_names) * layout.rows_per_device
+        scores, index = _scan_blocks(queries, rows, first, k, layout)
         if mesh.size > 1:
-            # Shards lie in the order of their rows, so equal scores of several stay in the order of their index.
-            scores, index = (
-                jax.lax.all_to_all(part, mesh.axis_names, split_axis=0, concat_axis=1, tiled=True)
-                for part in (scores, index)
+            # Shards are in the order of their rows, so equal scores stay in the order of their index.
+            exchange = functools.partial(
+                jax.lax.all_to_all, axis_name=mesh.axis_names, split_axis=0, concat_axis=1, tiled=True
             )
-            scores, index = _best(scores, index, k)
+            scores, index = _best(exchange(scores), exchange(index), k)
             scores, index = (jax.lax.all_gather(part, mesh.axis_names, tiled=True) for part in (scores, index))
         return scores, jnp.where(scores == -jnp.inf, -1, index)
 
-    return jax.shard_map(
-        on_a_device,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), memory_spec(mesh)),
-        out_specs=PartitionSpec(),
-        check_vma=False,
-    )(queries, memory)
+    specs = (PartitionSpec(), row_spec(mesh))
+    return jax.shard_map(search_shard, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)(
+        queries, rows
+    )
 
 
 def _scan_blocks(
-    queries: Float32[Array, "Q d"], rows: Float[Array, "r d"], first: Int32[Array, ""], k: int, plan: SearchPlan
+    queries: Float32[Array, "Q d"], rows: Float[Array, "r d"], first: Int32[Array, ""], k: int, layout: SearchLayout
 ) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
-    """The k best of the rows of a device, of which the first has index `first`."""
-    dtype = jnp.dtype(plan.dtype)
-    merge = _merge_exact if plan.method == "exact" else _merge_approximate
+    """Finds the k best of a device's rows, the first of which has index `first`."""
+    dtype = jnp.dtype(layout.dtype)
+    merge = _merge_exact if layout.method == "exact" else _merge_approximate
     queries = queries.astype(dtype)
 
     def step(
-        held: tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]], number: Int32[Array, ""]
+        best: tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]], number: Int32[Array, ""]
     ) -> tuple[tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]], None]:
-        start = number * plan.block_size
-        block = jax.lax.dynamic_slice_in_dim(rows, start, plan.block_size).astype(dtype)
+        start = number * layout.block_size
+        block = jax.lax.dynamic_slice_in_dim(rows, start, layout.block_size).astype(dtype)
         # Without HIGHEST an accelerator multiplies float32 in a narrower format.
-        products = jax.lax.dot_general(
+        scores = jax.lax.dot_general(
             queries,
             block,
             (((1,), (1,)), ((), ())),
             precision=jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None,
             preferred_element_type=jnp.float32,
         )
-        return merge(*held, products, first + start, plan), None
+        return merge(*best, scores, first + start, layout), None
 
     nothing = (jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1, jnp.int32))
-    return jax.lax.scan(step, nothing, jnp.arange(plan.num_blocks, dtype=jnp.int32))[0]
+    return jax.lax.scan(step, nothing, jnp.arange(layout.num_blocks, dtype=jnp.int32))[0]
 
 
 def _merge_exact(
-    held_scores: Float32[Array, "Q k"],
-    held_index: Int32[Array, "Q k"],
+    best_scores: Float32[Array, "Q k"],
+    best_index: Int32[Array, "Q k"],
     scores: Float32[Array, "Q b"],
     first: Int32[Array, ""],
-    plan: SearchPlan,
+    layout: SearchLayout,
 ) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
-    """The k best of those held and of a block, whose scores come with the index of its first row.
+    """Merges the k best so far with the scores of a block, whose first row has index `first`.
 
-    A top-k over a whole block costs more than its products. But the k best of a block lie in the k groups with the
-    largest maxima: any other group has k groups before it, each with a score that is larger, or equal at a lower index.
+    A top-k of a whole block costs more than its matmul, so rows are considered in groups. The k best rows of a block
+    are in the k groups with the largest maxima: for any other group there are k groups with a score that is larger,
+    or equal at a lower index.
     """
-    k = held_scores.shape[1]
-    grouped = scores.reshape(len(scores), -1, plan.group)
-    worst = held_scores[:, -1:]
-    # Later rows lose against equal scores, so a group must beat what is held.
-    exists = first + plan.group * jnp.arange(grouped.shape[1]) < plan.num_rows
+    k = best_scores.shape[1]
+    grouped = scores.reshape(len(scores), -1, layout.group)
+    num_groups = grouped.shape[1]
+    # To enter, a later row must be better than the worst of the best: of equal scores the earlier row stays.
+    worst = best_scores[:, -1:]
+    is_real = first + layout.group * jnp.arange(num_groups) < layout.num_rows
     maxima = grouped.max(axis=2)
-    maxima = jnp.where((maxima > worst) & exists, maxima, -jnp.inf)
+    maxima = jnp.where((maxima > worst) & is_real, maxima, -jnp.inf)
 
-    def take(num_groups: int) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
-        # In the order of their index, because of equal scores.
-        chosen = jnp.sort(jax.lax.top_k(maxima, num_groups)[1], axis=1)[:, :, None]
-        found = jnp.take_along_axis(grouped, chosen, axis=1, mode="promise_in_bounds").reshape(len(scores), -1)
-        index = (first + chosen * plan.group + jnp.arange(plan.group)).reshape(len(scores), -1)
-        found = jnp.where((found > worst) & (index < plan.num_rows), found, -jnp.inf)
-        return _best(jnp.concatenate([held_scores, found], 1), jnp.concatenate([held_index, index], 1), k)
+    def merge_groups(count: int) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
+        # Sorted, so that equal scores stay in the order of their index.
+        groups = jnp.sort(jax.lax.top_k(maxima, count)[1], axis=1)[:, :, None]
+        found = jnp.take_along_axis(grouped, groups, axis=1, mode="promise_in_bounds").reshape(len(scores), -1)
+        index = (first + groups * layout.group + jnp.arange(layout.group)).reshape(len(scores), -1)
+        found = jnp.where((found > worst) & (index < layout.num_rows), found, -jnp.inf)
+        return _best(jnp.concatenate([best_scores, found], 1), jnp.concatenate([best_index, index], 1), k)
 
-    most = min(k, grouped.shape[1])
+    most = min(k, num_groups)
     if most <= _FEW_GROUPS:
-        return take(most)
-    few = jnp.sum(maxima > worst, axis=1).max() <= _FEW_GROUPS
-    return jax.lax.cond(few, lambda: take(_FEW_GROUPS), lambda: take(most))
+        return merge_groups(most)
+    are_few = jnp.sum(maxima > worst, axis=1).max() <= _FEW_GROUPS
+    return jax.lax.cond(are_few, lambda: merge_groups(_FEW_GROUPS), lambda: merge_groups(most))
 
 
 def _merge_approximate(
-    held_scores: Float32[Array, "Q k"],
-    held_index: Int32[Array, "Q k"],
+    best_scores: Float32[Array, "Q k"],
+    best_index: Int32[Array, "Q k"],
     scores: Float32[Array, "Q b"],
     first: Int32[Array, ""],
-    plan: SearchPlan,
+    layout: SearchLayout,
 ) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
-    """The same, where each of the k best of a block is found with probability `recall`.
+    """Does the same, finding each of the k best of the block with probability `recall`.
 
-    The recall is a block's own, not the whole memory's: neighbors of a query may all lie in one block.
+    The recall holds per block, not for all rows: all neighbors of a query may be in one block.
     """
-    k = held_scores.shape[1]
-    scores = jnp.where(first + jnp.arange(scores.shape[1]) < plan.num_rows, scores, -jnp.inf)
-    found, place = jax.lax.approx_max_k(scores, min(k, scores.shape[1]), recall_target=plan.recall)
-    return _best(jnp.concatenate([held_scores, found], 1), jnp.concatenate([held_index, first + place], 1), k)
+    k = best_scores.shape[1]
+    scores = jnp.where(first + jnp.arange(scores.shape[1]) < layout.num_rows, scores, -jnp.inf)
+    found, index = jax.lax.approx_max_k(scores, min(k, scores.shape[1]), recall_target=layout.recall)
+    return _best(jnp.concatenate([best_scores, found], 1), jnp.concatenate([best_index, first + index], 1), k)
 
 
 def _best(
     scores: Float32[Array, "Q c"], index: Int32[Array, "Q c"], k: int
 ) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
-    scores, place = jax.lax.top_k(scores, k)
-    return scores, jnp.take_along_axis(index, place, axis=1)
+    scores, ranks = jax.lax.top_k(scores, k)
+    return scores, jnp.take_along_axis(index, ranks, axis=1)

@@ -62,7 +62,7 @@ def undisturbed(root) -> dict[str, bytes]:
     launched.run(arguments(root, "undisturbed"))
     files = launched.files_below(root / "undisturbed" / "corpus")
     assert sum("tokens-" in name for name in files) == -(-(NUM_IMAGES - 1) // PER_SHARD) + 1
-    assert not any("partial" in name for name in files) and "retrieval/index.faiss" in files
+    assert not any("partial" in name for name in files) and "retrieval/datastore.npy" in files
     return files
 
 

@@ -21,8 +21,10 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.images import encode_png
 from cm3leon_jax.retrieval import neighbor_search
 from cm3leon_jax.retrieval.config import RetrievalConfig
-from cm3leon_jax.retrieval.document_vectors import vectors_file
+from cm3leon_jax.retrieval.datastore import Datastore
+from cm3leon_jax.retrieval.list_writer import ListWriter
 from cm3leon_jax.retrieval.retriever import Retriever
+from cm3leon_jax.retrieval.vectors import open_vectors
 
 WORDS = ("seven", "nine", "zero")
 NUM_IMAGES = 45
@@ -91,7 +93,7 @@ def number_in(tokens: np.ndarray, vocabulary) -> int:
 
 def test_neighbors_are_near_and_none_is_the_document_itself(config, vocabulary, capsys):
     assert run(config) == 0
-    assert "neighbors a document" in capsys.readouterr().out
+    assert "neighbors per document" in capsys.readouterr().out
     corpus, lists = opened(config)
     (task,) = corpus.manifest["tasks"]
     assert corpus.manifest["tasks"][task]["splits"]["train"]["num_shards"] > 1
@@ -126,17 +128,17 @@ def test_a_copy_of_a_held_out_document_is_never_retrieved(config, folder, vocabu
     assert number_in(task_split.document(0), vocabulary) == held_out
     train = corpus.task_split(task, "train")
     (place,) = [i for i in range(train.num_documents) if "!" in vocabulary.decode_text(train.document(i).tolist())]
-    # It is in the memory, and the nearest by far.
-    memory = neighbor_search.Memory.open(corpus.path / "retrieval")
-    own = np.load(vectors_file(corpus.path / "retrieval" / task / "validation", 0)).astype(np.float32)
-    nearest = (l2_normalize(own[0].sum(axis=0)) @ memory.vectors.astype(np.float32).T).argmax()
-    assert memory.places[nearest] == place
+    # It is in the datastore, and the nearest by far.
+    datastore = Datastore.open(corpus.path / "retrieval")
+    own = open_vectors(corpus.path / "retrieval" / task / "validation", 0)[0].astype(np.float32)
+    nearest = (l2_normalize(own[0].sum(axis=0)) @ datastore.vectors.astype(np.float32).T).argmax()
+    assert datastore.documents[nearest] == place
     places, _ = lists.of_split(task, "validation")
     assert place not in places and (places[0] != NONE).any()
 
 
 @pytest.mark.slow
-def test_only_the_training_split_of_the_named_tasks_is_memory(config):
+def test_only_the_training_split_of_the_named_tasks_is_searched(config):
     run(config)
     corpus, lists = opened(config)
     (task,) = corpus.manifest["tasks"]
@@ -153,8 +155,8 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(config, monkeypatch,
     expected = {file.relative_to(retrieval): file.read_bytes() for file in retrieval.rglob("*-*.npy")}
     assert len(expected) > 8
     again = replace(config, corpus=replace(config.corpus, path=config.corpus.path + "_again"))
-    name = {"vectors": "write_vectors", "lists": "_chosen"}[stage]
-    original, calls = getattr(neighbor_search, name), []
+    owner, name = {"vectors": (neighbor_search, "write_vectors"), "lists": (ListWriter, "_neighbors")}[stage]
+    original, calls = getattr(owner, name), []
 
     def stop(*args, **kwargs):
         calls.append(name)
@@ -162,10 +164,10 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(config, monkeypatch,
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(neighbor_search, name, stop)
+    monkeypatch.setattr(owner, name, stop)
     with pytest.raises(KeyboardInterrupt):
         run(again)
-    monkeypatch.setattr(neighbor_search, name, original)
+    monkeypatch.setattr(owner, name, original)
     assert run(again) == 0
     retrieval = Path(again.corpus.path) / "retrieval"
     assert {file.relative_to(retrieval): file.read_bytes() for file in retrieval.rglob("*-*.npy")} == expected
@@ -182,7 +184,7 @@ def test_what_is_complete_is_left_alone_and_another_encoder_or_setting_is_refuse
     with pytest.raises(UserError, match="found with another encoder"):
         run(config)
     corpus, _ = opened(config)
-    with pytest.raises(UserError, match=r"index .* was built with another encoder"):
+    with pytest.raises(UserError, match=r"datastore .* was built with another encoder"):
         Retriever.open(config, corpus)
 
 
@@ -193,19 +195,19 @@ def test_a_missing_encoder_is_said_before_tokens_are_written(config, tmp_path):
     assert not Path(config.corpus.path).exists()
 
 
-def test_a_memory_without_documents_of_both_modalities_is_said(config, monkeypatch):
+def test_a_datastore_without_documents_of_both_modalities_is_said(config, monkeypatch):
     original = neighbor_search.write_vectors
 
-    def without_images(*args):
-        original(*args)
-        for record in args[5].glob("vectors-*.json"):
+    def without_images(corpus, *args, **kwargs):
+        original(corpus, *args, **kwargs)
+        for record in (corpus.path / "retrieval").rglob("vectors-*.json"):
             arrays = {name: np.load(record.with_name(name)) for name in read_files_record(record, "")}
             for vectors in arrays.values():
                 vectors[:, 1] = 0
             save_arrays(record, arrays)
 
     monkeypatch.setattr(neighbor_search, "write_vectors", without_images)
-    with pytest.raises(UserError, match=r"the memory is empty: .*both_modalities"):
+    with pytest.raises(UserError, match=r"the datastore is empty: .*both_modalities"):
         run(config)
 
 
@@ -229,7 +231,7 @@ def test_a_file_that_was_deleted_is_written_again_and_nothing_else(config, capsy
     for pattern in (
         *("tokens-00001.bin", "offsets-00000.npy", "checksums-00000.npy", "shard-00000.json", "manifest.json"),
         *("vectors-00000.npy", "queries-00000.npy", "neighbors-00000.npy", "scores-00000.npy", "lists-00000.json"),
-        *("memory.npy", "places.npy", "memory.json", "index.faiss"),
+        *("datastore.npy", "documents.npy", "datastore.json"),
     ):
         file = next(folder.rglob(pattern))
         before = {file: file.stat().st_mtime_ns for file in folder.rglob("tokens-*.bin")}

@@ -64,7 +64,7 @@ def test_groups_over_hosts_use_the_network():
     assert collective_seconds(gather(range(16), **one_byte_a_run), pod, places) == pytest.approx(15 / 50e9)
 
 
-def test_hidden_traffic_runs_beside_the_products_and_other_traffic_behind_them():
+def test_hidden_traffic_runs_next_to_matmuls_and_other_traffic_after_them():
     done = Work(459e12, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     collective = gather(range(64))
     seconds = collective_seconds(collective, POD, CUBE)
@@ -104,16 +104,16 @@ def test_searched_meshes_divide_chips_batch_and_model():
         assert 2048 % (mesh["replica"] * mesh["fsdp"]) == 0
 
 
-def test_candidates_come_with_the_lowest_bound_first_and_less_memory_for_more_parts():
-    found = search.candidates(CONFIG, 64_640, parse("v6e:16x16"))
-    bounds = [candidate.bound_seconds for candidate in found]
+def test_settings_come_with_the_lowest_bound_first_and_less_memory_for_more_parts():
+    found = search.find_settings(CONFIG, 64_640, parse("v6e:16x16"))
+    bounds = [setting.bound_seconds for setting in found]
     assert bounds[0] <= bounds[-1]
     assert bounds[0] == pytest.approx(min(bounds), rel=0.02)
     mesh = {"replica": 1, "fsdp": 256, "tensor": 1}
     memory = {
-        candidate.config.train.num_microbatches: candidate.memory_bytes
-        for candidate in found
-        if candidate.mesh == mesh and candidate.config.model.remat == "none"
+        setting.config.train.num_microbatches: setting.memory_bytes
+        for setting in found
+        if setting.mesh == mesh and setting.config.model.remat == "none"
     }
     assert memory[8] < memory[4] < memory[2] < memory[1]
     assert found[0].config.mesh == MeshConfig(**found[0].mesh)

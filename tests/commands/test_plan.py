@@ -54,7 +54,7 @@ def test_a_small_model_fits_and_all_reduces_no_weight(tmp_path, scratch, capsys)
     assert ("all-gather", "weights of the layers") in kinds
     # On so few chips gradients are passed on from neighbor to neighbor, while they are made.
     assert {
-        ("collective-permute", "shares, beside their products"),
+        ("collective-permute", "shards, next to their matmuls"),
         ("reduce-scatter", "gradients of the layers"),
     } & kinds
     assert not any("." in name for fault in found["faults"] for name in fault["parameters"])
@@ -91,7 +91,7 @@ def test_nothing_is_left_after_an_interruption(number, scratch):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    _wait(lambda: list(scratch.glob("*/request.pickle")))
+    _wait(lambda: list(scratch.glob("*/config.json")))
     folder = next(scratch.iterdir())
     started.send_signal(number)
     started.wait(10)
