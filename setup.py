@@ -1,5 +1,6 @@
 """Package metadata; exact versions for Python 3.11 on a CPU are in requirements.lock."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "cm3leon_jax" / "__init__.py").read_text())[1]
 # Folders of the checkout that a wheel carries, in cm3leon_jax/shipped/ (`config_file.shipped_folder`).
 SHIPPED = ("configs", "examples", "launch")
 
@@ -69,7 +71,7 @@ TEST = [*CHECK, "torch>=2.6"]
 
 setup(
     name="cm3leon_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Train CM3Leon: one transformer over interleaved text and image codes, on JAX",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

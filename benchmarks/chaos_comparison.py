@@ -93,7 +93,7 @@ def _compare_checkpoints(run: Path, reference: Path, num_steps: int, same_bits: 
             if checkpoints.latest_step != num_steps:
                 result.faults.append(f"checkpoints: the last of {folder.name} is {checkpoints.latest_step}")
                 return
-            sums = checkpoints._meta_with_sums(num_steps)["bit_sums"]
+            sums = checkpoints.bit_sums(num_steps)
             arrays = {name: each.read().result() for name, each in checkpoints.lazy_parameters(num_steps).items()}
             found.append((sums, arrays))
     (sums, arrays), (expected_sums, expected) = found

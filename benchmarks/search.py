@@ -1,8 +1,8 @@
-"""The search for neighbors beside FAISS' flat index, on the same cores, in one process.
+"""Compares the search for neighbors with FAISS' flat index, on the same cores, in one process.
 
     python benchmarks/search.py --size=200000 --dim=512 --queries=2048 --k=64
 
-The memory searches for its own rows: random unit vectors, and 1,000 clusters (noise of 0.04 a coordinate). FAISS gets
+Rows of the datastore are the queries: random unit vectors, and 1,000 clusters (noise of 0.04 a coordinate). FAISS gets
 its BLAS threshold set so that a matrix product is used, and of a few sizes of batches and blocks those that are fastest
 here. The two take turns; the best round counts. Wall time suffers from whatever else runs, CPU seconds less so.
 """
@@ -40,7 +40,7 @@ def main() -> None:
 
     faiss.omp_set_num_threads(arguments.threads)
     print(f"{_processor()}, {arguments.threads} threads; jax {jax.__version__}, faiss {faiss.__version__}")
-    print(f"memory {arguments.size:,} x {arguments.dim}, {arguments.queries:,} queries, k {arguments.k}, float32")
+    print(f"datastore {arguments.size:,} x {arguments.dim}, {arguments.queries:,} queries, k {arguments.k}, float32")
     columns = f"{'queries/s':>10} {'queries/CPU s':>14} {'ratio, wall':>11} {'ratio, CPU':>10}"
     print(f"{'data':9} {'search':12} {columns}  recall")
     for data in ("random", "clustered"):
@@ -52,24 +52,24 @@ def _compare(data: str, arguments: argparse.Namespace) -> None:
     from cm3leon_jax.models.sharding import make_mesh
     from cm3leon_jax.retrieval.search import Search
 
-    memory = _vectors(data, arguments.size, arguments.dim)
-    queries = memory[:: max(1, arguments.size // arguments.queries)][: arguments.queries]
+    vectors = _vectors(data, arguments.size, arguments.dim)
+    queries = vectors[:: max(1, arguments.size // arguments.queries)][: arguments.queries]
     mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=1))
-    flat, best_of_faiss = _fastest_faiss(memory, queries, arguments.k)
-    exact = Search(memory, mesh)
-    approximate = Search(memory, mesh, "approximate", arguments.recall)
-    ways: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
+    flat, best_of_faiss = _fastest_faiss(vectors, queries, arguments.k)
+    exact = Search(vectors, mesh)
+    approximate = Search(vectors, mesh, "approximate", arguments.recall)
+    searches: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
         "FAISS flat": flat,
         "exact": lambda: exact(queries, arguments.k),
         "approximate": lambda: approximate(queries, arguments.k),
     }
-    found = {name: way()[1] for name, way in ways.items()}
-    wall, cpu = ({name: float("inf") for name in ways} for _ in range(2))
+    found = {name: search()[1] for name, search in searches.items()}
+    wall, cpu = ({name: float("inf") for name in searches} for _ in range(2))
     for _ in range(arguments.rounds):
-        for name, way in ways.items():
-            seconds = _time(way)
+        for name, search in searches.items():
+            seconds = _time(search)
             wall[name], cpu[name] = min(wall[name], seconds[0]), min(cpu[name], seconds[1])
-    for name in ways:
+    for name in searches:
         recall = np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found[name], found["FAISS flat"], strict=True)])
         print(
             f"{data:9} {name:12} {len(queries) / wall[name]:10.0f} {len(queries) / cpu[name]:14.0f} "
@@ -90,13 +90,13 @@ def _vectors(data: str, size: int, dim: int) -> np.ndarray:
     return vectors
 
 
-def _fastest_faiss(memory: np.ndarray, queries: np.ndarray, k: int) -> tuple[Callable[[], Any], tuple[int, int, int]]:
+def _fastest_faiss(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[Callable[[], Any], tuple[int, int, int]]:
     """FAISS' exact search with the fastest of a few sizes: queries a call, and a block's queries and rows."""
     import faiss
 
     faiss.cvar.distance_compute_blas_threshold = 20
-    index = faiss.IndexFlatIP(memory.shape[1])
-    index.add(memory)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
 
     def search(sizes: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
         batch, faiss.cvar.distance_compute_blas_query_bs, faiss.cvar.distance_compute_blas_database_bs = sizes

@@ -1,50 +1,33 @@
 """Compiles the search for a TPU pod that is not there, and says what it would cost there at least.
 
     pip install libtpu
-    python benchmarks/search_pod.py --topology=v5e:16x16 --memory=340e6 --dim=512 --k=64 --queries=1024
+    python benchmarks/search_pod.py --topology=v5e:16x16 --rows=340e6 --dim=512 --k=64 --queries=1024
 
 The compiler is the pod's own, so that the search compiles, what HBM it takes and which collectives it has are facts.
 Times are a model, a lower bound: the products at the peak of the chip, and the rows read from HBM once a batch, for
-every row of the memory as a query once. Left out: choosing the k best, and scores that leave the chip.
+every row of the datastore as a query once. Left out: choosing the k best, and scores that leave the chip.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
-import sys
 import time
-from dataclasses import dataclass
 
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TF_CPP_MIN_LOG_LEVEL="3")
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cm3leon_jax.models.sharding import MESH_AXES
+from cm3leon_jax.accelerators import Accelerator
+from cm3leon_jax.models.config import MeshConfig
+from cm3leon_jax.models.sharding import make_mesh
+from cm3leon_jax.planning import topology
 from cm3leon_jax.retrieval.search import SearchLayout, make_layout, nearest, row_spec
 
-
-@dataclass(frozen=True)
-class Chip:
-    """Published peaks, and the HBM that the compiler gives out."""
-
-    bfloat16_flops: float
-    hbm_bytes_per_second: float
-    hbm_gib: float
-    ici_bytes_per_second: float
-
-
-CHIPS = {
-    "v5e": Chip(197e12, 819e9, 15.75, 200e9),
-    "v5p": Chip(459e12, 2765e9, 95.73, 600e9),
-    "v6e": Chip(918e12, 1640e9, 31.24, 448e9),
-}
-# A product of float32 with HIGHEST precision is six of bfloat16 on a TPU.
+# A matmul of float32 with HIGHEST precision takes as long as six of bfloat16 on a TPU.
 PASSES = {"bfloat16": 1, "float32": 6}
 
 
@@ -52,37 +35,21 @@ def main() -> None:
     """Compiles and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v5e:16x16", help="one of v5e, v5p, v6e, and its shape")
-    parser.add_argument("--memory", type=float, default=340e6, help="rows of the memory")
+    parser.add_argument("--rows", type=float, default=340e6, help="of the datastore")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--queries", type=int, default=1024, help="of one batch")
     parser.add_argument("--recall", type=float, default=0.95, help="of the approximate search")
     arguments = parser.parse_args()
-    kind = arguments.topology.split(":")[0]
-    if kind not in CHIPS:
-        sys.exit(f"--topology={arguments.topology}: the chip is one of {', '.join(CHIPS)}")
-    if importlib.util.find_spec("libtpu") is None:
-        sys.exit("the compiler of TPUs is missing: pip install libtpu")
-    mesh = _mesh(arguments.topology)
-    chip = CHIPS[kind]
+    pod = topology.parse(arguments.topology)
+    topology.require_compiler(pod)
+    mesh, chip = make_mesh(MeshConfig(replica=1, fsdp=-1, tensor=1), topology.devices(pod)), pod.accelerator
     print(f"{mesh.size} chips of {arguments.topology}, jax {jax.__version__}, libtpu {_libtpu_version()}")
-    print(f"memory {int(arguments.memory):,} x {arguments.dim}, batches of {arguments.queries:,}, k {arguments.k}")
+    print(f"datastore {int(arguments.rows):,} x {arguments.dim}, batches of {arguments.queries:,}, k {arguments.k}")
     for method in ("exact", "approximate"):
         for dtype in PASSES:
-            layout = make_layout(int(arguments.memory), mesh, method=method, recall=arguments.recall, dtype=dtype)
+            layout = make_layout(int(arguments.rows), mesh, method=method, recall=arguments.recall, dtype=dtype)
             _report(layout, mesh, chip, arguments)
-
-
-def _mesh(topology: str) -> Mesh:
-    kind, shape = topology.split(":")
-    sides = [int(side) for side in shape.split("x")]
-    # Rings are closed where a side of a v5e or v6e is whole, and on a v5p from a cube of 4 on.
-    closed = [side == 16 for side in sides] if kind != "v5p" else [min(sides) >= 4] * len(sides)
-    wrap = (*closed, *[False] * (3 - len(sides)))
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology, wrap=wrap)
-    shape = (1, len(described.devices), 1)
-    devices = mesh_utils.create_device_mesh(shape, described.devices, allow_split_physical_axes=True)
-    return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def _libtpu_version() -> str:
@@ -94,7 +61,7 @@ def _libtpu_version() -> str:
         return "of an unknown version"
 
 
-def _report(layout: SearchLayout, mesh: Mesh, chip: Chip, arguments: argparse.Namespace) -> None:
+def _report(layout: SearchLayout, mesh: Mesh, chip: Accelerator, arguments: argparse.Namespace) -> None:
     stored = np.float16 if layout.dtype == "float32" else jax.numpy.bfloat16
     queries = jax.ShapeDtypeStruct(
         (arguments.queries, arguments.dim), np.float32, sharding=NamedSharding(mesh, PartitionSpec())
@@ -103,7 +70,7 @@ def _report(layout: SearchLayout, mesh: Mesh, chip: Chip, arguments: argparse.Na
         (layout.rows_per_device * mesh.size, arguments.dim), stored, sharding=NamedSharding(mesh, row_spec(mesh))
     )
     print(f"\n{layout.method}, {layout.dtype} products of {np.dtype(stored).name} rows")
-    print(f"  {layout.rows_per_device:,} rows a chip in {layout.num_blocks} blocks of {layout.block_size:,}")
+    print(f"  {layout.rows_per_device:,} rows per chip in {layout.num_blocks} blocks of {layout.block_size:,}")
     started = time.perf_counter(), time.process_time()
     try:
         compiled = nearest.lower(queries, rows, k=arguments.k, mesh=mesh, layout=layout).compile()
@@ -119,11 +86,11 @@ def _report(layout: SearchLayout, mesh: Mesh, chip: Chip, arguments: argparse.Na
     }
     listed = ", ".join(f"{name} {size / 2**30:.3f}" for name, size in parts.items())
     print(f"  compiled in {wall:.0f} s ({cpu:.0f} CPU s)")
-    print(f"  fits: {sum(parts.values()) / 2**30:.2f} of {chip.hbm_gib} GiB of HBM a chip ({listed})")
+    print(f"  fits: {sum(parts.values()) / 2**30:.2f} of {chip.hbm_bytes / 2**30:.2f} GiB of HBM per chip ({listed})")
     text = compiled.as_text()
     collectives = re.findall(r" ((?:all|reduce|collective)-[a-z-]+)\(", text)
     counts = ", ".join(f"{collectives.count(name)} {name}" for name in sorted(set(collectives)))
-    print(f"  collectives a batch: {counts}")
+    print(f"  collectives per batch: {counts}")
     products, choosing = _estimated_cycles(text)
     if products:
         print(f"  the compiler estimates for a block {products:,} cycles of products, and for choosing from it")
@@ -149,7 +116,7 @@ def _estimated_cycles(text: str) -> tuple[int, int]:
 
 
 def _print_model(
-    layout: SearchLayout, mesh: Mesh, chip: Chip, bytes_per_number: int, arguments: argparse.Namespace
+    layout: SearchLayout, mesh: Mesh, chip: Accelerator, bytes_per_number: int, arguments: argparse.Namespace
 ) -> None:
     flops = 2 * arguments.queries * layout.rows_per_device * arguments.dim * PASSES[layout.dtype]
     read = layout.rows_per_device * arguments.dim * bytes_per_number
@@ -158,13 +125,13 @@ def _print_model(
     seconds = {
         "products": flops / chip.bfloat16_flops,
         "rows from HBM": read / chip.hbm_bytes_per_second,
-        "findings over the network": sent / chip.ici_bytes_per_second,
+        "findings over the network": sent / chip.interconnect_bytes_per_second,
     }
     batches = -(-layout.num_rows // arguments.queries)
     listed = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in seconds.items())
     print(f"  model of a batch: {listed}")
     whole = batches * max(seconds.values())
-    print(f"  model of the memory against itself, {batches:,} batches: at least {whole / 3600:.2f} h")
+    print(f"  model of all rows as queries, {batches:,} batches: at least {whole / 3600:.2f} h")
 
 
 if __name__ == "__main__":

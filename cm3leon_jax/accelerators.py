@@ -1,10 +1,10 @@
-"""What one chip of each kind can do, as its maker publishes it.
+"""Lists the published peaks of TPU and GPU chips, and tells which of them a host has.
 
 Sources, read in 2026: Google's pages of v5e, v5p and v6e (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e): peak, HBM
-rate, bidirectional ICI rate a chip and network rate a pod or chip. NVIDIA's data sheets of A100 80GB SXM, H100 SXM and
-H200 SXM: dense bfloat16 peak, HBM rate, NVLink rate; and of DGX A100 and H100: one 200 or 400 Gbit/s port a GPU. Rates
-of links are those of one direction, half of what the pages give. Usable HBM is what the TPU compiler gives out, and for
-a GPU what is left beside the driver.
+rate, bidirectional ICI rate per chip and network rate per pod or chip. NVIDIA's data sheets of A100 80GB SXM, H100 SXM
+and H200 SXM: dense bfloat16 peak, HBM rate, NVLink rate; and of DGX A100 and H100: one 200 or 400 Gbit/s port per GPU.
+Rates of links are those of one direction, half of what the pages give. Usable HBM is what the TPU compiler gives out,
+and for a GPU what the driver leaves.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ class Accelerator:
     """Published peaks of one chip; bytes and seconds throughout."""
 
     name: str
-    # What `jax.Device.device_kind` may call it.
+    # The values of `jax.Device.device_kind` for it.
     device_kinds: tuple[str, ...]
     bfloat16_flops: float
     hbm_bytes: int
     hbm_bytes_per_second: float
-    # What a chip sends to its neighbors over all its links together: ICI, or NVLink.
+    # From a chip to its neighbors over all its links together: ICI, or NVLink.
     interconnect_bytes_per_second: float
     # Links of a torus: two for each of its axes. 0: a switch, where any chip reaches any other at the whole rate.
     num_links: int
-    # What a chip sends beyond its slice or host: DCN, or its port of the cluster's network.
+    # From a chip to other slices or hosts: DCN, or its port of the cluster's network.
     network_bytes_per_second: float
 
     @property
@@ -55,12 +55,12 @@ def by_device_kind(kind: str) -> Accelerator | None:
 
 
 def host_has_tpu() -> bool:
-    """Whether this host has a TPU: told from its files, since JAX's own look-up fixes how it uses the device."""
+    """Whether this host has a TPU, from its device files: asking JAX would initialize the device."""
     return _has_device("accel[0-9]*", "vfio/[0-9]*")
 
 
 def host_has_gpu() -> bool:
-    """Whether this host has a GPU of NVIDIA."""
+    """Whether this host has an NVIDIA GPU."""
     return _has_device("nvidia[0-9]*")
 
 

@@ -1,4 +1,4 @@
-"""Sums over the bits of arrays, which say whether they are what was written."""
+"""Sums the bits of arrays, to tell whether they are what was written, on any mesh and by parts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,10 @@ from jaxtyping import Array, Bool, Shaped, UInt32
 from cm3leon_jax.models.sharding import parameter_name
 
 
-def bit_sums(arrays: Any) -> dict[str, int]:
-    """A sum over the bits of every array, by its name: equal exactly where the bits are, on any mesh."""
-    return {name: bits for name, (bits, _) in sums_and_finiteness(arrays).items()}
-
-
 def sums_and_finiteness(arrays: Any) -> dict[str, tuple[int, bool]]:
     """The sum over the bits of every array, and whether all of it is finite, by its name."""
-    # Array by array, since there are few shapes to compile; and one after the other, since a CPU's devices can wait for
-    # each other forever where several programs with collectives are under way.
+    # One program per array, since there are few shapes to compile. One after the other, since on a CPU the devices can
+    # wait for each other forever when several programs with collectives run.
     jax.block_until_ready(arrays)
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
@@ -31,28 +26,24 @@ def sums_and_finiteness(arrays: Any) -> dict[str, tuple[int, bool]]:
 
 @jax.jit
 def _sum_and_finite(array: Shaped[Array, "..."]) -> tuple[UInt32[Array, ""], Bool[Array, ""]]:
-    return _bit_sum(array), jnp.isfinite(array).all()
+    """Sums the bits modulo 2**32, in any order, each element weighted by its position, so that none can be swapped.
 
-
-def _bit_sum(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """Modulo 2**32, so in any order; each element with a weight of its place, so that none may change places.
-
-    Weights are odd, and so have inverses modulo 2**32: no single element can change unnoticed. From the first axis on,
-    since that is how a CPU sums fast.
+    Odd weights have inverses modulo 2**32, so a change of a single element is always detected. A CPU sums fastest from
+    the first axis on.
     """
     unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
     sums = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
     for axis, size in enumerate(array.shape):
         weights = 2 * jax.lax.iota(jnp.uint32, size) * np.uint32(2654435761 + axis) + 1
         sums = jnp.sum(sums * weights.reshape(-1, *(1,) * (sums.ndim - 1)), axis=0, dtype=jnp.uint32)
-    return sums
+    return sums, jnp.isfinite(array).all()
 
 
 def bit_sum_of_part(part: Shaped[np.ndarray, "..."], start: tuple[int, ...]) -> int:
-    """What a part of an array, which begins at `start` on its first axes, adds to `_bit_sum`: numpy's twin of it."""
+    """What the part of an array that begins at `start` on its first axes adds to the sum of the whole, in NumPy."""
     sums = part.view(f"uint{8 * part.dtype.itemsize}").astype(np.uint32, copy=False)
     for axis, size in enumerate(part.shape):
-        places = np.arange(size, dtype=np.uint32) + np.uint32(start[axis] if axis < len(start) else 0)
-        weights = 2 * places * np.uint32(2654435761 + axis) + np.uint32(1)
+        positions = np.arange(size, dtype=np.uint32) + np.uint32(start[axis] if axis < len(start) else 0)
+        weights = 2 * positions * np.uint32(2654435761 + axis) + np.uint32(1)
         sums = np.einsum("i,i...->...", weights, sums)
     return int(sums)

@@ -1,4 +1,4 @@
-"""Every value that a run can set: one typed dataclass a part, with its meaning and default.
+"""Defines every value that a run can set: one typed dataclass per part, with its meaning and default.
 
 A config file (`configs/NAME.py`) names only what differs from these defaults; `config_file.py` reads it. The defaults
 are the paper's 350M model (arXiv 2309.02591, Table 3) with its 256-pixel image tokenizer. In a path, `{workdir}` stands
@@ -29,7 +29,7 @@ from cm3leon_jax.training.config import OptimizerConfig, RecoveryConfig, TrainCo
 class Config:
     """A whole run."""
 
-    # Modules that every command imports first: what they add to a registry can be named below.
+    # Modules that every command imports first; the config can name what they register.
     modules: Annotated[tuple[str, ...], AT_RESUME] = ()
 
     corpus: Annotated[CorpusConfig, AT_RESUME] = field(default_factory=CorpusConfig)
@@ -59,7 +59,7 @@ class Config:
             f"batch.sequence_length {self.batch.sequence_length} holds no image of "
             f"{self.image_tokenizer.image_length} codes, and whole packing cuts none; make it longer",
         )
-        # A document and its neighbors, each an image, at least one text token and a break, behind one `</s>`.
+        # A document and its neighbors, each an image, at least one text token and a break, after one `</s>`.
         least = (self.retrieval.num_drawn + 1) * (self.image_tokenizer.image_length + 2)
         require(
             not self.retrieval.enabled or self.batch.packing == "stream" or least <= self.batch.sequence_length,

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +24,12 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.config_part import field_types
 from cm3leon_jax.config_values import build, check_value, closest, of_family
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_object, write_json
+from cm3leon_jax.files import check_format, read_object, write_json
+from cm3leon_jax.ranges import annotation
 from cm3leon_jax.registry import import_module
+
+# Version of a run's config.json; 0.1 of this package wrote none.
+FORMAT_VERSION = 2
 
 
 def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) -> Config:
@@ -38,7 +43,7 @@ def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) ->
     """
     path, variant = find(file)
     _make_importable(path.resolve().parent)
-    values = read_object(path, "the config") if path.suffix == ".json" else _run(path, variant)
+    values = _read_json(path) if path.suffix == ".json" else _run(path, variant)
     overrides = overrides or {}
     if "modules" in overrides:
         _override(values, "modules", overrides["modules"])
@@ -67,11 +72,12 @@ def _override(values: dict[str, Any], name: str, text: str) -> None:
 
 def save(config: Config, path: Path) -> None:
     """Writes the config as JSON that `load` takes from anywhere: with `{workdir}` in the paths in the file's folder."""
-    write_json(path, dataclasses.asdict(_empty_paths(config, path.parent.absolute())))
+    values = dataclasses.asdict(_empty_paths(config, path.parent.absolute()))
+    write_json(path, {"format_version": FORMAT_VERSION} | values)
 
 
 def find(file: str) -> tuple[Path, str]:
-    """The file that `--config=FILE` means, and the variant behind its name."""
+    """The file that `--config=FILE` means, and the variant after its name."""
     file = paths.local(file, "--config")
     name, _, variant = (file, "", "") if Path(file).is_file() else file.partition(":")
     named = {path.stem: path for path in shipped_configs()}
@@ -91,7 +97,7 @@ def default_workdir(file: str) -> Path:
 
 
 def shipped_folder() -> Path:
-    """Where `configs/` and `launch/` lie: in the checkout, or inside of the installed package."""
+    """The parent of `configs/` and `launch/`: the checkout, or a folder of the installed package."""
     package = Path(__file__).parent
     return package / "shipped" if (package / "shipped").is_dir() else package.parent
 
@@ -102,8 +108,18 @@ def shipped_configs() -> list[Path]:
     return [file for file in files if "def get_config(" in file.read_text(encoding="utf-8")]
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """Reads the config.json of a run."""
+    values = read_object(path, "the config")
+    if "corpus" in values:
+        fix = "start from the config file of the run, with another --workdir"
+        check_format(values, FORMAT_VERSION, f"the config {path}", fix)
+        del values["format_version"]
+    return values
+
+
 def _run(path: Path, variant: str) -> dict[str, Any]:
-    """What `get_config()` of a config file returns, as plain dicts."""
+    """Returns the result of a config file's `get_config()` as plain dicts."""
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no config file: its name ends in .py, or it is the config.json of a run")
@@ -121,7 +137,7 @@ def _run(path: Path, variant: str) -> dict[str, Any]:
         return config.to_dict()
     except (UserError, KeyboardInterrupt):
         raise
-    # A SystemExit is none of ours to obey: the command would end without a word.
+    # A SystemExit, too, would end the command without a message.
     except BaseException as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f"{path}, line {lines[-1]}," if lines else f"{path}"
@@ -129,13 +145,13 @@ def _run(path: Path, variant: str) -> dict[str, Any]:
 
 
 def _make_importable(folder: Path) -> None:
-    """Lets a config file import what lies beside it and what is shipped, both as `from configs import NAME`.
+    """Lets a config file import the modules next to it and the shipped configs, both as `from configs import NAME`.
 
-    The modules of `config.corpus.modules` may lie beside it, too. They come last: `emoji.py` there is not the package.
+    Its folder comes last in `sys.path`, where modules of the user may be, so that an `emoji.py` there hides no package.
     """
-    for place in (folder, folder.parent):
-        if str(place) not in sys.path:
-            sys.path.append(str(place))
+    for importable in (folder, folder.parent):
+        if str(importable) not in sys.path:
+            sys.path.append(str(importable))
     for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
         del sys.modules[name]
     examples = shipped_folder() / "examples"
@@ -146,7 +162,7 @@ def _make_importable(folder: Path) -> None:
 
 
 def _make_namespace(name: str, folders: Sequence[str]) -> None:
-    """Makes a package of all modules that lie in some folders."""
+    """Makes a package of all modules in some folders."""
     spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
     spec.submodule_search_locations = list(folders)
     sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -174,6 +190,8 @@ def _field_type(values: Mapping[str, Any], name: str, where: str) -> Any:
 
 
 def _parse(text: str, kind: Any) -> Any:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType) and text != "None":
+        kind = typing.get_args(kind)[0]
     if kind is str:
         return text
     if kind is bool and text.lower() in ("true", "false"):
@@ -188,51 +206,38 @@ def _parse(text: str, kind: Any) -> Any:
 
 
 def _fill_paths(config: Config, workdir: str) -> Config:
-    """Puts `workdir` where `{workdir}` stands, and refuses paths that are none."""
+    """Replaces `{workdir}` in every text, and checks the paths."""
 
     def filled(text: str, kind: paths.IsPath | None, name: str) -> str:
         text = text.replace("{workdir}", workdir)
         return paths.local_in_field(text, kind, name) if kind else text
 
-    return _with_texts(config, filled)
+    return _with_texts(config, filled, "config")
 
 
 def _empty_paths(config: Config, workdir: Path) -> Config:
-    """The opposite: `{workdir}` for `workdir`, and the other paths in full."""
+    """Puts `{workdir}` for `workdir` into the paths, and makes the others absolute."""
 
     def emptied(text: str, kind: paths.IsPath | None, name: str) -> str:
-        if kind is None or not text.startswith(kind.behind) or not text.removeprefix(kind.behind):
+        if kind is None or not text.startswith(kind.prefix) or not text.removeprefix(kind.prefix):
             return text
-        path = Path(text.removeprefix(kind.behind)).absolute()
+        path = Path(text.removeprefix(kind.prefix)).absolute()
         inside = path.is_relative_to(workdir)
-        return kind.behind + (f"{{workdir}}/{path.relative_to(workdir)}" if inside else str(path))
+        return kind.prefix + (f"{{workdir}}/{path.relative_to(workdir)}" if inside else str(path))
 
-    return _with_texts(config, emptied)
-
-
-def _with_texts(values: Any, changed: Callable[[str, paths.IsPath | None, str], str], where: str = "config") -> Any:
-    """A config with each of its texts replaced; `changed` is also told which kind of path it is, and its name."""
-    changes: dict[str, Any] = {}
-    for name, hint in field_types(type(values), include_extras=True).items():
-        value = getattr(values, name)
-        if dataclasses.is_dataclass(value):
-            changes[name] = _with_texts(value, changed, f"{where}.{name}")
-        elif isinstance(value, str):
-            kind = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, paths.IsPath)), None)
-            changes[name] = changed(value, kind, f"{where}.{name}")
-        elif isinstance(value, dict):
-            changes[name] = _with_texts_of_dict(value, changed, f"{where}.{name}")
-    return dataclasses.replace(values, **changes)
+    return _with_texts(config, emptied, "config")
 
 
-def _with_texts_of_dict(
-    values: dict[str, Any], changed: Callable[[str, paths.IsPath | None, str], str], where: str
-) -> dict[str, Any]:
-    return {
-        name: _with_texts_of_dict(value, changed, f"{where}.{name}")
-        if isinstance(value, dict)
-        else changed(value, None, f"{where}.{name}")
-        if isinstance(value, str)
-        else value
-        for name, value in values.items()
-    }
+def _with_texts(
+    value: Any, changed: Callable[[str, paths.IsPath | None, str], str], where: str, kind: paths.IsPath | None = None
+) -> Any:
+    """A part or value of a config with each of its texts replaced by `changed(text, kind of path, name)`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {}
+        for name, hint in field_types(type(value), include_extras=True).items():
+            _, path = annotation(hint, paths.IsPath) or (str, None)
+            changes[name] = _with_texts(getattr(value, name), changed, f"{where}.{name}", path)
+        return dataclasses.replace(value, **changes)
+    if isinstance(value, dict):
+        return {name: _with_texts(each, changed, f"{where}.{name}") for name, each in value.items()}
+    return changed(value, kind, where) if isinstance(value, str) else value

@@ -1,6 +1,6 @@
-"""What every part of the config is: a frozen dataclass whose values are checked when it is made.
+"""The base of the config's parts: frozen dataclasses that check their values when they are made.
 
-Beside a field stands whether its value may change when a run goes on: `log_every: Annotated[PositiveInt, AT_RESUME]`.
+The type of a field says whether its value may change when a run goes on: `every: Annotated[PositiveInt, AT_RESUME]`.
 A mark of a whole part holds for all its fields that have none; a field without any must stay as it is.
 """
 
@@ -16,8 +16,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.ranges import Range, first_fault
 from cm3leon_jax.registry import Registry
 
-# Layers that are built one after the other, and ids that each get a name: more of them only look like a program that
-# hangs, or one that runs out of memory.
+# Bounds far above any real model: more layers, built one by one, or more names would look like a program that hangs.
 Layers = Annotated[int, Range(at_least=1, at_most=10_000)]
 Names = Annotated[int, Range(at_least=1, at_most=1 << 22)]
 
@@ -67,7 +66,7 @@ def _marks(part: type, inherited: MayChange | None) -> list[tuple[str, MayChange
 
 
 class Part:
-    """A part of the config, each number of which lies in the range that its type says."""
+    """A part of the config, whose numbers are within the ranges of their types."""
 
     # Where the part has families: the config class of each, by the value of the field `family`.
     families: ClassVar[Registry | None] = None
@@ -83,12 +82,12 @@ class Part:
 
 
 def require(condition: bool, message: str) -> None:
-    """Refuses a config, unless a condition holds; `message` begins with the field."""
+    """Raises a `UserError` unless a condition holds; `message` begins with the field."""
     if not condition:
         raise UserError(f"config.{message}")
 
 
 def one_of(part: str, values: object, name: str, *choices: str) -> None:
-    """Refuses a value of a field that is none of the choices."""
+    """Raises a `UserError` unless a field has one of the choices."""
     value, listed = getattr(values, name), [repr(choice) for choice in choices]
     require(value in choices, f"{part}.{name} is {value!r}: {', '.join(listed[:-1])} or {listed[-1]}")

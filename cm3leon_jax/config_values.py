@@ -64,6 +64,9 @@ def check_value(value: Any, kind: Any, where: str, file: str = "") -> Any:
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        # An optional value.
+        return None if value is None else check_value(value, arguments[0], where, file)
     if origin is collections.abc.Mapping and isinstance(value, Mapping):
         return {
             check_value(key, arguments[0], where, file): check_value(each, arguments[1], f"{where}.{key}", file)

@@ -1,25 +1,22 @@
-"""The processes of a run: how they find each other, and what one of them does when another is gone.
+"""Connects the processes of a run, and ends one that hangs.
 
-The environment says which processes there are, by the first of these that it has:
+The environment names the processes, by the first of these that it has:
 
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID    host:port of process 0, how many, which one
     srun's variables                                              a SLURM step of several tasks; process 0 is on its
                                                                   first node
-    a TPU                                                         the workers of its slice, as its metadata say
+    a TPU                                                         the workers of its slice, from its metadata
 
-Without any, this process is alone. Proxies of the environment are for the world outside: processes find each other
-without them.
+Without any, this process is alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import faulthandler
 import os
 import re
-import signal
 import socket
 import sys
 import threading
@@ -36,11 +33,12 @@ from cm3leon_jax.accelerators import host_has_tpu
 from cm3leon_jax.distributed_config import DistributedConfig
 from cm3leon_jax.errors import EXIT_RESTART, RestartError, UserError
 from cm3leon_jax.files import wait_for
+from cm3leon_jax.runtime_abort import restart_on_abort
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# What gRPC and the readers of a TPU's metadata would send a connection through.
+# The variables that gRPC and the readers of a TPU's metadata obey.
 _PROXIES = ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy")
-# How long an attempt before this one may still hold the coordinator's port.
+# How long the coordinator's port may stay taken by the run's attempt before this one.
 _PORT_SECONDS = 5.0
 # Written by `run_on_coordinator` in the folder of what the coordinator makes.
 READY_FILE = ".ready"
@@ -48,7 +46,7 @@ READY_FILE = ".ready"
 
 @dataclass(frozen=True)
 class Processes:
-    """What the environment says: the arguments of `jax.distributed.initialize`, None where JAX finds out by itself."""
+    """The arguments of `jax.distributed.initialize`, None where JAX finds them by itself."""
 
     coordinator_address: str | None = None
     num_processes: int | None = None
@@ -61,11 +59,7 @@ class Processes:
 
 
 def named_processes(environment: Mapping[str, str]) -> Processes | None:
-    """The processes that an environment names; None where this one is alone.
-
-    Raises:
-      UserError: if only a part of what names them is set, or it is no number.
-    """
+    """The processes that an environment names; None where this one is alone."""
     given = {name: environment[name] for name in _EXPLICIT if environment.get(name)}
     tasks = environment.get("SLURM_NTASKS", "") if "SLURM_STEP_NODELIST" in environment else ""
     if "JAX_NUM_PROCESSES" not in given and "JAX_PROCESS_ID" not in given and tasks:
@@ -91,19 +85,16 @@ def named_processes(environment: Mapping[str, str]) -> Processes | None:
 
 
 def slurm_coordinator(environment: Mapping[str, str]) -> str:
-    """Host and port of process 0 of a SLURM step: the first of its nodes, by name, and a port that the job gives.
+    """Host and port of process 0 of a SLURM step: the name of its first node, and a port that depends on the job.
 
-    JAX's own guess takes a wrong name from lists such as `n[7]` and `n[1-2].cluster`. Each attempt of a job has another
-    port, lest one of the attempt before still holds it.
-
-    Raises:
-      UserError: if the job has no number.
+    JAX's own guess gets a wrong name from lists such as `n[7]` and `n[1-2].cluster`. Each attempt of a job has another
+    port, in case one of the attempt before is still taken.
     """
     numbers = [environment.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")]
     if "SLURM_JOB_ID" not in environment or not all(number.isdecimal() for number in numbers):
         raise UserError("srun's variables name no job (SLURM_JOB_ID): set JAX_COORDINATOR_ADDRESS to host:port")
     job, restart, step = map(int, numbers)
-    # Below the range from which a system gives ports away.
+    # Below the range of ephemeral ports.
     return f"{first_node(environment['SLURM_STEP_NODELIST'])}:{20_000 + (10 * job + restart + step) % 12_000}"
 
 
@@ -115,15 +106,11 @@ def first_node(nodes: str) -> str:
 
 
 def join(config: DistributedConfig, notes_sigterm: bool = False) -> None:
-    """Makes this process one of its run; to be called before JAX's first use of a device.
+    """Connects this process with the others of its run; to be called before JAX first uses a device.
 
     Args:
-      config: how long the others are waited for.
-      notes_sigterm: whether SIGTERM is only noted, for `PreemptionHandler` to read; otherwise it ends this process.
-
-    Raises:
-      UserError: if the environment contradicts itself.
-      RestartError: if the processes did not find each other in time.
+      config: how long to wait for the others.
+      notes_sigterm: whether SIGTERM is only noted, for `PreemptionHandler` to read, instead of ending this process.
     """
     processes = named_processes(os.environ)
     if processes is None:
@@ -131,10 +118,12 @@ def join(config: DistributedConfig, notes_sigterm: bool = False) -> None:
             return
         processes = Processes()
     within = f"within {config.initialization_seconds} s (config.distributed.initialization_seconds)"
-    _abort_means(f"{processes} did not find the others {within}: is every one started, and the coordinator reachable?")
+    restart_on_abort(
+        f"{processes} did not find the others {within}: is every one started, and the coordinator reachable?"
+    )
     jax.config.update("jax_enable_preemption_service", notes_sigterm)
     if processes.process_id == 0 and processes.coordinator_address:
-        _refuse_taken_port(processes.coordinator_address)
+        _check_port(processes.coordinator_address)
     try:
         with _without_proxies():
             jax.distributed.initialize(
@@ -151,15 +140,16 @@ def join(config: DistributedConfig, notes_sigterm: bool = False) -> None:
             f"{processes} did not find the others ({str(error).splitlines()[0]}): see that all are started, and "
             "that the coordinator's name and port can be reached from here"
         ) from None
-    _abort_means(f"{processes} was ended by JAX's runtime: most likely another one is gone, hangs or cannot be reached")
+    restart_on_abort(
+        f"{processes} was ended by JAX's runtime: most likely another one is gone, hangs or cannot be reached"
+    )
 
 
 @contextlib.contextmanager
 def _without_proxies() -> Iterator[None]:
-    """Hides the proxies of the environment: a connection asks for them when it is made, and never again.
+    """Hides the proxies of the environment, through which processes of a cluster rarely find each other.
 
-    Through a proxy the processes would wait for each other in vain: most know no host of a cluster. This helps also
-    where the coordinator's name is not known yet, which an exception for it (`no_proxy`) would have to say.
+    A connection reads them once, when it is made. Unlike an exception (`no_proxy`) this needs no coordinator's name.
     """
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.lower() in _PROXIES}
     try:
@@ -168,12 +158,8 @@ def _without_proxies() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _refuse_taken_port(address: str) -> None:
-    """Refuses a coordinator's port on which something else listens; gRPC might share it, or only say UNKNOWN.
-
-    Raises:
-      UserError: names the port.
-    """
+def _check_port(address: str) -> None:
+    """Refuses a coordinator's port on which something else listens; gRPC might share it, or only say UNKNOWN."""
     port = int((os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or address).rpartition(":")[2])
     until = time.monotonic() + _PORT_SECONDS
     while _is_taken(port):
@@ -195,41 +181,18 @@ def _is_taken(port: int) -> bool:
         return error.errno == errno.EADDRINUSE
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _on_abort(number: int) -> None:
-    os.write(2, _last_words)
-    os._exit(EXIT_RESTART)
-
-
-_last_words = b""
-
-
-def _abort_means(what: str) -> None:
-    """Has this process say something and exit with RESTART where JAX's runtime would abort it.
-
-    That is how the runtime ends a process as soon as it learns that another one is gone or hung, whatever this one is
-    doing. The handler runs on the thread that aborts, so a main thread that waits in a collective is no obstacle;
-    Python's own handlers would wait for it.
-    """
-    global _last_words
-    _last_words = (
-        f"cm3leon: {what} (see above). Exit code {EXIT_RESTART}: start all of them again to continue\n".encode()
-    )
-    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
-
-
 def has_joined() -> bool:
     """Whether this process is one of several."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_coordinator() -> bool:
-    """Whether this process is the one that writes what all share."""
+    """Whether this process writes the files that all share."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has come here."""
+    """Waits until every process has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -264,45 +227,40 @@ def all_processes(value: bool) -> bool:
 
 
 def hard_exit(code: int) -> NoReturn:
-    """Ends this process at once, without the goodbye for which JAX would wait for the others."""
+    """Ends this process at once, without the shutdown in which JAX waits for the others."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 class Watchdog:
-    """Ends a process with RESTART when nothing moved for too long; every `heartbeat` is a sign that something did.
+    """Ends a process with `EXIT_RESTART` after too long without a call of `heartbeat`.
 
-    A process that is gone or stopped is noticed by its missing heartbeat. But one whose file system or collective
-    hangs still sends it, and only the missing steps tell.
+    JAX notices a process that is gone or stopped, but not one whose file system or collective hangs.
     """
 
-    def __init__(self, seconds: float) -> None:
-        """
-        Args:
-          seconds: without a beat until the process is ended, from the first beat on; 0: never.
-        """
-        self._seconds, self._last = seconds, 0.0
+    def __init__(self, seconds: float | None) -> None:
+        """Waits at most this long between two heartbeats, from the first one on; forever for None."""
+        self._last = 0.0
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
         if seconds:
-            self._thread.start()
+            threading.Thread(target=self._watch, args=(seconds,), daemon=True).start()
 
     def heartbeat(self) -> None:
-        """Something moved."""
+        """Notes progress."""
         self._last = time.monotonic()
 
     def close(self) -> None:
-        """Watches no longer."""
+        """Stops watching."""
         self._done.set()
 
-    def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._seconds / 4)):
-            if self._last and time.monotonic() - self._last > self._seconds:
+    def _watch(self, seconds: float) -> None:
+        while not self._done.wait(min(1.0, seconds / 4)):
+            if self._last and time.monotonic() - self._last > seconds:
                 faulthandler.dump_traceback()
                 print(
-                    f"cm3leon: no step for {self._seconds:g} s (config.distributed.stall_seconds): a process, a device "
-                    f"or a file system hangs; above is where this process waits. Exit code {EXIT_RESTART}: start all "
+                    f"cm3leon: no step for {seconds:g} s (config.distributed.stall_seconds): a process, a device or a "
+                    f"file system hangs; above is where this process waits. Exit code {EXIT_RESTART}: start all "
                     "processes again to continue",
                     file=sys.stderr,
                 )

@@ -1,4 +1,4 @@
-"""When the processes of a run give each other up."""
+"""The time limits of the processes of a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _YEAR = 365 * 86_400
 
 @dataclass(frozen=True)
 class DistributedConfig(Part):
-    """When the processes of a run give each other up, in seconds; they then exit with 75 and can be started again."""
+    """When the processes of a run give up on each other, in seconds; they exit with 75 and can be started again."""
 
-    # Until the last of them must have been started.
+    # Until the last of them is started.
     initialization_seconds: Annotated[int, Range(at_least=1, at_most=_YEAR)] = 300
-    # Without a sign of life of a process: it was killed or stopped, or its host is gone.
+    # Without a heartbeat of a process: it was killed or stopped, or its host is gone.
     heartbeat_seconds: Annotated[int, Range(at_least=1, at_most=_YEAR)] = 60
-    # Without a finished training step, saving and evaluation included: something hangs; 0: never.
-    stall_seconds: Annotated[float, Range(at_least=0, at_most=_YEAR)] = 1200.0
+    # Without a finished training step, saving and evaluation included: something hangs. None: no limit.
+    stall_seconds: Annotated[float, Range(above=0, at_most=_YEAR)] | None = 1200.0

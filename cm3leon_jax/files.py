@@ -1,4 +1,4 @@
-"""Files that are whole or absent: everything is written under a temporary name, then renamed."""
+"""Writes files and folders whole or not at all, and reads JSON files with a message for each fault."""
 
 from __future__ import annotations
 
@@ -9,29 +9,27 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cm3leon_jax.errors import UserError
 
-# Far above every file that is written here; a larger one would be read into memory before it is refused.
-_LONGEST_JSON = 1 << 28
+# Far above every JSON file that is written here; a larger one would fill the memory before it is refused.
+_MAX_JSON_BYTES = 1 << 28
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` for the body to write, and renames it to `path` if the body succeeds."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Yields a temporary path next to `path` for the body to write, and renames it to `path` if the body succeeds."""
+    path, temporary = _prepared(path)
     temporary.touch()
-    ordinary = temporary.stat().st_mode
+    mode = temporary.stat().st_mode
     try:
         yield temporary
         # Some libraries write files for their owner alone, whatever the umask says.
-        if temporary.stat().st_mode != ordinary:
-            temporary.chmod(ordinary)
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -39,10 +37,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write_folder(path: str | Path) -> Iterator[Path]:
-    """The same for a folder, which may be there already if it is empty."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Does the same for a folder, which may exist already if it is empty."""
+    path, temporary = _prepared(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -51,21 +47,23 @@ def atomic_write_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _prepared(path: str | Path) -> tuple[Path, Path]:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path, path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
 def remove_partial_files(folder: str | Path) -> None:
-    """Removes what killed processes left half-written anywhere below a folder, where no other process writes now."""
-    for left_over in Path(folder).rglob(".*.partial"):
-        if left_over.is_dir():
-            shutil.rmtree(left_over)
+    """Removes what killed processes left half-written below a folder, where no other process may be writing."""
+    for partial in Path(folder).rglob(".*.partial"):
+        if partial.is_dir():
+            shutil.rmtree(partial)
         else:
-            left_over.unlink()
+            partial.unlink()
 
 
 def wait_for(path: Path, seconds: float = math.inf) -> Path:
-    """Returns a file's path as soon as it is there: another process writes it, maybe on another host.
-
-    Raises:
-      UserError: if it is not there after so many seconds.
-    """
+    """Returns `path` once another process, possibly on another host, has written it."""
     until, pause = time.monotonic() + seconds, 0.01
     while not path.exists():
         if time.monotonic() > until:
@@ -85,38 +83,45 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Reads a JSON file; `what` names it in the message when it is missing, cannot be read or is damaged."""
+    """Reads a JSON file; `what` names it in the message when it is missing or damaged."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{what} is damaged: {path} is no ordinary file")
-        if path.stat().st_size > _LONGEST_JSON:
-            raise UserError(f"{what} is damaged: {path} is longer than {_LONGEST_JSON:,} bytes; write it again")
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise UserError(f"{what} is damaged: {path} is longer than {_MAX_JSON_BYTES:,} bytes; write it again")
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{what} is missing: no file {path}") from None
     except OSError as error:
         raise UserError(f"{what} cannot be read: {path} ({error.strerror})") from None
-    # A ValueError is also what bytes that are no text and numbers of thousands of digits raise.
+    # Bytes that are no text and numbers of thousands of digits raise ValueError, too.
     except (ValueError, RecursionError) as error:
         raise UserError(f"{what} is damaged: {path} is not JSON ({error}); write it again") from None
 
 
 def read_object(path: str | Path, what: str) -> dict[str, Any]:
-    """The same for a file that has to hold a JSON object."""
+    """Reads a file that has to hold a JSON object, like `read_json`."""
     found = read_json(path, what)
     if not isinstance(found, dict):
         raise UserError(f"{what} is damaged: {path} holds a {type(found).__name__}, not an object; write it again")
     return found
 
 
+def check_format(found: Mapping[str, Any], version: int, what: str, fix: str) -> None:
+    """Refuses a record whose `format_version` is not this one."""
+    if (stored := found.get("format_version")) != version:
+        when = "a later" if isinstance(stored, int) and stored > version else "an earlier"
+        found_version = f"format_version {stored}, not {version}"
+        raise UserError(f"{what} was made by {when} version of cm3leon_jax ({found_version}): {fix}")
+
+
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether an error, or what led to it, is that a disk or a quota is used up."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        # TensorStore has errors of its own, with the system's text in them.
-        if any(text in str(error) for text in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))):
-            return True
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            # TensorStore has errors of its own that contain the system's text.
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return True
         error = error.__cause__ or error.__context__
     return False

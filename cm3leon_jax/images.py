@@ -1,4 +1,4 @@
-"""Image files become square pixels, whatever their format, mode, orientation and size, at a bounded cost."""
+"""Decodes image files of any format, mode, orientation and size into square pixels, at a bounded cost."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-# The decoders that are used, in this order, with the suffixes of their files. The list is closed: other decoders of
-# Pillow run programs (EPS), hand over to the operating system (WMF), or take bytes of any kind for theirs (TGA).
+# The decoders to try, in this order, with the suffixes of their files. Other decoders of Pillow run programs (EPS),
+# call the operating system (WMF), or accept bytes of any kind (TGA).
 _DECODERS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -31,7 +31,7 @@ _DECODERS = {
 }
 IMAGE_SUFFIXES = tuple(suffix for suffixes in _DECODERS.values() for suffix in suffixes)
 
-# Files that a person takes for images and that are not read.
+# Files that a person would take for images and that are not read.
 UNSUPPORTED_IMAGE_SUFFIXES = (
     *(".heic", ".heif", ".hif", ".jxl", ".jxr"),
     *(".svg", ".svgz", ".eps", ".ai", ".wmf", ".emf"),
@@ -43,19 +43,19 @@ UNSUPPORTED_IMAGE_SUFFIXES = (
 # Images of more pixels are not decoded: 2**27 are half a GiB for most decoders, 2 GiB and more for WebP and JPEG 2000.
 MAX_PIXELS = 2**27
 
-# Images of more pixels are decoded one at a time, and shrunk while their values are brought to 8 bits.
+# Images of more pixels are decoded one at a time, and shrunk while they are converted to 8 bits.
 _LARGE = 2**24
 _large_images = threading.Lock()
 
-# Pixels whose values are brought to 8 bits at a time.
+# Pixels to convert to 8 bits at a time.
 _STRIP = 2**22
 
 # Cheap ways to shrink (by powers of two in JPEG's decoder, by means of blocks) leave this many times the resolution to
-# the Lanczos filter, which then gives what it gives for the whole image but for rounding.
+# the Lanczos filter, whose result then differs from that of the whole image only by rounding.
 _REDUCING_GAP = 3
 
-# Of longer images only the middle of so many times the short side is looked at, before anything is scaled.
-_LONGEST = 4
+# Longer images are cropped to this many times the short side before anything is scaled.
+_MAX_ASPECT_RATIO = 4
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -67,38 +67,37 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Tags of TIFF, and what they can say.
+# Tags of TIFF, and their values.
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 
-# What is odd about a file is said once, by UnreadableImage; Pillow would print it beside that, a line per file.
+# UnreadableImage reports what is odd about a file; Pillow would print it as well.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 class UnreadableImage(Exception):
-    """The bytes of an image segment are no image that can be decoded; the text says why, the same in every run."""
+    """The bytes of an image segment cannot be decoded; the text says why, the same in every run."""
 
 
-class _Values(NamedTuple):
-    """What means black, white and transparent in a one-channel image of more than 8 bits."""
+class _ValueRange(NamedTuple):
+    """The values for black, white and transparent in a one-channel image of more than 8 bits."""
 
     black: float
     white: float
     transparent: float | None
-    # Whether 32 bits that Pillow takes for signed are not.
+    # Whether Pillow takes its unsigned 32 bits for signed.
     unsigned: bool
 
 
 def decode_image(encoded: bytes, resolution: int, channels: int) -> UInt8[np.ndarray, "R R C"]:
     """Decodes an image file, turns it upright, scales the short side to `resolution` (Lanczos), crops the center.
 
-    Transparent pixels are put on white. Of an animation the first frame is taken. Values of 16 bits are scaled from
-    their full range; values of 32 bits, integers or floats, from the smallest of 0..1, 0..255 and 0..65535 that holds
-    all of them, or else from their own minimum and maximum, and those that are not a number count as transparent.
+    Transparent pixels become white. Of an animation the first frame is taken. Values of 16 bits are scaled from their
+    full range; values of 32 bits, integers or floats, from the smallest of 0..1, 0..255 and 0..65535 that holds all of
+    them, or else from their own minimum and maximum; NaN counts as transparent.
 
-    Raises:
-      UnreadableImage: if the bytes are damaged, of a format that is not read, or of more than `MAX_PIXELS` pixels.
+    Raises `UnreadableImage` for damaged bytes, an unsupported format, or more than `MAX_PIXELS` pixels.
     """
     try:
         with Image.open(io.BytesIO(_without_metadata(encoded)), formats=tuple(_DECODERS)) as file:
@@ -111,13 +110,13 @@ def decode_image(encoded: bytes, resolution: int, channels: int) -> UInt8[np.nda
         raise UnreadableImage(f"none of {', '.join(_DECODERS)}, or damaged") from None
     except Image.DecompressionBombError:
         raise UnreadableImage(_TOO_LARGE) from None
-    # On damaged bytes decoders raise whatever their code runs into, so no list of exceptions is complete.
+    # On damaged bytes decoders raise exceptions of any type.
     except Exception as error:
         raise UnreadableImage(_reason(error)) from error
 
 
 def encode_png(pixels: UInt8[np.ndarray, "R1 R2 C"]) -> bytes:
-    """PNG bytes of one image of one (gray) or three channels."""
+    """Encodes one image of one (gray) or three channels as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -132,16 +131,16 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What a decoder says, in one short printable line without addresses in memory."""
+    """The message of a decoder as one short printable line without memory addresses."""
     text = re.sub(r" ?<[^>]*>| at 0x[0-9a-f]+", "", str(error))
     text = "".join(character if character.isprintable() else " " for character in text)[:200].strip()
     return f"cannot be decoded: {text or type(error).__name__}"
 
 
 def _without_metadata(encoded: bytes) -> bytes:
-    """A PNG without its color profile and texts: Pillow gives an image up whose texts are larger than it likes.
+    """Removes the color profile and texts of a PNG: Pillow refuses an image with large ones.
 
-    The texts in which programs keep EXIF or XMP stay, as they say how the image is turned.
+    The texts with EXIF or XMP stay, since they hold the orientation.
     """
     signature = b"\x89PNG\r\n\x1a\n"
     if not encoded.startswith(signature):
@@ -162,10 +161,10 @@ def _square(file: Image.Image, resolution: int, channels: int) -> UInt8[np.ndarr
     _scale_transparency(file)
     file.load()
     _check_size(file)
-    turn = _UPRIGHT.get(_orientation(file))
-    # Looked up in the file, which knows its tags.
-    values = _values(file)
-    image = _flat(file if turn is None else file.transpose(turn), values, resolution, channels)
+    upright = _UPRIGHT.get(_orientation(file))
+    # Before a transposition, whose result has no tags.
+    values = _value_range(file)
+    image = _flat(file if upright is None else file.transpose(upright), values, resolution, channels)
     width, height = image.size
     scale = resolution / min(width, height)
     size = (max(resolution, round(width * scale)), max(resolution, round(height * scale)))
@@ -177,7 +176,7 @@ def _square(file: Image.Image, resolution: int, channels: int) -> UInt8[np.ndarr
 
 
 def _orientation(file: Image.Image) -> int:
-    # Cameras and editors write EXIF that no one can parse around images that are fine.
+    # Cameras and editors write damaged EXIF into images that are fine.
     try:
         return int(file.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
@@ -185,7 +184,7 @@ def _orientation(file: Image.Image) -> int:
 
 
 def _scale_transparency(file: Image.Image) -> None:
-    """Brings the transparent color of a PNG to 8 bits, as the decoder brings the pixels."""
+    """Converts the transparent color of a PNG to 8 bits, as the decoder converts the pixels."""
     value, tiles = file.info.get("transparency"), getattr(file, "tile", None)
     if file.format != "PNG" or value is None or not tiles:
         return
@@ -196,8 +195,8 @@ def _scale_transparency(file: Image.Image) -> None:
         file.info["transparency"] = tuple(part >> 8 for part in value)
 
 
-def _values(file: Image.Image) -> _Values | None:
-    """None for images of 8 bits."""
+def _value_range(file: Image.Image) -> _ValueRange | None:
+    """The range of an image of more than 8 bits per channel; None for other images."""
     if not (file.mode.startswith("I;16") or file.mode in ("I", "F")):
         return None
     tags = getattr(file, "tag_v2", {})
@@ -213,7 +212,7 @@ def _values(file: Image.Image) -> _Values | None:
         usual = [top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top]
         low, high = (0.0, usual[0]) if usual else (low, high)
     black, white = (high, low) if tags.get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO else (low, high)
-    return _Values(black, white, file.info.get("transparency"), unsigned)
+    return _ValueRange(black, white, file.info.get("transparency"), unsigned)
 
 
 def _extrema(image: Image.Image, unsigned: bool) -> tuple[float, float]:
@@ -227,19 +226,19 @@ def _extrema(image: Image.Image, unsigned: bool) -> tuple[float, float]:
 
 
 def _strips(image: Image.Image, box: tuple[int, int, int, int], factor: int) -> Iterator[Image.Image]:
-    """Cuts a part of an image into strips of a multiple of `factor` rows, the last maybe fewer, from the top."""
+    """Cuts a part of an image from the top into strips of a multiple of `factor` rows; the last may have fewer."""
     left, top, right, bottom = box
     rows = max(1, _STRIP // (right - left) // factor) * factor
     for y in range(top, bottom, rows):
         yield image.crop((left, y, right, min(y + rows, bottom)))
 
 
-def _flat(image: Image.Image, values: _Values | None, resolution: int, channels: int) -> Image.Image:
-    """The middle of an image as gray or RGB of 8 bits without transparency; large ones are shrunk on the way."""
+def _flat(image: Image.Image, values: _ValueRange | None, resolution: int, channels: int) -> Image.Image:
+    """Converts the middle of an image to gray or RGB of 8 bits without transparency, shrinking a large one."""
     short = min(image.size)
     factor = max(1, short // (_REDUCING_GAP * resolution)) if image.width * image.height > _LARGE else 1
-    left, right = _middle(image.width, _LONGEST * short, factor)
-    top, bottom = _middle(image.height, _LONGEST * short, factor)
+    left, right = _middle(image.width, _MAX_ASPECT_RATIO * short, factor)
+    top, bottom = _middle(image.height, _MAX_ASPECT_RATIO * short, factor)
     flat = Image.new("L" if channels == 1 else "RGB", ((right - left) // factor, (bottom - top) // factor))
     y = 0
     for strip in _strips(image, (left, top, right, bottom), factor):
@@ -250,16 +249,16 @@ def _flat(image: Image.Image, values: _Values | None, resolution: int, channels:
 
 
 def _middle(length: int, most: int, factor: int) -> tuple[int, int]:
-    """Where the middle of a side begins and ends: `most` pixels or what there is, in whole blocks of `factor`."""
+    """Start and stop of the middle of a side: at most `most` pixels, in whole blocks of `factor`."""
     kept = min(length, most)
-    # What is cut off is the same on both ends.
+    # The same number is cut off at both ends.
     kept -= (length - kept) % 2
     kept -= kept % factor
     start = (length - kept) // 2
     return start, start + kept
 
 
-def _on_white(image: Image.Image, values: _Values | None) -> Image.Image:
+def _on_white(image: Image.Image, values: _ValueRange | None) -> Image.Image:
     if values is not None:
         return Image.fromarray(_to_8_bits(_numbers(image, values.unsigned), values))
     if image.has_transparency_data:
@@ -278,9 +277,9 @@ def _numbers(image: Image.Image, unsigned: bool) -> np.ndarray:
     return (numbers.view(np.uint32) if unsigned else numbers).astype(np.float64)
 
 
-def _to_8_bits(numbers: np.ndarray, values: _Values) -> UInt8[np.ndarray, "height width"]:
+def _to_8_bits(numbers: np.ndarray, values: _ValueRange) -> UInt8[np.ndarray, "height width"]:
     span = values.white - values.black
-    # One value all over is black.
+    # An image of a single value is black.
     scaled = (numbers - values.black) / span * 255 if span else np.zeros_like(numbers)
     scaled[np.isnan(numbers)] = 255
     if values.transparent is not None:

@@ -1,4 +1,4 @@
-"""Reads the newest checkpoint of a run that may be training meanwhile."""
+"""Reads the newest checkpoint of a run that may be training at the same time."""
 
 from __future__ import annotations
 
@@ -11,25 +11,16 @@ import jax
 from cm3leon_jax.checkpoints import Checkpoints, DamagedCheckpoint
 from cm3leon_jax.errors import RestartError, UserError
 
-# How often a newest step is looked for that a run deletes while it is read.
+# How often to look for a newer step after the run deleted the one that was being read.
 _MOST_LOOKS = 10
 
 _Found = TypeVar("_Found")
 
 
 def read_newest(workdir: Path, keep: int, read: Callable[[Checkpoints, int], _Found]) -> _Found:
-    """What `read` makes of the newest complete step of a run, which may be training meanwhile.
+    """Returns what `read` makes of a run's newest complete step.
 
-    Training deletes its older steps. Where a reader comes to miss files and there is a newer step, it reads that one.
-
-    Args:
-      workdir: of the run.
-      keep: as in `Checkpoints`.
-      read: called with the run's checkpoints and the step; once more if need be.
-
-    Raises:
-      UserError: if there is no step, or the newest one is damaged.
-      RestartError: if every newest step was deleted before it was read.
+    Training deletes its older steps. Where a file goes missing during `read` and there is a newer step, that is read.
     """
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"no checkpoints in {workdir}: run `cm3leon train` first, or give its --workdir")

@@ -1,4 +1,4 @@
-"""Paths that a user gives: local ones, checked before anything is written, and what the system says against one."""
+"""Checks the paths that a user gives before anything is written, and explains what the system says against one."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from cm3leon_jax.errors import UserError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
-# What an operation on a path failed with, where that is the user's to mend, and how.
+# The errors of operations on a path that the user can fix, and how.
 _REMEDIES = {
     errno.ENOENT: "give a path that is there, on a file system that takes new files",
     errno.EACCES: "give yourself the right to it, or another path",
     errno.EPERM: "give yourself the right to it, or another path",
     errno.EROFS: "give a path on a file system that can be written",
-    errno.ENOTDIR: "a file lies where a folder has to be; move it, or give another path",
-    errno.EISDIR: "a folder lies where a file has to be; move it, or give another path",
-    errno.EEXIST: "something else lies there; move it, or give another path",
-    errno.ENOTEMPTY: "something else lies there; move it, or give another path",
+    errno.ENOTDIR: "a file is where a folder has to be; move it, or give another path",
+    errno.EISDIR: "a folder is where a file has to be; move it, or give another path",
+    errno.EEXIST: "something else is there; move it, or give another path",
+    errno.ENOTEMPTY: "something else is there; move it, or give another path",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "its symbolic links lead in a circle; give another path",
     errno.EXDEV: "the two lie on different file systems; give paths on one",
@@ -42,10 +42,10 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class IsPath:
-    """Says of a config field that it holds a path, or that a path stands in it behind a word."""
+    """Marks a config field that holds a path, possibly after a prefix such as "folder:"."""
 
     may_be_empty: bool = False
-    behind: str = ""
+    prefix: str = ""
 
 
 LocalPath = Annotated[str, IsPath()]
@@ -53,11 +53,7 @@ OptionalPath = Annotated[str, IsPath(may_be_empty=True)]
 
 
 def local(text: str, name: str) -> str:
-    """A path with its `~` expanded; `name` is what the user gave it as, such as "--output".
-
-    Raises:
-      UserError: if it is no path of this machine's file systems.
-    """
+    """Expands the `~` of a local path; `name` is what the user gave it as, such as "--output"."""
     if not text.strip():
         raise UserError(f"{name} is empty: give a path")
     if scheme := _SCHEME.match(text):
@@ -66,40 +62,37 @@ def local(text: str, name: str) -> str:
         raise UserError(f"{name}={text}: no path has a NUL character in it; give another")
     try:
         text.encode("utf-8")
+        return str(Path(text).expanduser()) if text.startswith("~") else text
     except UnicodeEncodeError:
         raise UserError(f"{name}={text}: the path is not UTF-8; rename it, or make a symbolic link to it") from None
-    if not text.startswith("~"):
-        return text
-    try:
-        return str(Path(text).expanduser())
     except RuntimeError:
         raise UserError(f"{name}={text}: there is no such home folder; write the path in full") from None
 
 
 def local_in_field(text: str, kind: IsPath, name: str) -> str:
-    """The same for what a config field of this kind holds."""
-    if not text.startswith(kind.behind) or (kind.may_be_empty and not text):
+    """Does the same for the value of a config field of this kind."""
+    if not text.startswith(kind.prefix) or (kind.may_be_empty and not text):
         return text
-    return kind.behind + local(text.removeprefix(kind.behind), name)
+    return kind.prefix + local(text.removeprefix(kind.prefix), name)
 
 
 def input_path(name: str) -> Callable[[str], Path]:
-    """The `type` of an argument that names what is read."""
+    """The `type` of the command-line argument `name`, a path to read."""
     return lambda text: Path(local(text, name))
 
 
 def output_folder(name: str) -> Callable[[str], Path]:
-    """The `type` of an argument that names a folder to be written, or made."""
+    """The `type` of the command-line argument `name`, a folder to write into or create."""
     return lambda text: writable_folder(Path(local(text, name)), name)
 
 
 def output_file(name: str) -> Callable[[str], Path]:
-    """The `type` of an argument that names a file to be written."""
+    """The `type` of the command-line argument `name`, a file to write."""
 
     def checked(text: str) -> Path:
         path = Path(local(text, name))
         writable_folder(path.parent, name)
-        with one_line(f"{name}={_named(path)} cannot be written"):
+        with _one_line(f"{name}={_shown(path)} cannot be written"):
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         return path
@@ -108,44 +101,43 @@ def output_file(name: str) -> Callable[[str], Path]:
 
 
 def writable_folder(folder: Path, name: str) -> Path:
-    """Returns `folder` if files can be written there, or it can be made; leaves nothing behind.
+    """Returns `folder` if files can be written there, or it can be created, and leaves no trace.
 
-    Raises:
-      UserError: if not. Only a try tells: what a file system allows is not in its permissions, least of all for root.
+    It tries: permissions do not show what a file system allows, least of all to root.
     """
-    with one_line(f"{name}={_named(folder)} cannot be written"):
+    with _one_line(f"{name}={_shown(folder)} cannot be written"):
         nearest = folder
         while not (nearest.exists() or nearest.is_symlink()) and nearest != nearest.parent:
             nearest = nearest.parent
         Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=nearest)).rmdir()
-        # On the way to a long name the short ones may all be right.
+        # The full name may be too long although each part of it is not.
         folder.exists()
     return folder
 
 
 @contextlib.contextmanager
-def one_line(name: str) -> Iterator[None]:
-    """Turns what the system says against a path into a mistake; `name` begins the line."""
+def _one_line(start: str) -> Iterator[None]:
+    """Turns what the system says against a path into a `UserError`."""
     try:
         yield
     except OSError as error:
-        said = refusal(error)
-        if said is None:
+        reason = refusal(error)
+        if reason is None:
             raise
-        raise UserError(f"{name}: {said}") from None
+        raise UserError(f"{start}: {reason}") from None
 
 
 def refusal(error: BaseException | None) -> str | None:
-    """What the system has against a path, and what helps; None if an error, or its cause, is nothing such."""
+    """What the system says against a path, and the remedy; None if neither an error nor its cause is about a path."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _REMEDIES and error.filename is not None:
-            return f"{_named(error.filename)}: {os.strerror(error.errno)}; {_REMEDIES[error.errno]}"
+            return f"{_shown(error.filename)}: {os.strerror(error.errno)}; {_REMEDIES[error.errno]}"
         error = error.__cause__
     return None
 
 
-def _named(path: object) -> str:
-    """A path as it is shown: its own name, not the temporary one, and no thousands of characters."""
+def _shown(path: object) -> str:
+    """A path for a message: not that of the temporary file, and at most 300 characters."""
     text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
     text = re.sub(r"/\.([^/]*?)(\.\d+)?\.partial(?=/|$)", lambda found: f"/{found[1]}" if found[2] else "", text)
     return text if len(text) <= 300 else f"{text[:150]}...{text[-100:]}"

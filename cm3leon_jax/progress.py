@@ -1,9 +1,10 @@
-"""How far a long work is: a bar on a terminal, a line now and then elsewhere, and one JSON object a logged step."""
+"""Shows the progress of long work as a bar or as lines, and logs training steps as JSON lines."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -17,9 +18,11 @@ from tqdm import tqdm
 from cm3leon_jax.errors import NotFinite, UserError
 from cm3leon_jax.files import atomic_write
 
+log = logging.getLogger(__name__)
+
 
 class Progress:
-    """A tqdm bar where somebody watches; where the output goes to a file, plain lines of what is said."""
+    """Shows a tqdm bar on a terminal, and plain lines where the output goes to a file."""
 
     def __init__(self, what: str, total: int, first: int = 0, unit: str = "step", shown: bool = True) -> None:
         self._what, self._total, self._first, self._shown = what, total, first, shown
@@ -30,11 +33,11 @@ class Progress:
         self._started = time.perf_counter()
 
     def advance(self) -> None:
-        """One more is done."""
+        """Counts one more as done."""
         self._bar.update()
 
     def say(self, done: int, text: str) -> None:
-        """Shows how things stand after `done`."""
+        """Shows a text about the state after `done`."""
         if self._is_watched:
             self._bar.set_postfix_str(text)
         elif self._shown:
@@ -42,7 +45,7 @@ class Progress:
             print(f"{self._what} {done:,}/{self._total:,}: {text}, {_duration(seconds)} left", flush=True)
 
     def note(self, text: str) -> None:
-        """A line that stays, above the bar."""
+        """Prints a line above the bar."""
         if self._is_watched:
             self._bar.write(text)
         elif self._shown:
@@ -60,33 +63,33 @@ def _duration(seconds: float) -> str:
 
 
 class StepLog:
-    """A file of JSON lines, one a logged step; continuing at a step first drops what lies past it.
+    """Writes a file of JSON lines, one per logged step; continuing at a step first drops the later lines.
 
-    Lines that a disk damaged go to a file beside it, and one line says so; the half line of a crash is only dropped.
+    Damaged lines are moved to a second file, and a message says so; the half line of a crash is only dropped.
     """
 
     def __init__(self, path: Path, first_step: int) -> None:
         lines, damaged = _parsed(path)
         kept = [line for line in lines if line["step"] <= first_step]
-        # The last line that is dropped; empty where none is.
+        # The last line that was dropped, if any.
         self.dropped: dict[str, Any] = lines[-1] if len(lines) > len(kept) else {}
         if damaged:
             aside = path.with_name(f"{path.name}.damaged")
             with aside.open("ab") as file:
                 file.writelines(line + b"\n" for line in damaged.values())
             numbers = ", ".join(map(str, damaged))
-            print(f"note: line {numbers} of {path} cannot be read, and is now in {aside.name}", flush=True)
+            log.info(f"note: line {numbers} of {path} cannot be read, and is now in {aside.name}")
         with atomic_write(path) as temporary:
             temporary.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line; what is not finite becomes null, since JSON has no word for it."""
+        """Writes one line; values that are not finite become null, since JSON has no words for them."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
     def flush(self) -> None:
-        """Returns when the lines are on the disk."""
+        """Returns once the lines are on the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -174,12 +177,12 @@ class TrainingLog:
 
 
 def read_step_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a step log; those that are damaged or cut off are left out."""
+    """Reads the lines of a step log, except damaged ones."""
     return _parsed(path)[0]
 
 
 def _parsed(path: Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
-    """The lines that can be read, and those that cannot by their number; the half line of a crash is neither."""
+    """The readable lines, and the damaged ones by number; the half line of a crash is neither."""
     content = path.read_bytes() if path.exists() else b""
     *whole, last = content.split(b"\n")
     lines, damaged = [], {}
@@ -195,7 +198,7 @@ def _parsed(path: Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
 
 
 def _logged_step(line: bytes) -> dict[str, Any] | None:
-    """A line as it was written: a step, and numbers by name; None for anything else."""
+    """Parses a line with a step, and numbers by name; None for anything else."""
     try:
         found = json.loads(line)
     # A number of too many digits is a ValueError, too, as is text that is not UTF-8.

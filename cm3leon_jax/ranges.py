@@ -1,17 +1,17 @@
-"""The ranges of the config's numbers, each part of a type: `beta2: Decay = 0.95` takes what lies in [0, 1).
+"""Defines the ranges of the config's numbers as types: `beta2: Decay = 0.95` takes what is in [0, 1).
 
-A device counts and computes in 32 bits: a number that would become another, 0 or an infinity there is out of every
-range, and so is a NaN.
+A device computes in 32 bits: a number that would become another, 0 or infinity there is out of every range, as is NaN.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
@@ -21,10 +21,12 @@ _FLOAT32 = np.finfo(np.float32)
 _LARGEST = {int: 2**31 - 1, float: float(_FLOAT32.max)}
 _SMALLEST = float(_FLOAT32.smallest_normal)
 
+_Note = TypeVar("_Note")
+
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be: what lies within the bounds, and one `other` value with a meaning of its own."""
+    """The allowed values of a number: those within the bounds, and one `other` value with a meaning of its own."""
 
     at_least: int | float | None = None
     above: int | float | None = None
@@ -34,86 +36,83 @@ class Range:
 
     def __str__(self) -> str:
         bounds = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
-        named = [f"{word} {bound:.10g}" for word, bound in bounds.items() if bound is not None]
-        text = " and ".join(named) or "any number"
-        return text if self.other is None else f"{self.other}, or {text}"
+        text = " and ".join(f"{word} {bound:.10g}" for word, bound in bounds.items() if bound is not None)
+        return (text or "any number") if self.other is None else f"{self.other}, or {text}"
 
     def __contains__(self, value: int | float) -> bool:
-        within = (
+        return value == self.other or (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
             and (self.below is None or value < self.below)
         )
-        return value == self.other or within
 
-    @property
-    def is_open(self) -> bool:
-        """Whether nothing but the machine bounds it above."""
-        return self.at_most is None and self.below is None
+    def fault(self, number: int | float, kind: type) -> str:
+        """What a number of this type has to be, if it is not; else an empty text."""
+        if isinstance(number, float) and not math.isfinite(number):
+            return f"{self}, and finite"
+        if number not in self:
+            return str(self)
+        if self.at_most is None and self.below is None and abs(number) > _LARGEST[kind]:
+            return f"{self}, and at most {_LARGEST[kind]:.10g}, where 32 bits end"
+        if 0 < abs(number) < _SMALLEST:
+            return f"{self}, and {_SMALLEST:.2g} is the number next to 0 in 32 bits"
+        if kind is float and (rounded := float(np.float32(number))) not in self:
+            return f"{self}, and in 32 bits it is {rounded:g}"
+        return ""
 
 
 PositiveInt = Annotated[int, Range(at_least=1)]
 NonNegativeInt = Annotated[int, Range(at_least=0)]
-# What NumPy, JAX and the counter-based randomness all take; of larger ones JAX sees the last 32 bits alone.
+# NumPy, JAX and the counter-based randomness all take it; of a larger one JAX uses the last 32 bits alone.
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 Finite = Annotated[float, Range()]
 Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(at_least=0)]
 Fraction = Annotated[float, Range(at_least=0, at_most=1)]
-# A share that is never the whole, such as what a running mean keeps.
+# A fraction below 1, such as what a running mean keeps.
 Decay = Annotated[float, Range(at_least=0, below=1)]
+
+
+def annotation(hint: Any, kind: type[_Note]) -> tuple[type, _Note] | None:
+    """The type and note of `Annotated[type, note]`, alone or as the first of a tuple or union such as `... | None`."""
+    for note in getattr(hint, "__metadata__", ()):
+        if isinstance(note, kind):
+            return hint.__origin__, note
+    is_outer = hasattr(hint, "__metadata__") or typing.get_origin(hint) in (tuple, typing.Union, types.UnionType)
+    return annotation(typing.get_args(hint)[0], kind) if is_outer and typing.get_args(hint) else None
 
 
 @functools.cache
 def ranges_of(part: type) -> dict[str, tuple[type, Range]]:
     """The type and range of each number among the fields of a dataclass; for a tuple of numbers, those of an entry."""
-    found = {}
-    for name, kind in typing.get_type_hints(part, include_extras=True).items():
-        entry = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
-        for note in getattr(entry, "__metadata__", ()):
-            if isinstance(note, Range):
-                found[name] = (entry.__origin__, note)
-    return found
+    hints = typing.get_type_hints(part, include_extras=True)
+    return {name: found for name, hint in hints.items() if (found := annotation(hint, Range))}
+
+
+def first_fault(values: Any) -> str | None:
+    """Names the first number of a dataclass that is out of its range, with its value and the range."""
+    for name, (kind, allowed) in ranges_of(values.__class__).items():
+        value = getattr(values, name)
+        for number in value if isinstance(value, tuple) else () if value is None else (value,):
+            if fault := allowed.fault(number, kind):
+                return f"{name} is {_shown(number)}: {fault}"
+    return None
 
 
 def whole_number(name: str, allowed: Range) -> Callable[[str], int]:
-    """The `type` of an argument that is a number of this range; `name` is the argument's."""
+    """The `type` of the command-line argument `name`, an integer in a range."""
 
     def checked(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             raise UserError(f"{name}={text}: a whole number, {allowed}") from None
-        if fault := _fault(number, int, allowed):
+        if fault := allowed.fault(number, int):
             raise UserError(f"{name}={_shown(number)}: {fault}")
         return number
 
     return checked
-
-
-def first_fault(values: Any) -> str | None:
-    """Which number of a dataclass is out of its range, its value, and the range; None if all lie within."""
-    for name, (kind, allowed) in ranges_of(values.__class__).items():
-        value = getattr(values, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if fault := _fault(number, kind, allowed):
-                return f"{name} is {_shown(number)}: {fault}"
-    return None
-
-
-def _fault(number: int | float, kind: type, allowed: Range) -> str:
-    if isinstance(number, float) and not math.isfinite(number):
-        return f"{allowed}, and finite"
-    if number not in allowed:
-        return str(allowed)
-    if allowed.is_open and abs(number) > _LARGEST[kind]:
-        return f"{allowed}, and at most {_LARGEST[kind]:.10g}, where 32 bits end"
-    if 0 < abs(number) < _SMALLEST:
-        return f"{allowed}, and {_SMALLEST:.2g} is the number next to 0 in 32 bits"
-    if kind is float and (rounded := float(np.float32(number))) not in allowed:
-        return f"{allowed}, and in 32 bits it is {rounded:g}"
-    return ""
 
 
 def _shown(number: int | float) -> str:

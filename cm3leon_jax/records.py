@@ -1,7 +1,7 @@
-"""Records: JSON files that say of what shape they are, and that their numbers are still those that were written.
+"""Reads and writes records: JSON files of a stated shape, optionally with a checksum of their content.
 
-A shape is a `TypedDict` (or a dataclass in one) whose fields are typed, with their ranges; pydantic holds a file to it.
-Keys that a shape does not name are kept as they are.
+A shape is a `TypedDict` (or a dataclass in one) whose fields are typed, with their ranges; pydantic checks a file
+against it. Keys that a shape does not name are kept.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from cm3leon_jax.files import read_json, write_json
 
 CHECKSUM = "checksum"
 
-# A number of things that may be none, or at least one; larger ones are no number of anything that is stored.
+# Larger numbers count nothing that is stored.
 Count = Annotated[int, Field(ge=0, lt=1 << 60)]
 PositiveCount = Annotated[int, Field(ge=1, lt=1 << 60)]
 Checksum = Annotated[int, Field(ge=0, lt=1 << 32)]
 Name = Annotated[str, Field(min_length=1)]
-# For `with_config` on a TypedDict: keys beside those it names are allowed.
+# For `with_config` on a TypedDict: allows keys that it does not name.
 OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
@@ -35,11 +35,8 @@ def read_record(path: str | Path, what: str, shape: Any, fix: str, sealed: bool 
       path: of the file.
       what: names it in messages.
       shape: a `TypedDict`, made with `with_config(OPEN)`.
-      mend: how to mend it, for messages.
-      sealed: whether `write_record` wrote it; what was changed since is refused.
-
-    Raises:
-      UserError: names the file and the key that is wrong.
+      fix: how to fix it, for messages.
+      sealed: whether `write_record` wrote it; its checksum is compared.
     """
     value = read_json(path, what)
     if sealed and isinstance(value, dict) and value.pop(CHECKSUM, None) != _checksum(value):
@@ -53,20 +50,20 @@ def check_shape(value: Any, shape: Any, what: str, path: str | Path, fix: str) -
         return _adapter(shape).validate_json(json.dumps(value))
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(map(str, fault["loc"])) or "it"
-        raise UserError(f"{what} is damaged: {path}: {key}: {fault['msg'].lower()}; {fix}") from None
+        reason = f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg'].lower()}"
     except UserError as error:
-        raise UserError(f"{what} is damaged: {path}: {error}; {fix}") from None
+        reason = str(error)
+    raise UserError(f"{what} is damaged: {path}: {reason}; {fix}")
 
 
 def write_record(path: str | Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object with a checksum of all that is in it, order included."""
+    """Writes a JSON object with a checksum of all its content, order included."""
     value = {name: part for name, part in value.items() if name != CHECKSUM}
     write_json(path, value | {CHECKSUM: _checksum(value)})
 
 
 def _checksum(value: dict[str, Any]) -> int:
-    # As it is read back: tuples are lists, and keys are strings.
+    # JSON has turned tuples into lists and keys into strings when the file is read.
     return zlib.crc32(json.dumps(value).encode())
 
 

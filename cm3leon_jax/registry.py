@@ -1,4 +1,4 @@
-"""Families by name: what a config may name, and where it is implemented."""
+"""Registries map names that a config may use to their implementations."""
 
 from __future__ import annotations
 
@@ -65,10 +65,9 @@ def load_attribute(target: str, what: str) -> Any:
 
 
 def import_module(name: str, field: str) -> None:
-    """Imports a module of the user's, which registers what it has.
+    """Imports a module of the user's for its registrations; raises a `UserError` for whatever goes wrong in it.
 
-    Raises:
-      UserError: in one line, whatever goes wrong in it; `field` of the config names it.
+    `field` is the config's field that names it.
     """
     try:
         importlib.import_module(name)
@@ -76,10 +75,10 @@ def import_module(name: str, field: str) -> None:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise UserError(f"{field}: {name} needs {error.name}, which is not installed") from None
         raise UserError(
-            f"{field}: no module {name!r}: put it beside the config file, or its folder on PYTHONPATH"
+            f"{field}: no module {name!r}: put it next to the config file, or its folder on PYTHONPATH"
         ) from None
     except (UserError, KeyboardInterrupt):
         raise
-    # A SystemExit, too, which would end the command without a word.
+    # A SystemExit, too, would end the command without a message.
     except BaseException as error:
         raise UserError(f"{field}: {name} cannot be imported: {type(error).__name__}: {error}") from None

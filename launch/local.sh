@@ -65,7 +65,7 @@ guard() {
 }
 exec {to_guard}> >(guard >/dev/null 2>&1 {messages}>&-)
 
-# Below the range from which the system gives ports away, and another one for each attempt.
+# Below the range of ephemeral ports, and another one for each attempt.
 free_port() {
   local port
   while port=$((20000 + RANDOM % 12000)) && (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
@@ -77,7 +77,7 @@ process() {
     PYTHONUNBUFFERED=1 "$CM3LEON" "$@" </dev/null {to_guard}>&-
 }
 
-# How grave an exit code is among those seen at one moment: what ends after a killed process only follows from it.
+# Ranks exit codes that are seen at one moment: what ends after a killed process only follows from it.
 gravity() { echo $(($1 >= 128 ? 3 : $1 == 75 ? 1 : 2)); }
 
 # Runs all processes once; `verdict` becomes the exit code of the first that ended badly, or 0.
@@ -95,7 +95,7 @@ attempt() {
     echo "started $!" >&"$to_guard"
   done
   ((signals)) && terminate
-  # Without stderr, on which bash would tell of killed processes in words of its own.
+  # Without stderr, on which bash reports killed processes.
   while ((${#running[@]})); do
     sleep 0.2
     for number in "${!running[@]}"; do

@@ -14,16 +14,16 @@ _DECLARED = re.compile(r"^#   ([A-Z]+) = ?(\S*)  +\S", re.MULTILINE)
 
 
 class MistakeError(Exception):
-    """What was given is wrong: in one line, what and how to mend it."""
+    """A mistake in what was given; says in one line what is wrong, and how to fix it."""
 
 
 def render(template: str, given: dict[str, str], command: list[str]) -> str:
-    """A template with its variables filled in.
+    """Fills in the variables of a template.
 
     Args:
       template: the text of a template.
       given: values of the variables that it declares, by name.
-      command: what cm3leon takes.
+      command: the arguments of cm3leon.
     """
     declared = dict(_DECLARED.findall(template))
     if unknown := given.keys() - declared.keys():
@@ -40,7 +40,7 @@ def render(template: str, given: dict[str, str], command: list[str]) -> str:
         raise MistakeError(f"NAME is {values['NAME']!r}: give up to 40 lower-case letters, digits and dashes")
     if not command:
         raise MistakeError(
-            "no command: add what cm3leon takes behind a --, as in -- train --config=examples/digits/demo.py"
+            "no command: add what cm3leon takes after a --, as in -- train --config=examples/digits/demo.py"
         )
     values["FAILURES"] = str(2 * int(values["RESTARTS"]) * int(values["HOSTS"]))
     # Kubernetes takes $(NAME) in arguments for a variable of its own.
@@ -50,7 +50,7 @@ def render(template: str, given: dict[str, str], command: list[str]) -> str:
 
 
 def _derived(values: dict[str, str]) -> dict[str, str]:
-    """What follows from the kind of the nodes."""
+    """The values that follow from the kind of the nodes."""
     accelerator, devices = values["ACCELERATOR"], values["DEVICES"]
     annotations, nodes, limits, ports, hosts = {}, {}, {"cpu": devices}, [], values["HOSTS"]
     if accelerator.startswith("tpu"):
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
         if not Path(template).is_file():
             raise MistakeError(f"no template {template!r}: give launch/gke_jobset.yaml or launch/gke_job.yaml")
         if wrong := [pair for pair in pairs if "=" not in pair]:
-            raise MistakeError(f"{wrong[0]!r}: write NAME=value, and the command behind a --")
+            raise MistakeError(f"{wrong[0]!r}: write NAME=value, and the command after a --")
         print(render(Path(template).read_text(), dict(pair.split("=", 1) for pair in pairs), command), end="")
     except MistakeError as mistake:
         print(f"render_gke.py: {mistake}", file=sys.stderr)

@@ -31,10 +31,10 @@ end_remote+='; kill -KILL -- -$pid 2>/dev/null; fi; true'
 
 # This script is what local.sh starts for each worker, too.
 if [[ -n ${ON_WORKERS:-} ]]; then
-  read -ra places <<<"$ON_WORKERS"
-  tpu=${places[JAX_PROCESS_ID]%:*} worker=${places[JAX_PROCESS_ID]##*:}
+  read -ra workers <<<"$ON_WORKERS"
+  tpu=${workers[JAX_PROCESS_ID]%:*} worker=${workers[JAX_PROCESS_ID]##*:}
   on_worker() { gcloud_tpu ssh "$tpu" --worker="$worker" --command="$1"; }
-  # gcloud says again what it had said when a connection broke: this worker alone must not start anew.
+  # gcloud says again what it had said when a connection broke: this worker alone must not start again.
   token=$$-$RANDOM-$RANDOM
   on_worker "mkdir -p ~/.cm3leon && cd ~/cm3leon || exit 2
     [[ \$(cat ~/.cm3leon/token 2>/dev/null) != $token ]] || exit 75
@@ -43,14 +43,14 @@ if [[ -n ${ON_WORKERS:-} ]]; then
     set -m; PYTHONUNBUFFERED=1 .venv/bin/cm3leon $(printf '%q ' "$@") & echo \$! > ~/.cm3leon/pid; set +m
     wait \$!; code=\$?; echo \$code > ~/.cm3leon/code; exit \$code" &
   ssh=$!
-  told=
-  trap 'told=yes; on_worker "kill -TERM \$(cat ~/.cm3leon/pid)" >/dev/null 2>&1 &' TERM
+  stopping=
+  trap 'stopping=yes; on_worker "kill -TERM \$(cat ~/.cm3leon/pid)" >/dev/null 2>&1 &' TERM
   while
     wait "$ssh"
     code=$?
-    [[ -n $told ]] && kill -0 "$ssh" 2>/dev/null
+    [[ -n $stopping ]] && kill -0 "$ssh" 2>/dev/null
   do :; done
-  # What gcloud ends with when it cannot reach a worker is no word of the command's.
+  # What gcloud ends with when it cannot reach a worker is not the exit code of the command.
   if [[ $code != 0 && $code != 2 && $code != 75 ]]; then
     code=$(on_worker "[[ \$(cat ~/.cm3leon/token) == $token ]] && cat ~/.cm3leon/code" 2>/dev/null)
     [[ $code =~ ^[0-9]+$ ]] || code=75
@@ -64,7 +64,7 @@ read -ra tpus <<<"$TPU"
 for tpu in "${tpus[@]}"; do
   count=$(gcloud_tpu describe "$tpu" --format='value(networkEndpoints.len())')
   [[ $count =~ ^[1-9][0-9]*$ ]] || mistake "no TPU VM $tpu in $ZONE: create it first, and see that gcloud is logged in"
-  for ((worker = 0; worker < count; worker++)); do places+=("$tpu:$worker"); done
+  for ((worker = 0; worker < count; worker++)); do workers+=("$tpu:$worker"); done
 done
 
 if [[ $INSTALL == yes ]]; then
@@ -85,8 +85,8 @@ if [[ $INSTALL == yes ]]; then
   rm -f "$archive"
 fi
 
-export TPU ZONE ON_WORKERS="${places[*]}"
-PROCESSES=${#places[@]} RESTARTS=${RESTARTS:-20} CM3LEON=$here/tpu_vm.sh "$here/local.sh" "$@" &
+export TPU ZONE ON_WORKERS="${workers[*]}"
+PROCESSES=${#workers[@]} RESTARTS=${RESTARTS:-20} CM3LEON=$here/tpu_vm.sh "$here/local.sh" "$@" &
 local=$!
 trap 'kill -TERM $local' TERM INT HUP
 while

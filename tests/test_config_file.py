@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import operator
 import re
 import sys
@@ -222,6 +223,28 @@ def test_json_that_is_no_config(tmp_path):
             config_file.load(str(tmp_path / "config.json"), "runs/x")
 
 
+def test_the_config_of_a_run_of_another_version_is_one_line(tmp_path):
+    file = tmp_path / "config.json"
+    config_file.save(config_file.load("demo", "runs/x"), file)
+    values = json.loads(file.read_text())
+    for version, when in ((None, "an earlier"), (99, "a later")):
+        changed = {name: value for name, value in values.items() if name != "format_version"}
+        file.write_text(json.dumps(changed | ({"format_version": version} if version else {})))
+        with pytest.raises(UserError, match=rf"config.json was made by {when} version of cm3leon_jax .*: start from"):
+            config_file.load(str(file), "runs/x")
+
+
+def test_an_optional_field_takes_none_from_files_and_overrides(config_of):
+    name = "distributed.stall_seconds"
+    assert config_of("config.distributed = dict(stall_seconds=None)").distributed.stall_seconds is None
+    assert config_of("pass", {name: "None"}).distributed.stall_seconds is None
+    assert config_of("pass", {name: "7"}).distributed.stall_seconds == 7.0
+    with pytest.raises(UserError, match=rf"config\.{name} is 'x', a str: it must be a float"):
+        config_of("pass", {name: "x"})
+    with pytest.raises(UserError, match=rf"config\.{name} is 0\.0: above 0"):
+        config_of("pass", {name: "0"})
+
+
 def fields_of(cls: type, prefix: str = "") -> Iterator[tuple[str, IsPath | None]]:
     """The dotted names of all fields, each with the kind of path that it holds, if any."""
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
@@ -246,9 +269,9 @@ def test_every_path_of_the_config_is_checked(name, kind, monkeypatch):
         ("caf\udce9", "not UTF-8"),
     ):
         with pytest.raises(UserError, match=rf"config\.{name}.*{message}"):
-            config_file.load("demo", "runs/x", {name: kind.behind + text})
-    config = config_file.load("demo", "runs/x", {name: kind.behind + "~/y"})
-    assert operator.attrgetter(name)(config) == kind.behind + "/home/me/y"
+            config_file.load("demo", "runs/x", {name: kind.prefix + text})
+    config = config_file.load("demo", "runs/x", {name: kind.prefix + "~/y"})
+    assert operator.attrgetter(name)(config) == kind.prefix + "/home/me/y"
 
 
 def test_fields_that_are_named_like_paths_are_paths():

@@ -142,7 +142,7 @@ def test_a_taken_port_is_refused_by_process_0_and_is_no_reason_to_start_again(mo
         with pytest.raises(UserError, match=f"the coordinator's port {port} is in use by another program"):
             distributed.join(DistributedConfig())
     # Free again, it is not taken for taken.
-    distributed._refuse_taken_port(f"h:{port}")
+    distributed._check_port(f"h:{port}")
 
 
 def free_port() -> int:
@@ -161,8 +161,8 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 def test_an_abort_of_the_runtime_is_worth_a_restart():
     ended = python(
         "import ctypes, os, threading\n"
-        "from cm3leon_jax import distributed\n"
-        "distributed._abort_means(f'{distributed.named_processes(os.environ)} is alone')\n"
+        "from cm3leon_jax import distributed, runtime_abort\n"
+        "runtime_abort.restart_on_abort(f'{distributed.named_processes(os.environ)} is alone')\n"
         "threading.Thread(target=ctypes.CDLL(None).abort).start()\n"
         "threading.Event().wait()\n"
     )

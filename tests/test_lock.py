@@ -63,7 +63,7 @@ def test_the_second_is_refused_by_name_and_a_killed_one_is_no_obstacle(tmp_path,
     started = time.monotonic()
     with lock(tmp_path, "prepare"):
         assert json.loads((tmp_path / LOCK_FILE).read_text())["command"] == "prepare"
-    assert time.monotonic() - started < locks._LET_GO_SECONDS
+    assert time.monotonic() - started < locks._RELEASE_SECONDS
     assert not list(tmp_path.iterdir())
 
 
@@ -91,7 +91,7 @@ def test_another_host_holds_it_as_long_as_it_touches_it(tmp_path, monkeypatch, i
     alive = locks._Held(tmp_path / LOCK_FILE, descriptor)
     with pytest.raises(UserError, match="on host far"), lock(tmp_path, "train"):
         pass
-    alive.let_go()
+    alive.release()
     write_holder(tmp_path, boot="another", host="far")
     with lock(tmp_path, "train"):
         assert json.loads((tmp_path / LOCK_FILE).read_text())["boot"] != "another"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import cm3leon_jax
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -22,6 +24,14 @@ def installed(tmp_path_factory) -> Path:
     build = [sys.executable, "setup.py", "-q", "build", f"--build-lib={target}"]
     subprocess.run(build, cwd=source, check=True, capture_output=True)
     return target
+
+
+def test_the_version_is_the_same_everywhere():
+    version = cm3leon_jax.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+    asked = [sys.executable, "setup.py", "--version"]
+    assert subprocess.check_output(asked, cwd=ROOT, text=True).split()[-1] == version
 
 
 def test_templates_configs_and_launch_files_are_installed(installed):

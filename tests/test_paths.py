@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, place):
 
 def test_a_file_to_be_written(tmp_path):
     assert paths.output_file("--json")(str(tmp_path / "new" / "plan.json")) == tmp_path / "new" / "plan.json"
-    with pytest.raises(UserError, match=r"--json=.*Is a directory; a folder lies where a file has to be"):
+    with pytest.raises(UserError, match=r"--json=.*Is a directory; a folder is where a file has to be"):
         paths.output_file("--json")(str(tmp_path))
 
 

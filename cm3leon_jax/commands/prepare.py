@@ -20,6 +20,7 @@ from cm3leon_jax.encoders.base import load_encoder
 from cm3leon_jax.files import read_json, remove_partial_files
 from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
 from cm3leon_jax.lock import lock
+from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.retrieval.neighbor_search import find_neighbors, neighbor_summary
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -62,7 +63,8 @@ def _run(config: Config) -> int:
         print(row_losses(corpus, tokens.vocabulary, config.batch, config.corpus.train_split), flush=True)
         _tell_older_states(config, {name: task["source"] for name, task in manifest["tasks"].items()})
     if encoder is not None:
-        found = find_neighbors(config, PreparedCorpus.open(config.corpus.path), tokens, encoder)
+        corpus, mesh = PreparedCorpus.open(config.corpus.path), make_mesh(config.mesh)
+        found = find_neighbors(config.retrieval, config.corpus, corpus, tokens, encoder, mesh)
         if is_coordinator():
             print(neighbor_summary(found))
     return 0

@@ -32,9 +32,20 @@ from cm3leon_jax.planning import hlo, memory
 from cm3leon_jax.planning.topology import Topology, coordinates, devices, parse
 
 _POLL_SECONDS = 0.2
+_TIMEOUT_SECONDS = 900.0
 _VERDICT_SECONDS = 20.0
 _LONGEST_MESSAGE = 300
-_CONFIG, _PLACEMENT, _RESULT = "config.json", "placement.json", "result.json"
+_CONFIG, _PLACEMENT, _RESULT, _STDERR = "config.json", "placement.json", "result.json", "stderr"
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    # There is no TPU with metadata, and none to lock.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "PYTHONWARNINGS": "ignore",
+    # The user's flags are for the devices of this host.
+    "XLA_FLAGS": "",
+}
 # Suffixes of the dumps that matter: the program, and the addresses of its arrays.
 _DUMPS = ("after_optimizations.txt", "after_optimizations-buffer-assignment.txt")
 
@@ -71,69 +82,54 @@ class CompileError(Exception):
     """The compiler failed for a reason other than memory; the message is its first line."""
 
 
-def compile_step(
-    config: Config, topology: Topology, say: Callable[[str], None] = lambda _: None, timeout: float = 900.0
-) -> Compiled:
+def compile_step(config: Config, topology: Topology, say: Callable[[str], None] = lambda _: None) -> Compiled:
     """Lowers and compiles the training step of `config` on `topology`; nothing of the run has to exist.
 
-    `say` is called periodically with what is being done. After `timeout` seconds the compilation is stopped.
+    `say` is called periodically with what is being done.
 
     Raises:
       UserError: if the config does not fit the topology.
       CompileError: if the compiler failed, or took too long.
     """
-    with tempfile.TemporaryDirectory(prefix="cm3leon-plan-") as folder:
-        return _compile_in(Path(folder), config, topology, say, timeout)
+    with tempfile.TemporaryDirectory(prefix="cm3leon-plan-") as name:
+        folder = Path(name)
+        config_file.save(config, folder / _CONFIG)
+        with (folder / _STDERR).open("wb") as stderr:
+            # A session of its own: Ctrl-C reaches only the parent, which then ends the child.
+            child = subprocess.Popen(
+                [sys.executable, "-m", __name__, name, topology.name, str(os.getpid())],
+                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        try:
+            _wait(child, folder, say)
+        finally:
+            if child.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        return _read(folder, topology, child.returncode)
 
 
-def _compile_in(
-    folder: Path, config: Config, topology: Topology, say: Callable[[str], None], timeout: float
-) -> Compiled:
-    config_file.save(config, folder / _CONFIG)
+def _wait(child: subprocess.Popen[bytes], folder: Path, say: Callable[[str], None]) -> None:
     started = time.perf_counter()
-    with (folder / "stderr").open("wb") as stderr:
-        # A session of its own: Ctrl-C reaches only the parent, which then ends the child.
-        child = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(folder), topology.name, str(os.getpid())],
-            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            stdin=subprocess.DEVNULL,
-            stdout=stderr,
-            stderr=stderr,
-            start_new_session=True,
-        )
-    try:
-        while child.poll() is None:
-            seconds = time.perf_counter() - started
-            if seconds > timeout:
-                raise CompileError(f"still compiling after {timeout:.0f} s: given up")
-            stage = "compiling" if (folder / _PLACEMENT).exists() else "tracing the training step"
-            say(f"{stage}, {seconds:.0f} s")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_POLL_SECONDS)
-    finally:
-        if child.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-    return _read(folder, topology, child.returncode)
-
-
-_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    # There is no TPU with metadata, and none to lock.
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "PYTHONWARNINGS": "ignore",
-    # The user's flags are for the devices of this host.
-    "XLA_FLAGS": "",
-}
+    while child.poll() is None:
+        seconds = time.perf_counter() - started
+        if seconds > _TIMEOUT_SECONDS:
+            raise CompileError(f"still compiling after {_TIMEOUT_SECONDS:.0f} s: given up")
+        stage = "compiling" if (folder / _PLACEMENT).exists() else "tracing the training step"
+        say(f"{stage}, {seconds:.0f} s")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_POLL_SECONDS)
 
 
 def _read(folder: Path, topology: Topology, exit_code: int) -> Compiled:
     file = folder / _RESULT
     if not file.exists():
-        lines = (folder / "stderr").read_text(errors="replace").strip().splitlines()
+        lines = (folder / _STDERR).read_text(errors="replace").strip().splitlines()
         last = lines[-1] if lines else "no message"
         raise CompileError(f"the compiler ended with exit code {exit_code}: {last}")
     result: dict[str, Any] = json.loads(file.read_text())

@@ -28,12 +28,8 @@ class Instruction:
 
     def called(self, *attributes: str) -> list[str]:
         """Lists the computations that attributes such as `body` or `calls` name."""
-        found: list[str] = []
-        for attribute in attributes:
-            match = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
-            if match:
-                found += re.findall(r"[\w.\-]+", match[1])
-        return found
+        named = re.findall(rf"\b(?:{'|'.join(attributes)})=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
+        return [name for text in named for name in re.findall(r"[\w.\-]+", text)]
 
     @property
     def op_name(self) -> str:

@@ -177,7 +177,7 @@ def _collectives_table(collectives: Sequence[Collective], compiled: Compiled, to
     if not rows:
         return ["\ncollectives: none"]
     text = [
-        "\ncollectives of a step, by the compiler: hidden behind other work, or alone",
+        "\ncollectives of a step, by the compiler: hidden by other work, or alone",
         f"  {'':<18} {'over':<20} {'what':<33} {'times':>6} {'sent':>10} {'at peak':>9}",
     ]
     small = [row for row in rows if row.seconds < _SMALL_FRACTION * rows[0].seconds]

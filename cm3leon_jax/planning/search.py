@@ -7,10 +7,10 @@ corrected by the memory of the last compiled setting.
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
@@ -45,17 +45,15 @@ def find_settings(config: Config, vocabulary_size: int, pod: Topology) -> list[S
     found = []
     for mesh in meshes(config, pod):
         rows = config.batch.batch_size // (mesh["replica"] * mesh["fsdp"])
-        for num_microbatches in _powers_of_two(min(rows, _MOST_MICROBATCHES)):
-            if rows % num_microbatches:
-                continue
-            for remat in _REMATS:
-                changed = dataclasses.replace(
-                    config,
-                    model=dataclasses.replace(config.model, remat=remat),
-                    mesh=dataclasses.replace(config.mesh, **mesh),
-                    train=dataclasses.replace(config.train, num_microbatches=num_microbatches),
-                )
-                found.append(_estimate(changed, mesh, vocabulary_size, pod))
+        counts = [count for count in _powers_of_two(min(rows, _MOST_MICROBATCHES)) if rows % count == 0]
+        for num_microbatches, remat in itertools.product(counts, _REMATS):
+            changed = replace(
+                config,
+                model=replace(config.model, remat=remat),
+                mesh=replace(config.mesh, **mesh),
+                train=replace(config.train, num_microbatches=num_microbatches),
+            )
+            found.append(_estimate(changed, mesh, vocabulary_size, pod))
     if not found:
         raise UserError(
             f"no mesh of {pod.num_devices} chips divides config.batch.batch_size {config.batch.batch_size} and "

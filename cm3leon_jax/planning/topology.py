@@ -79,10 +79,8 @@ class Topology:
         Without this the compiler sees an open mesh, and turns gathers over a whole slice into all-reduces.
         """
         if self.accelerator.name == "v5p":
-            closed = min(self.sides) >= 4
-            return (closed, closed, closed)
-        first, second = (side == 16 for side in self.sides)
-        return (first, second, False)
+            return (min(self.sides) >= 4,) * 3
+        return (self.sides[0] == 16, self.sides[1] == 16, False)
 
     def describe(self) -> str:
         """For people: `512 x v5p, torus of 8 x 8 x 8`."""

@@ -1,4 +1,4 @@
-"""Which documents are retrieved, and how many stand in front of a document."""
+"""Values of retrieval."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from cm3leon_jax.ranges import Decay, Finite, NonNegativeInt, PositiveInt, Range
 
 @dataclass(frozen=True)
 class RetrievalConfig(Part):
-    """Which documents stand in front of a document (arXiv 2309.02591, section 2.1.2; arXiv 2211.12561)."""
+    """Which documents are put before a document (arXiv 2309.02591, section 2.1.2; arXiv 2211.12561)."""
 
-    # `prepare` finds the neighbors of every document, and `train` puts them in front.
+    # `prepare` finds the neighbors of every document, and `train` puts them before it.
     enabled: Annotated[bool, AFTER_IMPORT] = False
-    # Neighbors kept of a document: found by its text, and found by its images.
+    # Neighbors kept per document: found by its text, and found by its images.
     num_by_text: NonNegativeInt = 2
     num_by_image: NonNegativeInt = 2
-    # Share of the query's text tokens, and of its images' patches, that is left out for the search.
+    # Fraction of the query's text tokens, and of its images' patches, that is dropped.
     query_dropout: Decay = 0.2
-    # No neighbor is more like the document, or like a neighbor that was taken already, than this; and none scores
-    # less than this with the query: rather none at all.
+    # Upper bound on the similarity of a neighbor to the document and to each neighbor selected before it, and lower
+    # bound on its score with the query: fewer neighbors are kept instead of bad ones.
     max_similarity: Finite = 0.9
     min_similarity: Finite = 0.0
     # Whether only documents with text and image can be neighbors.
     both_modalities: bool = True
     # Tasks whose training documents can be neighbors; none named means all.
     datastore_tasks: tuple[str, ...] = ()
-    # Documents searched for each query, among which the neighbors are chosen.
+    # Hits per query, among which the neighbors are selected.
     num_candidates: PositiveInt = 64
-    # "exact", or "approximate": what lies among the best is found with this probability, on a TPU in less time.
+    # "exact", or "approximate": each of the best is found with probability `search_recall`, on a TPU in less time.
     search: str = "exact"
     search_recall: Annotated[float, Range(above=0, at_most=1)] = 0.95
-    # Neighbors that a training document gets, drawn from those kept: "fixed" is this many, or all there are; "uniform"
-    # is 0 to this many, each as often.
+    # Neighbors that a training document gets, sampled from those kept: "fixed" is this many, or all there are;
+    # "uniform" is 0 to this many, with equal probability.
     num_drawn: Annotated[NonNegativeInt, AFTER_IMPORT] = 3
     draw: Annotated[str, AFTER_IMPORT] = "fixed"
     seed: Seed = 0
@@ -55,5 +55,5 @@ class RetrievalConfig(Part):
 
     @property
     def num_kept(self) -> int:
-        """Neighbors kept of a document."""
+        """Neighbors kept per document."""
         return self.num_by_text + self.num_by_image

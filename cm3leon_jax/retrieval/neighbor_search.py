@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float16
 
-from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.array_files import open_arrays, read_files_record
+from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.data.corpus.manifest import NeighborsPlan
 from cm3leon_jax.data.corpus.neighbors import (
     NONE,
@@ -40,8 +40,8 @@ from cm3leon_jax.distributed import all_processes, barrier, is_coordinator
 from cm3leon_jax.encoders.base import Encoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import wait_for, write_json
-from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.records import read_record, write_record
+from cm3leon_jax.retrieval.config import RetrievalConfig
 from cm3leon_jax.retrieval.datastore import DATASTORE_RECORD, Datastore, write_datastore
 from cm3leon_jax.retrieval.list_writer import ListWriter
 from cm3leon_jax.retrieval.search import Search
@@ -54,15 +54,28 @@ _NUM_MEASURED = 512
 
 
 def find_neighbors(
-    config: Config, corpus: PreparedCorpus, tokenizer: DocumentTokenizer, encoder: Encoder
+    config: RetrievalConfig,
+    source: CorpusConfig,
+    corpus: PreparedCorpus,
+    tokenizer: DocumentTokenizer,
+    encoder: Encoder,
+    mesh: Mesh,
 ) -> dict[str, Any]:
     """Writes CORPUS/retrieval and returns its manifest; every process of the run calls this.
+
+    Args:
+      config: of the neighbors.
+      source: names the raw documents that `corpus` was prepared from.
+      corpus: the documents that get neighbors.
+      tokenizer: made the corpus.
+      encoder: makes the vectors.
+      mesh: of the search.
 
     Raises:
       UserError: if the datastore is empty, or what is there was found with other settings.
     """
-    folder, train_split = corpus.path / "retrieval", config.corpus.train_split
-    plan = _plan(config, corpus, encoder)
+    folder, train_split = corpus.path / "retrieval", source.train_split
+    plan = _plan(config, train_split, corpus, encoder)
     if is_coordinator():
         _drop_incomplete(folder, corpus)
     barrier("records of arrays without their files are gone")
@@ -79,20 +92,20 @@ def find_neighbors(
     if is_coordinator():
         write_json(folder / "plan.json", plan)
 
-    tasks = {task.name: task for task in open_mixture(config.corpus)}
+    tasks = {task.name: task for task in open_mixture(source)}
     sources = {name: task.get("source", {}) for name, task in corpus.manifest["tasks"].items()}
     check_sources(sources, tuple(tasks.values()), corpus.path)
     for number, (task, split) in enumerate(_splits(corpus)):
-        write_vectors(corpus, tasks[task], split, tokenizer, encoder, config.retrieval, first_process=number)
+        write_vectors(corpus, tasks[task], split, tokenizer, encoder, config, first_process=number)
     for record in _records(corpus, vectors_record):
         wait_for(record)
     documents = DatastoreDocuments(corpus, tuple(plan["memory"]), train_split)
     if is_coordinator() and not (folder / DATASTORE_RECORD).exists():
-        write_datastore(corpus, documents, train_split, config.retrieval.both_modalities)
+        write_datastore(corpus, documents, train_split, config.both_modalities)
     wait_for(folder / DATASTORE_RECORD)
-    datastore, mesh = Datastore.open(folder), make_mesh(config.mesh)
-    search = Search(datastore.vectors, mesh, config.retrieval.search, config.retrieval.search_recall)
-    writer = ListWriter(corpus, documents, datastore, search, config.retrieval, train_split)
+    datastore = Datastore.open(folder)
+    search = Search(datastore.vectors, mesh, config.search, config.search_recall)
+    writer = ListWriter(corpus, documents, datastore, search, config, train_split)
     for task, split in _splits(corpus):
         writer.write(task, split)
     for record in _records(corpus, lists_record):
@@ -102,8 +115,8 @@ def find_neighbors(
         "neighbors": {f"{task}/{split}": _list_counts(task, split, corpus) for task, split in _splits(corpus)},
         "files": read_files_record(folder / DATASTORE_RECORD, "run `cm3leon prepare` again"),
     }
-    if config.retrieval.search == "approximate":
-        manifest["measured_recall"] = _measured_recall(datastore.vectors, search, mesh, config.retrieval.num_candidates)
+    if config.search == "approximate":
+        manifest["measured_recall"] = _measured_recall(datastore.vectors, search, mesh, config.num_candidates)
     if is_coordinator():
         write_record(folder / "manifest.json", manifest)
     wait_for(folder / "manifest.json")
@@ -133,14 +146,14 @@ def _measured_recall(vectors: Float16[np.ndarray, "rows dim"], search: Search, m
     return num_hits / int((exact != NONE).sum())
 
 
-def _plan(config: Config, corpus: PreparedCorpus, encoder: Encoder) -> dict[str, Any]:
+def _plan(config: RetrievalConfig, train_split: str, corpus: PreparedCorpus, encoder: Encoder) -> dict[str, Any]:
     """Collects all that the lists depend on."""
     plan = {
         "format_version": RETRIEVAL_FORMAT,
         "encoder": encoder.fingerprint,
         "corpus": documents_identity(corpus),
-        "settings": list_settings(config.retrieval),
-        "memory": list(datastore_tasks(config.retrieval, corpus, config.corpus.train_split)),
+        "settings": list_settings(config),
+        "memory": list(datastore_tasks(config, corpus, train_split)),
     }
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     return plan | {"fingerprint": digest[:16]}

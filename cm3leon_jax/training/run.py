@@ -121,8 +121,8 @@ class TrainingRun:
 
     # Rolls back after too many skipped steps; None: the step skips none, and a loss that is not finite ends the run.
     recovery: RecoveryConfig | None = None
-    # Seconds without a step after which the process gives up; 0: never.
-    stall_seconds: float = 0.0
+    # Seconds without a step after which the process gives up; None: never.
+    stall_seconds: float | None = None
     # Index of a batch -> JSON that makes `batches` quick to begin there; stored with a checkpoint.
     batch_hint: Callable[[int], Any] = lambda index: None
     # Called before the first step, so that compilation is timed by itself.

@@ -173,9 +173,9 @@ def test_a_damaged_checkpoint_is_a_line_and_no_folder(make_run):
 def test_weights_with_other_bits_than_were_saved_are_not_exported(make_run, monkeypatch):
     run = make_run()
     with Checkpoints(run.workdir / "checkpoints", keep=1) as checkpoints:
-        sums = checkpoints._meta_with_sums(STEP)
-    sums["bit_sums"]["parameters.blocks.feed_forward.up"] ^= 1
-    monkeypatch.setattr(Checkpoints, "_meta_with_sums", lambda self, step: json.loads(json.dumps(sums)))
+        sums = checkpoints.bit_sums(STEP)
+    sums["parameters.blocks.feed_forward.up"] ^= 1
+    monkeypatch.setattr(Checkpoints, "bit_sums", lambda self, step: sums)
     with pytest.raises(UserError, match=r"other bits in parameters.blocks.feed_forward.up than were written"):
         run.export()
     assert not (run.workdir / "exported").exists()

@@ -94,7 +94,7 @@ def test_a_cancelled_job_stays_cancelled(slurm, tmp_path):
     wait_for(lambda: len(list(tmp_path.glob("started_*"))) == 2, 60, "two processes")
     slurm.run("scancel", number)
     log = tmp_path / f"{number}.log"
-    wait_for(lambda: "told to end; srun ended with 75" in log.read_text(), 30, "the end of the script")
+    wait_for(lambda: "asked to end; srun ended with 75" in log.read_text(), 30, "the end of the script")
     job = slurm.end_of(number, 30)
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
 

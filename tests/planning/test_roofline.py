@@ -58,10 +58,10 @@ def test_a_gather_over_the_whole_slice_by_hand():
 
 def test_groups_over_hosts_use_the_network():
     pod = parse("h100:2x8")
-    places = [(host, gpu) for host in range(2) for gpu in range(8)]
-    one_byte_a_run = {"operand_bytes": 1, "runs": 1}
-    assert collective_seconds(gather(range(8), **one_byte_a_run), pod, places) == pytest.approx(7 / 450e9)
-    assert collective_seconds(gather(range(16), **one_byte_a_run), pod, places) == pytest.approx(15 / 50e9)
+    coordinates = [(host, gpu) for host in range(2) for gpu in range(8)]
+    one_byte_per_run = {"operand_bytes": 1, "runs": 1}
+    assert collective_seconds(gather(range(8), **one_byte_per_run), pod, coordinates) == pytest.approx(7 / 450e9)
+    assert collective_seconds(gather(range(16), **one_byte_per_run), pod, coordinates) == pytest.approx(15 / 50e9)
 
 
 def test_hidden_traffic_runs_next_to_matmuls_and_other_traffic_after_them():

@@ -33,7 +33,7 @@ def test_a_name_describes_chips_and_links(name, num_devices, wrap, described):
         ("v5e:16x15", "a slice of v5e is one of 1x1, 2x2"),
         ("v5p:8x8", "three rising multiples of 4"),
         ("v5p:8x4x4", "three rising multiples of 4"),
-        ("h100:4x16", "at most 8 GPUs a host"),
+        ("h100:4x16", "at most 8 GPUs per host"),
         ("h100:4x8*2", "slices of TPUs"),
         ("v5e:4x4*0", "at least one slice"),
     ],

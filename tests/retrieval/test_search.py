@@ -119,11 +119,11 @@ def test_what_beats_a_first_block_is_found_together_and_apart(better):
 
 def test_padding_takes_no_place_in_the_choice_of_groups():
     one = np.ones((1, 1), np.float32)
-    # A last group of three rows, the worst of all, filled up; the best three lie in three groups.
+    # A last group of three rows, the worst of all, filled up; the best three are in three groups.
     rows = np.arange(1003)
     datastore = -1.0 - 100.0 * (rows % 16) - rows // 16
     assert Search(datastore[:, None], mesh_of(1))(one, 3)[1].tolist() == [[0, 16, 32]]
-    # Five groups in two blocks of three: the sixth is padding, beside the best row.
+    # Five groups in two blocks of three: the sixth is padding, next to the best row.
     datastore = np.zeros(80)
     datastore[[79, 48]] = 2, 1
     assert Search(datastore[:, None], mesh_of(1), block_size=48)(one, 2)[1].tolist() == [[79, 48]]

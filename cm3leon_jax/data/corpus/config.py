@@ -17,7 +17,7 @@ class CorpusConfig(Part):
 
     path: LocalPath = "{workdir}/corpus"
     # A registered seqio Task or Mixture, and the modules whose import registers it; or `folder:PATH` or `tfds:BUILDER`.
-    mixture: Annotated[str, IsPath(behind="folder:")] = ""
+    mixture: Annotated[str, IsPath(prefix="folder:")] = ""
     modules: tuple[str, ...] = ()
     train_split: str = "train"
     held_out_split: str = "validation"

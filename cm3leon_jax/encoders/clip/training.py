@@ -44,6 +44,7 @@ from cm3leon_jax.models.sharding import (
     process_local_rows,
     shardings,
 )
+from cm3leon_jax.models.weight_decay import decays
 from cm3leon_jax.training import trainer
 from cm3leon_jax.training.run import Start, TrainingRun
 from cm3leon_jax.training.schedules import learning_rate
