@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "cm3leon_jax" / "__init__.py").read_text())[1]
-# Folders of the checkout that a wheel carries, in cm3leon_jax/shipped/ (`config_file.shipped_folder`).
+# Folders of the checkout that a wheel carries, in cm3leon_jax/shipped/ (`shipped.shipped_folder`).
 SHIPPED = ("configs", "examples", "launch")
 
 
@@ -49,8 +49,10 @@ DATA = [
 ]
 # Its inner functions are called: one version.
 KERNELS = ["tokamax==0.0.12"]
+WANDB = ["wandb>=0.28"]
 CHECK = [
     *KERNELS,
+    *WANDB,
     "pytest>=8",
     "pytest-xdist>=3.6",
     "beartype>=0.20",
@@ -109,7 +111,6 @@ setup(
         "tensorstore>=0.1.84",
         "tokenizers>=0.22",
         "scikit-learn>=1.7",
-        "tensorboardX>=2.6.4",
         "matplotlib>=3.10",
         "jinja2>=3.1",
         "tqdm>=4.67",
@@ -121,6 +122,8 @@ setup(
         "plan": ["libtpu>=0.0.42"],
         # The viewer of WORKDIR/tensorboard.
         "tensorboard": ["tensorboard>=2.19"],
+        # A logger of `config.train.loggers`.
+        "wandb": WANDB,
         # The GPU compiler without CUDA.
         "plan-cuda13": ["jax-cuda13-plugin>=0.10,<0.13", "jax-cuda13-pjrt>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],

@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = config_file.load("examples/digits/demo.py", arguments.workdir, {})
     model = restore_model(config, Path(arguments.workdir))
-    reader, length = DigitClassifier(), config.image_tokenizer.image_length
+    classifier, length = DigitClassifier(), config.image_tokenizer.image_length
     texts = [text for text in config.evaluate.prompts for _ in range(config.evaluate.samples_per_prompt)]
     print(f"{'method':12} {'guidance':>8} {'first':>7} " + " ".join(f"{name:>11}" for name in NAMES))
     for method, guidance in (("top_p", 1.0), ("top_p", 3.0), ("contrastive", 3.0), ("mixed", 3.0)):
@@ -54,8 +54,8 @@ def main() -> None:
         shares = []
         for choice in kept.values():
             chosen = codes.reshape(len(texts), CANDIDATES, length)[np.arange(len(texts)), choice]
-            read = reader.score_drawings("drawn", texts, model.image_tokenizer.decode(chosen))
-            shares.append(read["drawn_accuracy"])
+            scores = classifier.score_images("sampled", texts, model.image_tokenizer.decode(chosen))
+            shares.append(scores["sampled_accuracy"])
         print(f"{method:12} {guidance:8} {shares[0]:7.1%} " + " ".join(f"{share:11.1%}" for share in shares[1:]))
 
 

@@ -314,7 +314,12 @@ STAGES = (
         "demo-evaluate",
         ("demo-train",),
         (
-            *("evaluate", *DEMO, "--config.evaluate.num_documents=96", "--config.evaluate.num_loss_sequences=64"),
+            *(
+                "evaluate",
+                *DEMO,
+                "--config.evaluate.num_documents=96",
+                "--config.evaluate.metrics.loss.num_sequences=64",
+            ),
             "--config.evaluate.samples_per_prompt=6",
         ),
         lambda work: {"demo evaluation": json_values(work / "demo/evaluation.json")},

@@ -8,30 +8,34 @@ import difflib
 import importlib
 import importlib.util
 import io
+import logging
 import os
 import select
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO
 
-from cm3leon_jax import paths
+from cm3leon_jax import __version__, paths
 from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
-from cm3leon_jax.config import Config
 from cm3leon_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, FailedSave, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
 from cm3leon_jax.log_handler import show_messages
+from cm3leon_jax.shipped import shipped_folder
+
+log = logging.getLogger(__name__)
 
 
 class Command(NamedTuple):
     """A command: its module has `add_arguments(parser)`, if it takes more than the config, and `run`."""
 
-    # `run(config, workdir, arguments)` returns the exit code, or nothing.
+    # `run(config, workdir, arguments)`, or `run(arguments)` without a config, returns the exit code or nothing.
     module: str
     summary: str
     # The folders that it writes: parts of the config by name, whose `path` is meant, or "workdir".
     writes: tuple[str, ...] = ()
+    takes_config: bool = True
 
 
 COMMANDS = {
@@ -54,18 +58,40 @@ COMMANDS = {
     "inspect": Command("cm3leon_jax.commands.inspect", "look into a prepared corpus: documents and packed sequences"),
     "plan": Command("cm3leon_jax.commands.plan", "compile a run for a pod you do not have: memory, collectives, time"),
     "train": Command("cm3leon_jax.commands.train", "train the transformer; run it again to continue", ("workdir",)),
-    "generate": Command("cm3leon_jax.generation.generate", "draw, caption and fill in from prompts"),
+    "generate": Command(
+        "cm3leon_jax.generation.generate", "text-to-image, captioning, infilling and editing from prompts"
+    ),
     "evaluate": Command(
-        "cm3leon_jax.evaluation.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
+        "cm3leon_jax.commands.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
     ),
     "export": Command("cm3leon_jax.huggingface.export", "write a checkpoint as a Hugging Face folder"),
     "import": Command("cm3leon_jax.huggingface.importing", "start a run from a Hugging Face folder"),
+    "completion": Command("cm3leon_jax.commands.completion", "print a script for shell completion", takes_config=False),
+}
+
+# Parts of the config that each command reads, as its --help lists them.
+_DATA = ("modules", "corpus", "vocabulary", "image_tokenizer")
+_RUN = (*_DATA, "batch", "model", "mesh")
+READS = {
+    "train-text-tokenizer": _DATA,
+    "train-image-tokenizer": ("modules", "corpus", "image_tokenizer", "distributed"),
+    "train-encoder": (*_DATA, "encoder", "mesh", "distributed"),
+    "prepare": (*_DATA, "encoder", "retrieval", "batch", "distributed"),
+    "inspect": (*_DATA, "retrieval", "objective", "batch"),
+    "plan": (*_RUN, "objective", "optimizer", "train"),
+    "train": (
+        *(*_RUN, "retrieval", "objective", "optimizer", "train", "recovery", "distributed", "sampling", "evaluate"),
+    ),
+    "generate": (*_RUN, "encoder", "retrieval", "sampling"),
+    "evaluate": (*_RUN, "encoder", "retrieval", "objective", "sampling", "evaluate", "distributed"),
+    "export": _RUN,
+    "import": (*_RUN, "encoder"),
 }
 
 # Commands that several processes run together.
 _DISTRIBUTED = ("prepare", "train-image-tokenizer", "train-encoder", "train", "evaluate")
 
-# What a shell makes of a program that SIGPIPE ended, as one ends that writes to `head`.
+# The exit code that a shell gives to a program ended by SIGPIPE, such as one that writes to `head`.
 _NO_READER = 141
 
 
@@ -73,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Where a terminal is not UTF-8, or a name is not: shown in another way, rather than not at all.
+            # Where the terminal or a file name is not UTF-8, escapes are shown.
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -106,12 +132,12 @@ def _flush() -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """Sends a stream nowhere: the interpreter writes what is left when it ends, and must not fail once more."""
+    """Redirects a stream to /dev/null: the interpreter flushes it at exit, and must not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _unread_streams() -> list[TextIO]:
-    """Those of this process's outputs that lead into a pipe which was closed at its other end."""
+    """Finds the output streams whose pipe was closed by its reader."""
     found = []
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError, ValueError):
@@ -126,6 +152,9 @@ def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if argv else EXIT_USER_ERROR
+    if argv[0] == "--version":
+        print(f"cm3leon {__version__}")
+        return 0
     command, *rest = argv
     show_messages()
     _ignore_an_absent_tpu()
@@ -162,7 +191,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _leave(code: int) -> None:
-    # The others may wait in a collective, and JAX would wait for them to say goodbye.
+    # The others may wait in a collective, and JAX would wait for them at exit.
     from cm3leon_jax.distributed import hard_exit
 
     hard_exit(code)
@@ -179,7 +208,7 @@ def _no_room(error: Exception) -> str:
 
 
 def _code_among_many(error: Exception) -> tuple[int, str]:
-    """What an exception means for a process that has others: a collective fails where one of them is gone."""
+    """Exit code and message of an exception in one of several processes: a collective fails when another is gone."""
     import jax
 
     lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
@@ -189,24 +218,22 @@ def _code_among_many(error: Exception) -> tuple[int, str]:
 
 
 def _ignore_an_absent_tpu() -> None:
-    """Keeps JAX from looking for a TPU with libtpu, which `plan` needs where there is none: it complains aloud."""
+    """Keeps JAX from loading libtpu on a host without a TPU, where `plan` has it installed: it logs errors."""
     if not host_has_tpu() and importlib.util.find_spec("libtpu"):
         os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if host_has_gpu() else "cpu")
 
 
 def _overview() -> str:
-    from cm3leon_jax import config_file
-
     rows = "\n".join(f"  {name:<22} {command.summary}" for name, command in COMMANDS.items())
     return (
         "cm3leon COMMAND --config=FILE [--workdir=DIR] [--config.a.b=value ...]\n\n"
-        f"{rows}\n\ncm3leon COMMAND --help says what a command takes.\n"
-        f"Configs and launch scripts lie in {config_file.shipped_folder()}."
+        f"{rows}\n\ncm3leon COMMAND --help describes a command.\n"
+        f"Configs and launch scripts are in {shipped_folder()}."
     )
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser for which a mistake is one line, like any other."""
+    """An argument parser that reports a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
         unknown, _, option = message.partition(": ")
@@ -219,52 +246,72 @@ class Parser(argparse.ArgumentParser):
 
 def _run(command: str, argv: Sequence[str]) -> int:
     overrides, rest = _split_overrides(argv)
-    with _said_to_be_starting(command):
+    with _shown_as_starting(command):
         module = importlib.import_module(COMMANDS[command].module)
-    parser = Parser(
-        prog=f"cm3leon {command}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="--config.a.b=value overrides one field of the config; config.py lists them all.",
-    )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE",
-        help="a config file, configs/NAME.py[:VARIANT]; the NAME of one of the package's; or the config.json of a run",
-    )
-    parser.add_argument(
-        "--workdir",
-        type=paths.input_path("--workdir"),
-        metavar="DIR",
-        help="folder of the run (default: runs/NAME, or that of config.json)",
-    )
+    parser = _parser(command, module.__doc__, lists_fields=not {"-h", "--help"}.isdisjoint(rest))
     if hasattr(module, "add_arguments"):
         module.add_arguments(parser)
     arguments = parser.parse_args(rest)
+    if not COMMANDS[command].takes_config:
+        return module.run(arguments) or 0
 
     from cm3leon_jax import config_file
 
     workdir = arguments.workdir or config_file.default_workdir(arguments.config)
     config = config_file.load(arguments.config, str(workdir), overrides)
-    _refuse_unwritable(COMMANDS[command], config, workdir)
+    _check_writable(COMMANDS[command], config, workdir)
     _join(command, config)
     return module.run(config, workdir, arguments) or 0
 
 
+def _parser(command: str, description: str | None, lists_fields: bool) -> Parser:
+    parser = Parser(
+        prog=f"cm3leon {command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_help_on_fields(command) if lists_fields and COMMANDS[command].takes_config else None,
+    )
+    if COMMANDS[command].takes_config:
+        parser.add_argument(
+            "--config",
+            required=True,
+            metavar="FILE",
+            help="a config file, configs/NAME.py[:VARIANT]; the NAME of one of the package's; "
+            "or the config.json of a run",
+        )
+        parser.add_argument(
+            "--workdir",
+            type=paths.input_path("--workdir"),
+            metavar="DIR",
+            help="folder of the run (default: runs/NAME, or that of config.json)",
+        )
+    return parser
+
+
+def _help_on_fields(command: str) -> str:
+    from cm3leon_jax.config_fields import config_fields
+
+    fields = "\n".join(map(str, config_fields(READS[command])))
+    return f"config fields that {command} reads, set by a config file or the command line:\n{fields}"
+
+
 @contextlib.contextmanager
-def _said_to_be_starting(command: str) -> Iterator[None]:
-    """Libraries take seconds to load: says so on a terminal, and takes it back."""
-    is_watched = sys.stderr.isatty()
-    if is_watched:
+def _shown_as_starting(command: str) -> Iterator[None]:
+    """Shows that libraries are loading, which takes seconds: on a terminal for as long as it takes."""
+    if not COMMANDS[command].takes_config:
+        yield
+    elif sys.stderr.isatty():
         print(f"cm3leon {command} is starting ...", end="", file=sys.stderr, flush=True)
-    yield
-    if is_watched:
+        yield
         print("\r\033[K", end="", file=sys.stderr, flush=True)
+    else:
+        if all(os.environ.get(name, "0") == "0" for name in ("JAX_PROCESS_ID", "SLURM_PROCID")):
+            log.info(f"cm3leon {command} is starting")
+        yield
 
 
-def _refuse_unwritable(command: Command, config: Config, workdir: Path) -> None:
-    """Looks, before hours of work, whether their result can be written."""
+def _check_writable(command: Command, config: Any, workdir: Path) -> None:
+    """Checks before hours of work that the result can be written."""
     for name in command.writes:
         if name == "workdir":
             paths.writable_folder(workdir, "--workdir")
@@ -272,12 +319,12 @@ def _refuse_unwritable(command: Command, config: Config, workdir: Path) -> None:
             paths.writable_folder(Path(getattr(config, name).path), f"config.{name}.path")
 
 
-def _join(command: str, config: Config) -> None:
-    """Takes part in a run of several processes, where the environment names them and the command is for several."""
+def _join(command: str, config: Any) -> None:
+    """Joins the other processes that the environment names; refuses them if the command runs as one process."""
     from cm3leon_jax import distributed
 
     if command in _DISTRIBUTED:
-        # The others have no step to save: what they wrote is whole, and started again they go on behind it.
+        # Other commands have no step to save at SIGTERM: started again, they continue after what they wrote.
         distributed.join(config.distributed, notes_sigterm=command.startswith("train"))
     elif processes := distributed.named_processes(os.environ):
         raise UserError(f"runs as one process, and this is {processes}: start it once, without a launcher")

@@ -68,12 +68,6 @@ class Config:
             f"{self.image_tokenizer.image_length} codes with their texts take at least {least}; lower the one or "
             "raise the other",
         )
-        is_digit = (self.image_tokenizer.resolution, self.image_tokenizer.in_channels) == (8, 1)
-        require(
-            self.evaluate.classifier != "digits" or is_digit,
-            "evaluate.classifier is 'digits', which reads gray images of 8 pixels: set image_tokenizer.resolution "
-            "to 8 and in_channels to 1, or classifier to ''",
-        )
 
     @property
     def num_steps(self) -> int:

@@ -27,6 +27,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import check_format, read_object, write_json
 from cm3leon_jax.ranges import annotation
 from cm3leon_jax.registry import import_module
+from cm3leon_jax.shipped import shipped_configs, shipped_folder
 
 # Version of a run's config.json; 0.1 of this package wrote none.
 FORMAT_VERSION = 2
@@ -94,18 +95,6 @@ def default_workdir(file: str) -> Path:
     """The folder of a run whose config file this is: that of its config.json, or runs/NAME."""
     path, _ = find(file)
     return path.parent if path.suffix == ".json" else Path("runs") / path.stem
-
-
-def shipped_folder() -> Path:
-    """The parent of `configs/` and `launch/`: the checkout, or a folder of the installed package."""
-    package = Path(__file__).parent
-    return package / "shipped" if (package / "shipped").is_dir() else package.parent
-
-
-def shipped_configs() -> list[Path]:
-    """The config files that come with the package."""
-    files = [*(shipped_folder() / "configs").glob("*.py"), *(shipped_folder() / "examples").glob("*/*.py")]
-    return [file for file in files if "def get_config(" in file.read_text(encoding="utf-8")]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

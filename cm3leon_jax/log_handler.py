@@ -5,10 +5,9 @@ Modules write `log = logging.getLogger(__name__)` and `log.info(...)`; the comma
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-
-from tqdm import tqdm
 
 
 class ConsoleHandler(logging.Handler):
@@ -24,7 +23,9 @@ class ConsoleHandler(logging.Handler):
             return
         # Looked up now: tests and notebooks replace the streams.
         stream = sys.stderr if is_warning else sys.stdout
-        with tqdm.external_write_mode(file=stream):
+        # Without tqdm there is no bar.
+        tqdm = sys.modules.get("tqdm")
+        with tqdm.tqdm.external_write_mode(file=stream) if tqdm else contextlib.nullcontext():
             print(self.format(record), file=stream, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: one look for all, nothing loaded from elsewhere, nothing hidden in texts of data."""
+"""Self-contained HTML pages: one stylesheet, no external resources, data shown with its control characters escaped."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from jaxtyping import UInt8
 from cm3leon_jax.images import encode_png
 from cm3leon_jax.terminal import visible
 
-# Pixels on the page: images smaller than this are enlarged by a whole factor, those larger than the second are shrunk.
+# CSS pixels: images smaller than the first are enlarged by an integer factor, those larger than the second are shrunk.
 _SMALLEST, _LARGEST = 64, 192
 
 
 @dataclass(frozen=True)
 class ImageStyle:
-    """How images of one resolution are shown."""
+    """Size and scaling of the images on a page."""
 
-    # Side in CSS pixels, where there is room for it.
+    # Largest side in CSS pixels.
     side: int
-    # Value of `image-rendering`: enlarged pixels keep their edges.
+    # Value of the CSS property `image-rendering`.
     rendering: str
 
     @classmethod
     def of(cls, resolution: int) -> ImageStyle:
-        """At least 64 CSS pixels, about 128 where the image has enough of its own to fill them."""
+        """Shows at least 64 CSS pixels, and about 128 of images that are not tiny."""
         if resolution >= _LARGEST:
             return cls(_LARGEST, "auto")
         factor = math.ceil(_SMALLEST / resolution) if resolution <= 16 else round(2 * _SMALLEST / resolution)
@@ -36,7 +36,7 @@ class ImageStyle:
 
 
 def render(package: str, template: str, **values: object) -> str:
-    """Fills a template that lies in a package of cm3leon_jax; it may include `page.css.jinja`."""
+    """Renders a template of a folder of the package; it may include `page.css.jinja`."""
     loaders = [jinja2.PackageLoader("cm3leon_jax", package), jinja2.PackageLoader("cm3leon_jax", ".")]
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders),
@@ -50,10 +50,10 @@ def render(package: str, template: str, **values: object) -> str:
 
 
 def image_url(pixels: UInt8[np.ndarray, "height width C"]) -> str:
-    """An image as a data URL."""
+    """Encodes an image as a data URL."""
     return png_url(encode_png(pixels))
 
 
 def png_url(png: bytes) -> str:
-    """The bytes of a PNG file as a data URL."""
+    """Encodes the bytes of a PNG file as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -44,13 +44,6 @@ class Progress:
             seconds = (time.perf_counter() - self._started) / max(1, done - self._first) * (self._total - done)
             print(f"{self._what} {done:,}/{self._total:,}: {text}, {_duration(seconds)} left", flush=True)
 
-    def note(self, text: str) -> None:
-        """Prints a line above the bar."""
-        if self._is_watched:
-            self._bar.write(text)
-        elif self._shown:
-            print(text, flush=True)
-
     def close(self) -> None:
         """Ends the bar."""
         self._bar.close()
@@ -71,8 +64,6 @@ class StepLog:
     def __init__(self, path: Path, first_step: int) -> None:
         lines, damaged = _parsed(path)
         kept = [line for line in lines if line["step"] <= first_step]
-        # The last line that was dropped, if any.
-        self.dropped: dict[str, Any] = lines[-1] if len(lines) > len(kept) else {}
         if damaged:
             aside = path.with_name(f"{path.name}.damaged")
             with aside.open("ab") as file:

@@ -1,16 +1,22 @@
 """The command line: help on everything, exit codes, one line for a mistake."""
 
 import argparse
+import dataclasses
 import errno
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import cm3leon_jax
 from cm3leon_jax.cli import COMMANDS, main
+from cm3leon_jax.cli import READS as CONFIG_PARTS
+from cm3leon_jax.commands.completion import completion_script, options_in
+from cm3leon_jax.config import Config
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,7 +26,7 @@ def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert "--config FILE" in capsys.readouterr().out
+    assert ("--config FILE" in capsys.readouterr().out) == COMMANDS[command].takes_config
 
 
 def test_the_overview_names_every_command(capsys):
@@ -194,3 +200,81 @@ def test_these_commands_import_neither_tensorflow_nor_pytorch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"cm3leon {cm3leon_jax.__version__}\n"
+
+
+def test_help_lists_the_config_fields_that_a_command_reads(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--config.evaluate.num_documents=256 int, at least 0. Held-out documents that are captioned" in shown
+    assert "--config.corpus.folder.held_out_fraction=0.01 float" in shown
+    assert "--config.optimizer" not in shown
+
+
+def test_the_commands_read_every_part_of_the_config():
+    assert {part for parts in CONFIG_PARTS.values() for part in parts} == {
+        field.name for field in dataclasses.fields(Config)
+    }
+    assert set(CONFIG_PARTS) == {name for name, command in COMMANDS.items() if command.takes_config}
+
+
+def complete(line: str, tmp_path: Path) -> list[str]:
+    """What bash offers at the end of a line, by the script that `cm3leon completion bash` prints."""
+    script = tmp_path / "completion.bash"
+    if not script.exists():
+        script.write_text(completion_script("bash"))
+    # As readline does, with "=" a word of its own.
+    words = re.findall(r"=|[^=\s]+", line) + ([""] if line.endswith(" ") else [])
+    listed = " ".join(f"'{word}'" for word in words)
+    program = (
+        f"source {script}; COMP_WORDS=({listed}); COMP_CWORD={len(words) - 1}; _cm3leon; "
+        'for found in "${COMPREPLY[@]}"; do echo "$found"; done'
+    )
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert not done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("cm3leon tr", ["train-text-tokenizer", "train-image-tokenizer", "train-encoder", "train"]),
+        ("cm3leon train --config=de", ["demo", "demo_opt"]),
+        ("cm3leon train --config de", ["demo", "demo_opt"]),
+        ("cm3leon train --config=", ["demo", "mine.py"]),
+        ("cm3leon train --config=mi", ["mine.py"]),
+        ("cm3leon train --work", ["--workdir="]),
+        ("cm3leon train --config.train.num_m", ["--config.train.num_microbatches="]),
+        ("cm3leon evaluate --config=demo --config.evaluate.num_d", ["--config.evaluate.num_documents="]),
+        ("cm3leon evaluate --config.optimizer.", []),
+        ("cm3leon inspect --ch", ["--check"]),
+        ("cm3leon generate --prompts=mi", ["mine.py"]),
+        ("cm3leon train --config.train.seed=m", []),
+    ],
+)
+def test_completion_in_bash(line, found, tmp_path):
+    (tmp_path / "mine.py").touch()
+    completed = complete(line, tmp_path)
+    assert set(found) <= set(completed)
+    if line != "cm3leon train --config=":
+        assert set(completed) == set(found)
+
+
+def test_completion_lists_the_options_of_the_parsers():
+    for command, described in COMMANDS.items():
+        parser = argparse.ArgumentParser()
+        getattr(importlib.import_module(described.module), "add_arguments", lambda _: None)(parser)
+        options = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+        listed = {option.rstrip("=") for option in options_in(described.module)}
+        assert listed == options - {"--help"}, command
+
+
+def test_completion_is_printed(capsys):
+    assert main(["completion", "bash"]) == 0
+    assert "complete -F _cm3leon cm3leon" in capsys.readouterr().out
+    assert main(["completion", "fish"]) == 2

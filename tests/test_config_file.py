@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax import config_file, config_values
+from cm3leon_jax import config_file, config_values, shipped
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.models.transformer import parameter_count
@@ -42,7 +42,7 @@ def config_of(tmp_path):
     return load
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in config_file.shipped_configs()))
+@pytest.mark.parametrize("name", sorted(path.stem for path in shipped.shipped_configs()))
 def test_every_config_file_loads(name):
     config_file.load(name, "runs/x")
 

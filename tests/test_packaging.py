@@ -46,8 +46,8 @@ def test_templates_configs_and_launch_files_are_installed(installed):
 def test_a_config_of_ones_own_builds_on_an_installed_one(installed, tmp_path):
     (tmp_path / "mine.py").write_text("from configs import demo\nget_config = demo.get_config\n")
     code = (
-        "from cm3leon_jax import config_file\n"
-        f"assert config_file.shipped_folder().is_relative_to({str(installed)!r})\n"
+        "from cm3leon_jax import config_file, shipped\n"
+        f"assert shipped.shipped_folder().is_relative_to({str(installed)!r})\n"
         "for name in ('mine.py', 'demo', 'examples/digits/demo_opt.py'):\n"
         "    print(config_file.load(name, 'runs/x').model.model_dim)\n"
     )

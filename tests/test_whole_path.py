@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     config = ConfigDict()
+    config.modules = ("examples.digits.metric",)
     config.corpus = dict(mixture="folder:{folder}", encode_batch_size=16, num_sample_images=4)
     config.vocabulary = dict(num_text_tokens=280, num_masks=4)
     config.image_tokenizer = dict(
@@ -31,9 +32,10 @@ def get_config():
         num_tokens=12 * 512, log_every=1, save_every=4, eval_every=6, eval_batches=1, sample_every=6)
     config.sampling = dict(max_text_tokens=6, batch_size=8)
     config.evaluate = dict(
-        num_loss_sequences=8, loss_batch_size=4,
         num_documents=6, prompts=("the digit one", "the digit two"), samples_per_prompt=2,
-        classifier="digits")
+        metrics=dict(
+            loss=dict(type="loss", num_sequences=8, batch_size=4), reconstruction=dict(type="reconstruction"),
+            digits=dict(type="digits")))
     return config
 """
 
@@ -158,7 +160,7 @@ def test_with_neighbors_from_raw_documents_to_a_report(run, capsys):
         workdir = run(name, *RETRIEVING, workdir="retrieving")
     out = capsys.readouterr().out
     assert "neighbors a document" in out and "by image, " in out
-    assert "retrieval: 1 neighbor in front of each document" in out
+    assert "retrieval: 1 neighbor before each document" in out
     run("evaluate", *RETRIEVING, workdir="retrieving")
     numbers = json.loads((workdir / "evaluation.json").read_text())
     assert np.isfinite(numbers["eval_loss_image"])

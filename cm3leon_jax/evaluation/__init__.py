@@ -1,1 +1,1 @@
-"""Held-out loss, what is drawn and written, and the report."""
+"""Metrics of a trained model on held-out documents, and the report."""

@@ -1,30 +1,38 @@
-"""What an evaluation measures."""
+"""The config of an evaluation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from cm3leon_jax.config_part import Part, one_of
+from cm3leon_jax.config_part import Part, require
 from cm3leon_jax.ranges import NonNegativeInt, PositiveInt
+
+
+def _default_metrics() -> dict[str, Mapping[str, Any]]:
+    return {"loss": {"type": "loss"}, "reconstruction": {"type": "reconstruction"}}
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(Part):
-    """What `cm3leon evaluate` looks at, over the held-out split."""
+    """The metrics of `cm3leon evaluate`, and the held-out documents and prompts they are measured on."""
 
-    # Sequences of the held-out loss, and how many of them at a time.
-    num_loss_sequences: PositiveInt = 512
-    loss_batch_size: PositiveInt = 32
-    # Documents that are captioned, infilled and shown; 0 means all.
+    # Metrics by a name of your choice: `type` is an entry of the registry in `evaluation/metrics.py`, the rest are
+    # that metric's options, as in {"loss": {"type": "loss", "num_sequences": 64}}.
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=_default_metrics)
+    # Held-out documents that are captioned, infilled and shown; 0 means all.
     num_documents: NonNegativeInt = 256
-    # Prompts from which images are drawn (none: the first held-out texts), and images a prompt.
+    # Prompts of text-to-image (empty: the first held-out texts), and images per prompt.
     prompts: tuple[str, ...] = ()
     samples_per_prompt: PositiveInt = 4
-    # Documents of the corpus put in front of each prompt, at most; they are found by its text.
+    # Most documents of the corpus retrieved for each prompt, by its text.
     num_retrieved: NonNegativeInt = 0
-    # "digits" also reads every drawn digit with a classifier trained on real ones; "" does not.
-    classifier: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("evaluate", self, "classifier", "", "digits")
+        for name, options in self.metrics.items():
+            require(
+                isinstance(options.get("type"), str),
+                f"evaluate.metrics.{name} names no metric: set its type, as in dict(type={name!r})",
+            )

@@ -1,4 +1,4 @@
-"""The optimizer, the length of a run, what it leaves behind, and what it does about bad steps."""
+"""The optimizer, the length of a run, what it leaves behind, and what it does about steps that would harm it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class OptimizerConfig(Part):
 
     peak_learning_rate: NonNegative = 6e-4
     warmup_steps: NonNegativeInt = 1500
-    # The last step's rate, as a share of the peak.
+    # The last step's rate, as a fraction of the peak.
     final_learning_rate_fraction: Fraction = 0.1
     beta1: Decay = 0.9
     beta2: Decay = 0.95
@@ -30,19 +30,18 @@ class OptimizerConfig(Part):
 class TrainConfig(Part):
     """How long to train, and what to leave behind."""
 
-    # The run ends at the step that takes it to this many tokens (batch_size * sequence_length a step). It may change
-    # when a run goes on, finished or not, to anything that is not passed yet: from there on the learning rate is that
-    # of a run which had this length from the first, so it leaps up where the end moves away and down where it comes
-    # nearer, then decays linearly to the new end.
+    # The run ends at the step that takes it to this many tokens (batch_size * sequence_length per step). At a resume,
+    # finished or not, it may change to anything that is not passed yet: from there on the learning rate is that of a
+    # run which always had this length, so it jumps up for a later end and down for a nearer one.
     num_tokens: Annotated[float, Range(at_least=1), AT_RESUME] = 1.4e12
-    # Folder of another run (its --workdir) whose newest parameters a new run starts from, with a fresh optimizer,
-    # schedule and place in the data. Only the model's shape must be the same: tokens that both vocabularies have keep
-    # their rows, other tokens and further positions begin fresh. A run's own checkpoints go before this, and this goes
-    # before an import.
+    # Folder of another run (its --workdir) whose newest parameters a new run starts from, with a fresh optimizer and
+    # schedule, at the beginning of the data. Only the model's shape must be the same: tokens that both vocabularies
+    # have keep their rows, other tokens and further positions start fresh. A run's own checkpoints have precedence
+    # over this, and this over an import.
     init_from: Annotated[OptionalPath, AT_RESUME] = ""
-    # Parts of a batch that are run one after the other, their gradients added up: less memory, the same step.
+    # Parts of a batch that are computed one after the other, with their gradients summed: less memory, the same step.
     num_microbatches: Annotated[PositiveInt, AT_RESUME] = 1
-    # Parts of a microbatch whose scores of the vocabulary are in memory at a time; 0: as few as fit into an eighth of a
+    # Parts of a microbatch whose logits are in memory one after the other; 0: as few as fit into an eighth of a
     # device's memory.
     loss_chunks: Annotated[NonNegativeInt, AT_RESUME] = 0
     # Weight of the squared log of the softmax's denominator, which keeps logits from drifting (PaLM, arXiv 2204.02311,
@@ -53,8 +52,8 @@ class TrainConfig(Part):
     log_every: Annotated[PositiveInt, AT_RESUME] = 10
     save_every: Annotated[PositiveInt, AT_RESUME] = 1000
     keep_checkpoints: Annotated[PositiveInt, AT_RESUME] = 3
-    # Held-out loss, and sample images from the first prompts of `evaluate` (none: the first held-out texts); 0 means
-    # never.
+    # Steps between evaluations of the held-out loss, and between sample images for the first prompts of `evaluate` (or,
+    # without any, the first held-out texts); 0: never.
     eval_every: Annotated[NonNegativeInt, AT_RESUME] = 1000
     eval_batches: Annotated[PositiveInt, AT_RESUME] = 8
     sample_every: Annotated[NonNegativeInt, AT_RESUME] = 1000
@@ -66,12 +65,13 @@ class TrainConfig(Part):
 
 @dataclass(frozen=True)
 class RecoveryConfig(Part):
-    """What a run does about a step that would harm it: one with a loss or gradient norm that is not finite or leaps."""
+    """What a run does about a step that would harm it: a loss or gradient norm that is not finite, or a spike."""
 
-    # A step whose gradient norm is this many times the running mean of those before is left out; 0: only what is not
-    # finite is.
+    # A step whose gradient norm is this many times the running mean of those before is skipped; 0: only if it is not
+    # finite.
     spike_factor: Annotated[float, Range(above=1, other=0)] = 10.0
-    # After this many in a row the run goes back to its last checkpoint before them, and passes their batches by.
+    # After this many skipped steps in a row the run is rolled back to its last checkpoint before them, and skips their
+    # batches.
     max_skipped: PositiveInt = 10
-    # Times that it goes back before it stops for good.
+    # Rollbacks before the run ends for good.
     max_rollbacks: NonNegativeInt = 3

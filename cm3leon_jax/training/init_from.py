@@ -7,8 +7,8 @@ image code, the name of a special token. Tokens and positions that the other run
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,83 +29,58 @@ from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.newest_checkpoint import read_newest
 from cm3leon_jax.vocabulary import Vocabulary
 
+log = logging.getLogger(__name__)
+
 # How a model is computed and initialized, not what shape it has.
 _SHAPES_NOTHING = changeable(ModelConfig, after_import=True)
 
 
-@dataclass(frozen=True)
-class TakenOver:
-    """The parameters of another run, laid out for this one."""
+def load_from_run(
+    config: Config, workdir: Path, vocabulary: Vocabulary, image_tokenizer: str | None, fresh: nnx.State, mesh: Mesh
+) -> tuple[nnx.State, str]:
+    """The newest undamaged parameters of `config.train.init_from`, and which run and step they are from.
 
-    parameters: nnx.State
-    # The other run and its step, in words.
-    source: str
-    # What is not simply taken, in words.
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class NewRun:
-    """What the parameters are laid out for."""
-
-    config: Config
-    vocabulary: Vocabulary
-    # Fingerprint of that of its corpus.
-    image_tokenizer: str | None
-    # Its parameters as they would be from scratch; used up.
-    fresh: nnx.State
-    # That of the other run may have been any.
-    mesh: Mesh
-
-
-def taken_over(run: NewRun, workdir: Path) -> TakenOver:
-    """The parameters of the newest sound checkpoint of `config.train.init_from`, for a run in `workdir`.
+    Args:
+      config: of the new run.
+      workdir: of the new run.
+      vocabulary: of the new run.
+      image_tokenizer: fingerprint of that of the new run's corpus.
+      fresh: parameters of the new run as they would be from scratch; used up.
+      mesh: for the new run; that of the other run may have been any.
 
     Raises:
-      UserError: if the other run is none, or its model has another shape.
+      UserError: if there is no other run, or its model has another shape.
     """
-    other = Path(run.config.train.init_from)
+    other = Path(config.train.init_from)
     if not (other / "checkpoints").is_dir():
         raise UserError(f"config.train.init_from is {other}: no checkpoints there; name the --workdir of a run")
     if other.resolve() == workdir.resolve():
         raise UserError(f"config.train.init_from is {other}, where this run is to be: give it another --workdir")
 
-    def read(checkpoints: Checkpoints, newest: int) -> TakenOver:
+    def read(checkpoints: Checkpoints, newest: int) -> tuple[nnx.State, str]:
         damages = []
         for step in reversed([step for step in checkpoints.steps if step <= newest]):
             try:
-                return _at_step(run, other, checkpoints, step)
+                meta = checkpoints.meta(step)
+                _check_shape(config, meta, other)
+                theirs = _vocabulary_of(meta, other, vocabulary)
+                length = meta["config"]["batch"]["sequence_length"]
+                _, abstract = abstract_model(config.model, theirs.size, length)
+                known = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
             except DamagedCheckpoint as damage:
                 damages.append(damage)
                 if jax.process_count() > 1:
                     # The others may read it without a fault.
                     break
+                continue
+            _fit_vocabulary(known, fresh, vocabulary, theirs)
+            _fit_positions(known, fresh, length, config.batch.sequence_length)
+            if image_tokenizer != meta["corpus"]["image_tokenizer"]:
+                log.info("image tokenizer: not the one of that run; its codes take the rows of the same numbers")
+            return known, f"{other} at step {step:,}"
         raise damages[0]
 
     return read_newest(other, 1, read)
-
-
-def _at_step(run: NewRun, other: Path, checkpoints: Checkpoints, step: int) -> TakenOver:
-    config, vocabulary, fresh, notes = run.config, run.vocabulary, run.fresh, []
-    stored = checkpoints.meta(step)
-    _refuse_another_shape(config, stored, other)
-    theirs = _vocabulary_of(stored, other, vocabulary)
-    length, own_length = stored["config"]["batch"]["sequence_length"], config.batch.sequence_length
-    _, abstract = abstract_model(config.model, theirs.size, length)
-    known = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, run.mesh)))
-    if theirs is not vocabulary:
-        rows, named = same_tokens(vocabulary, theirs), _names(vocabulary)
-        count = sum(bool(rows[index] >= 0) for index in named)
-        notes.append(f"vocabulary: {count:,} of {len(named):,} tokens are taken over, {len(named) - count:,} are new")
-        known["token_embedding"] = _joined(fresh["token_embedding"], known["token_embedding"], rows)
-    if "position_embedding" in known and length != own_length:
-        rows = np.where(np.arange(own_length) < length, np.arange(own_length), -1).astype(np.int32)
-        count = min(length, own_length)
-        notes.append(f"positions: {count:,} of {own_length:,} are taken over, {own_length - count:,} are new")
-        known["position_embedding"] = _joined(fresh["position_embedding"], known["position_embedding"], rows)
-    if run.image_tokenizer != stored["corpus"]["image_tokenizer"]:
-        notes.append("image tokenizer: another one than there; its codes take over the rows of the same numbers")
-    return TakenOver(known, f"{other} at step {step:,}", tuple(notes))
 
 
 def same_tokens(vocabulary: Vocabulary, other: Vocabulary) -> Int[np.ndarray, "V"]:
@@ -120,57 +95,68 @@ def same_tokens(vocabulary: Vocabulary, other: Vocabulary) -> Int[np.ndarray, "V
 
 
 def _names(vocabulary: Vocabulary) -> dict[int, str]:
-    """The tokens by id; places that the vocabulary only keeps free are none."""
+    """The tokens by id, without ids that the vocabulary only reserves."""
     named = {index: vocabulary.name(index) for index in range(vocabulary.size)}
     return {index: name for index, name in named.items() if name not in (f"<id:{index}>", f"<unused:{index}>")}
+
+
+def _fit_vocabulary(known: nnx.State, fresh: nnx.State, vocabulary: Vocabulary, theirs: Vocabulary) -> None:
+    """Replaces the embedding table by one for the new vocabulary."""
+    if theirs is vocabulary:
+        return
+    rows, named = same_tokens(vocabulary, theirs), _names(vocabulary)
+    count = sum(bool(rows[index] >= 0) for index in named)
+    log.info(f"vocabulary: {count:,} of {len(named):,} tokens are taken over, {len(named) - count:,} are new")
+    known["token_embedding"] = _joined(fresh["token_embedding"], known["token_embedding"], rows)
+
+
+def _fit_positions(known: nnx.State, fresh: nnx.State, length: int, new_length: int) -> None:
+    """Replaces the table of positions by one of the new length."""
+    if "position_embedding" not in known or length == new_length:
+        return
+    rows = np.where(np.arange(new_length) < length, np.arange(new_length), -1).astype(np.int32)
+    count = min(length, new_length)
+    log.info(f"positions: {count:,} of {new_length:,} are taken over, {new_length - count:,} are new")
+    known["position_embedding"] = _joined(fresh["position_embedding"], known["position_embedding"], rows)
 
 
 def _joined(fresh: Any, known: Any, rows: Int[np.ndarray, "R"]) -> Any:
     """A table with the named rows of `known`, and those of `fresh` where a row is -1."""
 
-    def chosen(fresh: Float[Array, "R D"], known: Float[Array, "K D"], rows: Int[Array, "R"]) -> Float[Array, "R D"]:
+    def join(fresh: Float[Array, "R D"], known: Float[Array, "K D"], rows: Int[Array, "R"]) -> Float[Array, "R D"]:
         return jnp.where((rows >= 0)[:, None], known[jnp.maximum(rows, 0)], fresh)
 
     table = fresh.get_value()
-    chosen_here = jax.jit(chosen, out_shardings=table.sharding, donate_argnums=0)
-    return fresh.replace(chosen_here(table, known.get_value(), rows))
+    return fresh.replace(jax.jit(join, out_shardings=table.sharding, donate_argnums=0)(table, known.get_value(), rows))
 
 
-def _refuse_another_shape(config: Config, stored: Mapping[str, Any], other: Path) -> None:
-    fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    given = stored["config"]["model"]
-    theirs = _spelled_out(ModelConfig(**{name: value for name, value in given.items() if name in fields}))
-    ours = _spelled_out(config.model)
-    differing = [
-        f"config.model.{name} is {theirs[name]!r} there and {ours[name]!r} here"
-        for name in ours
-        if theirs[name] != ours[name] and name not in _SHAPES_NOTHING
+def _check_shape(config: Config, meta: Mapping[str, Any], other: Path) -> None:
+    theirs, ours = ModelConfig(**meta["config"]["model"]), config.model
+    # Where 0 stands for a value that follows from the others.
+    derived = ("num_key_value_heads", "key_value_heads"), ("ffn_dim", "hidden_dim"), ("embedding_dim", "token_dim")
+    values = [
+        dataclasses.asdict(model) | {name: getattr(model, value) for name, value in derived} for model in (theirs, ours)
     ]
-    if differing:
+    if differing := [
+        f"config.model.{name} is {value!r} there and {values[1][name]!r} here"
+        for name, value in values[0].items()
+        if value != values[1][name] and name not in _SHAPES_NOTHING
+    ]:
         raise UserError(
             f"config.train.init_from is {other}, whose model is another: {'; '.join(differing)}; set what it has, or "
             "leave init_from empty"
         )
 
 
-def _spelled_out(model: ModelConfig) -> dict[str, Any]:
-    """The fields of a model, where 0 stands for a value that follows from the others with that value."""
-    return dataclasses.asdict(model) | {
-        "num_key_value_heads": model.key_value_heads,
-        "ffn_dim": model.hidden_dim,
-        "embedding_dim": model.token_dim,
-    }
-
-
-def _vocabulary_of(stored: Mapping[str, Any], other: Path, vocabulary: Vocabulary) -> Vocabulary:
+def _vocabulary_of(meta: Mapping[str, Any], other: Path, vocabulary: Vocabulary) -> Vocabulary:
     """That of the other run: at the path of its config, or in its folder if that has moved."""
-    if stored["vocabulary"] == vocabulary.fingerprint:
+    if meta["vocabulary"] == vocabulary.fingerprint:
         return vocabulary
-    paths = (Path(stored["config"]["vocabulary"]["path"]), other / "vocabulary")
+    paths = (Path(meta["config"]["vocabulary"]["path"]), other / "vocabulary")
     for path in paths:
         if (path / "tokenizer.json").is_file():
             found = Vocabulary.load(path)
-            if found.fingerprint == stored["vocabulary"]:
+            if found.fingerprint == meta["vocabulary"]:
                 return found
     raise UserError(
         f"config.train.init_from is {other}, which has another vocabulary than this run, and it is neither at "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +10,18 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from cm3leon_jax.errors import UserError
-from cm3leon_jax.images import encode_png
 from cm3leon_jax.progress import StepLog, read_step_log
 from cm3leon_jax.registry import Registry
-from cm3leon_jax.training.event_file import EventFile
 
 # A logger is made with one argument, the `LoggedRun`.
 LOGGERS = Registry(
     "config.train.loggers",
     {
         "jsonl": "cm3leon_jax.training.loggers:JsonLines",
-        "tensorboard": "cm3leon_jax.training.loggers:TensorBoard",
-        "wandb": "cm3leon_jax.training.loggers:WeightsAndBiases",
+        "tensorboard": "cm3leon_jax.training.tensorboard:TensorBoard",
+        "wandb": "cm3leon_jax.training.weights_and_biases:WeightsAndBiases",
     },
 )
-
-# Longest time for which curves are kept back from TensorBoard.
-_FLUSH_SECONDS = 30.0
 
 # Curves whose names begin with the same word and a "/" are shown side by side.
 _GROUPS = {
@@ -92,83 +84,15 @@ def open_loggers(names: Sequence[str], run: LoggedRun) -> list[Logger]:
     return [LOGGERS.load(name)(run) for name in names]
 
 
-class JsonLines:
+class JsonLines(StepLog):
     """Appends to metrics.jsonl, one line per logged step, without gaps or repetitions through all restarts."""
 
     def __init__(self, run: LoggedRun) -> None:
         run.workdir.mkdir(parents=True, exist_ok=True)
-        self._lines = StepLog(run.metrics_file, run.first_step)
-        self.write, self.flush, self.close = self._lines.write, self._lines.flush, self._lines.close
+        super().__init__(run.metrics_file, run.first_step)
 
     def write_image(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
         """Keeps none."""
-
-
-class TensorBoard:
-    """Writes WORKDIR/tensorboard: grouped curves, images, and the config of each start as text."""
-
-    def __init__(self, run: LoggedRun) -> None:
-        self._file = EventFile(run.workdir / "tensorboard" / run.name, run.first_step)
-        self._flushed = time.monotonic()
-        text = json.dumps(run.config, indent=2, ensure_ascii=False)
-        self._file.write_text(run.first_step, "config", f"```json\n{text}\n```")
-        self.flush, self.close = self._file.flush, self._file.close
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One point per curve."""
-        self._file.write_scalars(step, {tag(name): value for name, value in values.items()})
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self._file.flush()
-            self._flushed = time.monotonic()
-
-    def write_image(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
-        """Writes one image, at once."""
-        self._file.write_image(step, name, encode_png(pixels), pixels.shape)
-        self._file.flush()
-
-
-class WeightsAndBiases:
-    """Logs to Weights & Biases: project, entity and mode come from its WANDB_* variables; files go to WORKDIR/wandb.
-
-    Every start of a run continues the same W&B run; steps that are repeated after a failure are sent once.
-    """
-
-    def __init__(self, run: LoggedRun) -> None:
-        """
-        Raises:
-          UserError: if wandb is not installed.
-        """
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                "config.train.loggers names 'wandb', which is not installed: pip install 'cm3leon_jax[wandb]', or "
-                "take it out"
-            ) from None
-        folder = run.workdir / "wandb"
-        folder.mkdir(parents=True, exist_ok=True)
-        id_file = folder / f"{run.name or 'train'}_run_id"
-        if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id())
-        name = f"{run.workdir.name}/{run.name}" if run.name else run.workdir.name
-        run_id = id_file.read_text()
-        self._run = wandb.init(dir=run.workdir, id=run_id, resume="allow", name=name, config=dict(run.config))
-        self._image, self._last_step = wandb.Image, int(self._run.summary.get("last_step", 0))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One point per curve."""
-        self._run.log({tag(name): value for name, value in values.items()}, step=step)
-
-    def write_image(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
-        """One image."""
-        self._run.log({name: self._image(pixels)}, step=step)
-
-    def flush(self) -> None:
-        """W&B sends from a process of its own."""
-
-    def close(self) -> None:
-        """Sends what is left."""
-        self._run.finish()
 
 
 def tag(name: str) -> str:

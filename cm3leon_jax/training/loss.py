@@ -1,7 +1,7 @@
 """The training loss: weighted cross-entropy, and its parts by modality.
 
-The head of the model is its largest product: scores of 65,000 ids for every token, float32. So the gradients of its two
-sides are made together with the loss, while a chunk of the scores is at hand, and the scores are never kept.
+The output projection is the model's largest matmul: 65,000 float32 logits for every token. So its gradients are
+computed together with the loss, chunk by chunk of the tokens, and the logits are never kept.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class LossSums(NamedTuple):
 
     @property
     def mean(self) -> Float[Array, ""]:
-        """Nats a token, over all tokens."""
+        """Nats per token, over all tokens."""
         return (self.text + self.image) / jnp.maximum(self.num_text + self.num_image, 1)
 
     def by_modality(self) -> dict[str, Float[Array, ""]]:
-        """Nats a token: of all, of text and marks, of images; and how many tokens of the two there are.
+        """Nats per token: of all, of text and special tokens, of images; and the number of tokens of the two.
 
-        Where there are none, the loss means nothing: `without_absent` leaves it out.
+        Where that is 0, the loss means nothing: `without_absent` removes it.
         """
         return {
             "loss": self.mean,
@@ -48,7 +48,7 @@ class LossSums(NamedTuple):
 
 
 def without_absent(values: Mapping[str, float]) -> dict[str, float]:
-    """What was measured, without the losses of modalities that had no targets, under whatever prefix."""
+    """The measured values without the losses of modalities that had no targets, under whatever prefix."""
     absent = {
         name.replace("num_", "loss_")
         for name, value in values.items()
@@ -58,7 +58,7 @@ def without_absent(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def absent_modalities(values: Mapping[str, float]) -> str:
-    """Says which modality a batch has no targets of; nothing where it has both."""
+    """For the progress line: the modalities that a batch has no targets of."""
     absent = [name for name in ("text", "image") if values.get(f"num_{name}") == 0]
     return f", no {' and no '.join(absent)} tokens" if absent else ""
 
@@ -88,15 +88,15 @@ def head_loss(
 ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """The weighted sum of the tokens' losses, to be differentiated; and -log p(target) of each, in nats, to be logged.
 
-    Needs the mesh in its context (`jax.set_mesh`): a device holds the scores of its rows and its share of the ids.
+    Needs the mesh in its context (`jax.set_mesh`): a device computes the logits of its rows and its part of the ids.
 
     Args:
-      hidden: what is multiplied with the table; its type is that of the products.
+      hidden: input of the output projection; its type is that of the matmuls.
       table: the embedding of every id.
       targets: ids.
       weights: of each token; 0 for padding.
       z_loss: weight of the squared log of the softmax's denominator (arXiv 2204.02311, section 5).
-      num_chunks: parts of a device's tokens that are worked on one after the other.
+      num_chunks: parts of a device's tokens, one after the other.
     """
     total, losses, _, _ = _on_every_device(hidden, table, targets, weights, z_loss, num_chunks, with_gradients=False)
     return total, losses
@@ -132,7 +132,7 @@ def _on_every_device(
     num_chunks: int,
     with_gradients: bool,
 ) -> tuple[Array, Array, Array | None, Array | None]:
-    """Loss, losses, and, if they are wanted, the gradients of the loss by hidden and table."""
+    """Loss, losses per token, and, with gradients, those of the loss by hidden and table."""
     by_table = PartitionSpec("tensor", "fsdp")
 
     @partial(
@@ -143,17 +143,17 @@ def _on_every_device(
     )
     def local(hidden: Array, table: Array, targets: Array, weights: Array) -> tuple[Array | None, ...]:
         rows, length, _ = hidden.shape
-        # Gathered once, in the type of the products, and its gradient shared out once, behind all chunks.
+        # Gathered once, in the type of the matmuls; its gradient is scattered once, after all chunks.
         whole = gather_columns(table.astype(hidden.dtype))
 
         def chunk(d_table: Array | None, tokens: tuple[Array, Array, Array]) -> tuple[Array | None, tuple]:
             losses, gradient = _chunk_losses(tokens, whole, z_loss)
             if d_table is None:
                 return None, (*losses, None)
-            # Made once, not for each of its two products.
+            # Computed once, not for each of its two matmuls.
             gradient = jax.lax.optimization_barrier(gradient)
             d_hidden = jax.lax.psum(jnp.einsum("nV,VE->nE", gradient, whole), "tensor")
-            # The small side turned by hand: a product over the first axes of both takes XLA twice as long on a CPU.
+            # Transposes the smaller side explicitly: contracting both first axes takes XLA twice as long on a CPU.
             features = jax.lax.optimization_barrier(tokens[0].T)
             here = jnp.einsum("En,nV->EV", features, gradient, preferred_element_type=jnp.float32)
             return d_table + here, (*losses, d_hidden)
@@ -176,18 +176,18 @@ def _on_every_device(
 def _chunk_losses(
     tokens: tuple[Float[Array, "n E"], Int[Array, "n"], Float[Array, "n"]], table: Float[Array, "W E"], z_loss: float
 ) -> tuple[tuple[Float[Array, ""], Float[Array, "n"]], Float[Array, "n W"]]:
-    """Weighted sum and losses of some tokens, and the gradient of the sum by their scores of this device's ids."""
+    """Weighted sum and losses of some tokens, and the gradient of the sum by their logits of this device's ids."""
     features, targets, weights = tokens
-    scores = jnp.einsum("nE,VE->nV", features, table, preferred_element_type=jnp.float32)
-    highest = jax.lax.pmax(scores.max(axis=-1), "tensor")
-    exponentials = jnp.exp(scores - highest[:, None])
+    logits = jnp.einsum("nE,VE->nV", features, table, preferred_element_type=jnp.float32)
+    highest = jax.lax.pmax(logits.max(axis=-1), "tensor")
+    exponentials = jnp.exp(logits - highest[:, None])
     denominator = jax.lax.psum(exponentials.sum(axis=-1), "tensor")
     log_denominator = jnp.log(denominator) + highest
     first = jax.lax.axis_index("tensor") * table.shape[0]
-    # A masked sum, not a gather: each device looks among its own ids.
+    # A masked sum, not a gather: each device has its own ids.
     is_target = first + jnp.arange(table.shape[0]) == targets[:, None]
-    losses = log_denominator - jax.lax.psum(jnp.where(is_target, scores, 0).sum(axis=-1), "tensor")
+    losses = log_denominator - jax.lax.psum(jnp.where(is_target, logits, 0).sum(axis=-1), "tensor")
     total = (weights * (losses + z_loss * jnp.square(log_denominator))).sum()
-    share = weights * (1 + 2 * z_loss * log_denominator) / denominator
-    gradient = exponentials * share[:, None] - jnp.where(is_target, weights[:, None], 0)
+    scale = weights * (1 + 2 * z_loss * log_denominator) / denominator
+    gradient = exponentials * scale[:, None] - jnp.where(is_target, weights[:, None], 0)
     return (total, losses), gradient.astype(features.dtype)

@@ -1,4 +1,4 @@
-"""One training step as a plain function of (state, batch), and the state it works on."""
+"""The transformer's training step: (state, batch) -> (state, metrics), compiled for a mesh."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from cm3leon_jax.vocabulary import Vocabulary
 TrainState = dict[str, Any]
 Metrics = dict[str, Num[Array, ""]]
 
-# Scores at a time on a device that the table of accelerators lacks: on a CPU, what stays near its caches is fastest.
-_SCORES_ELSEWHERE = 32 << 20
+# Bytes of logits at a time on a device that the table of accelerators lacks: on a CPU, what fits its caches is fastest.
+_LOGITS_BYTES = 32 << 20
 
 
 def on_mesh(batch: Batch, mesh: Mesh) -> Batch:
     """A global batch from every process's own rows (`process_local_rows`)."""
     sharding, num_parts = batch_sharding(mesh), math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    # Blocks of rows: each is what one way of the batch axes holds, on one device or more.
+    # Blocks of rows, one per index of the batch axes; a block lies on one device or more.
     blocks = process_local_rows(num_parts, mesh)
     size = len(batch.tokens) // len(blocks)
 
-    def placed(array: Num[np.ndarray, "b L"]) -> Num[Array, "B L"]:
+    def put(array: Num[np.ndarray, "b L"]) -> Num[Array, "B L"]:
         def block(index: tuple[slice, ...] | None) -> Num[np.ndarray, "r L"]:
             assert index is not None
             start = blocks.index((index[0].start or 0) // size) * size
@@ -56,7 +56,7 @@ def on_mesh(batch: Batch, mesh: Mesh) -> Batch:
 
         return jax.make_array_from_callback((num_parts * size, array.shape[1]), sharding, block)
 
-    return jax.tree.map(placed, batch)
+    return jax.tree.map(put, batch)
 
 
 def objective_loss(
@@ -114,17 +114,17 @@ class TrainStep:
                     self.graph, parameters, batch, vocabulary, total_weight, train.z_loss, train.loss_chunks
                 )
 
-            found, sums = jax.grad(loss, has_aux=True)(parameters)
-            return jax.lax.with_sharding_constraint(found, state_shardings["parameters"]), sums
+            grads, sums = jax.grad(loss, has_aux=True)(parameters)
+            return jax.lax.with_sharding_constraint(grads, state_shardings["parameters"]), sums
 
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             total_weight = batch.weights.sum()
-            found, sums = accumulated(
+            grads, sums = accumulated(
                 lambda part: gradients(state["parameters"], part, total_weight), batch, train.num_microbatches
             )
-            norm, spikes = optax.tree.norm(found), state["spikes"]
+            norm, spikes = optax.tree.norm(grads), state["spikes"]
             apply = spikes.should_apply(sums.mean, norm, config.recovery)
-            updates, optimizer_state = update_rule.update(found, state["optimizer"], state["parameters"])
+            updates, optimizer_state = update_rule.update(grads, state["optimizer"], state["parameters"])
             parameters = optax.apply_updates(state["parameters"], updates)
             after = {
                 "parameters": select(apply, parameters, state["parameters"]),
@@ -158,12 +158,12 @@ class TrainStep:
         self._step = self.lowered().compile()
 
     def init(self) -> TrainState:
-        """A fresh state, every device drawing its own share."""
+        """A fresh state, of which every device makes its own part."""
         with jax.set_mesh(self._mesh):
             return self._init()
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """The state after one step on a global batch, and what it measured; the state before is used up."""
+        """The state after one step on a global batch, and its metrics; the state before is donated."""
         with jax.set_mesh(self._mesh):
             return self._step(state, batch)
 
@@ -181,9 +181,9 @@ class TrainStep:
 def accumulated(
     gradients: Callable[[Batch], tuple[nnx.State, LossSums]], batch: Batch, num_microbatches: int
 ) -> tuple[nnx.State, LossSums]:
-    """The sum of what `gradients` gives for the parts of a batch, one after the other.
+    """The sum of `gradients` over the microbatches of a batch, one after the other.
 
-    Every part takes some rows of every device, so that none moves.
+    Each takes some rows of every device, so that none moves.
     """
     if num_microbatches == 1:
         return gradients(batch)
@@ -203,17 +203,17 @@ def accumulated(
 
 
 def loss_chunks(num_tokens: int, vocabulary_size: int, least: int = 0) -> int:
-    """In how many equal parts a device of the context's mesh goes through its tokens at the head.
+    """The number of equal chunks of a device's tokens whose logits are in memory one after the other.
 
     Args:
-      num_tokens: of all devices.
-      vocabulary_size: scores of a token.
-      least: at least so many parts; 0: as few as fit, which is scores, float32, of at most an eighth of its memory.
+      num_tokens: of all devices of the mesh in the context.
+      vocabulary_size: logits per token.
+      least: at least so many chunks; 0: so many that float32 logits take at most an eighth of a device's memory.
     """
     mesh = jax.sharding.get_abstract_mesh()
     tokens = num_tokens // math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    scores_bytes = 4 * tokens * vocabulary_size // mesh.shape["tensor"]
+    logits_bytes = 4 * tokens * vocabulary_size // mesh.shape["tensor"]
     chip = accelerators.by_device_kind(mesh.abstract_device.device_kind)
-    budget = chip.hbm_bytes / 8 if chip else _SCORES_ELSEWHERE
-    least = least or math.ceil(scores_bytes / budget)
+    budget = chip.hbm_bytes / 8 if chip else _LOGITS_BYTES
+    least = least or math.ceil(logits_bytes / budget)
     return next(n for n in range(1, tokens + 1) if tokens % n == 0 and n >= min(least, tokens))

@@ -20,7 +20,7 @@ from cm3leon_jax.errors import EXIT_RESTART, NotFinite, UserError
 from cm3leon_jax.preemption import PreemptionHandler
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.training.goodput import RunClock
-from cm3leon_jax.training.loggers import LoggedRun, Logger, last_seconds, open_loggers
+from cm3leon_jax.training.loggers import LOGGERS, LoggedRun, Logger, last_seconds, open_loggers
 from cm3leon_jax.training.profile import Profile
 from cm3leon_jax.training.resume import DivergedSteps, batches_left, restore_or_init, roll_back
 from cm3leon_jax.training.run import Metrics, Start, State, TrainingRun, batch_index
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainingResult:
     """How a training ended: finished, or stopped by a signal after saving."""
 
     # That after the last step; empty for a run that was finished before, unless it is restored then.
@@ -42,7 +42,7 @@ class Result:
         return EXIT_RESTART if self.is_stopped else 0
 
 
-def train(run: TrainingRun, clock: RunClock | None = None, profile: Profile | None = None) -> Result:
+def train(run: TrainingRun, clock: RunClock | None = None, profile: Profile | None = None) -> TrainingResult:
     """Trains to the last step, from the newest checkpoint if there is one; all processes of the run call this.
 
     Raises:
@@ -50,11 +50,14 @@ def train(run: TrainingRun, clock: RunClock | None = None, profile: Profile | No
       RestartError: if another start may do better.
     """
     clock, profile = clock or RunClock(), profile or Profile()
+    # A wrong name ends every process now, and not only the coordinator later.
+    for name in run.loggers:
+        LOGGERS.load(name)
     with Checkpoints(run.checkpoints, run.keep_checkpoints) as checkpoints:
         start = restore_or_init(run, checkpoints)
         if start.step >= run.num_steps:
             log.info(f"finished: step {start.step:,} of {run.num_steps:,} is the last one")
-            return Result(start.state)
+            return TrainingResult(start.state)
         with clock.timed("compile"):
             run.compile()
         run.on_start(start)
@@ -62,7 +65,7 @@ def train(run: TrainingRun, clock: RunClock | None = None, profile: Profile | No
         with PreemptionHandler() as preemption, contextlib.closing(Watchdog(run.stall_seconds)) as watchdog:
             while True:
                 end = _train_from(start, run, checkpoints, clock, profile, preemption, watchdog)
-                if isinstance(end, Result):
+                if isinstance(end, TrainingResult):
                     return end
                 with clock.timed("startup"):
                     start = roll_back(run, start, checkpoints, end)
@@ -77,7 +80,7 @@ def _train_from(
     profile: Profile,
     preemption: PreemptionHandler,
     watchdog: Watchdog,
-) -> Result | DivergedSteps:
+) -> TrainingResult | DivergedSteps:
     """Trains from one start to the last step, or until too many steps in a row were skipped."""
     loggers = open_loggers(run.loggers, _logged_run(run, start)) if is_coordinator() else []
     progress = Progress(run.name, run.num_steps, start.step, shown=is_coordinator())
@@ -139,7 +142,7 @@ def _train_from(
         log.info(f"stopped and saved at step {step:,}; run the same command again to continue")
     else:
         log.info(f"finished: {run.num_steps:,} steps; the last checkpoint is in {run.checkpoints}")
-    return Result(state, is_stopping)
+    return TrainingResult(state, is_stopping)
 
 
 def is_due(step: int, every: int, is_last: bool) -> bool:

@@ -24,7 +24,7 @@ from cm3leon_jax.models.flops import flops_per_token
 from cm3leon_jax.models.sharding import check_batch_divides, make_mesh, process_local_rows
 from cm3leon_jax.training.eval_loss import eval_loss, make_eval_step
 from cm3leon_jax.training.goodput import NO_SECONDS, StepWork
-from cm3leon_jax.training.init_from import NewRun, taken_over
+from cm3leon_jax.training.init_from import load_from_run
 from cm3leon_jax.training.loss import absent_modalities, without_absent
 from cm3leon_jax.training.run import Evaluation, Images, Start, TrainingRun
 from cm3leon_jax.training.schedules import learning_rate
@@ -96,7 +96,7 @@ class TransformerTraining:
         config, train, work = self.config, self.config.train, self.work
         batches = _TrainBatches(self)
         return TrainingRun(
-            name="train",
+            name="transformer",
             num_steps=config.num_steps,
             init=self._init,
             abstract_state=self.compiled.abstract_state,
@@ -160,11 +160,10 @@ class TransformerTraining:
     def _from_run(self, checkpoints: Checkpoints, state: TrainState) -> Start:
         """Starts with another run's parameters, and saves them at once: the other run may train on, or be deleted."""
         image_tokenizer, fresh = self.corpus.identity["image_tokenizer"], state.pop("parameters")
-        taken = taken_over(NewRun(self.config, self.vocabulary, image_tokenizer, fresh, self.mesh), self.workdir)
-        state["parameters"] = taken.parameters
-        for note in taken.notes:
-            log.info(note)
-        start = Start(0, state, f"from the parameters of {taken.source}", f"the parameters of {taken.source}")
+        state["parameters"], found_at = load_from_run(
+            self.config, self.workdir, self.vocabulary, image_tokenizer, fresh, self.mesh
+        )
+        start = Start(0, state, f"from the parameters of {found_at}", f"the parameters of {found_at}")
         if not checkpoints.steps:
             checkpoints.save(0, state, self.identity | start.meta(None, NO_SECONDS))
         return start

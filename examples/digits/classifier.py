@@ -1,21 +1,54 @@
-"""Reads drawn digits: a classifier that knows only real ones says whether an image is the digit that was asked for."""
+"""The judge of the demo: a classifier trained on real digits says which digit a generated image shows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
-from cm3leon_jax.generation.requests import MIDDLE_HALF, region_mask
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from examples.digits import images as digits
 
 
+@dataclass(frozen=True)
+class Digits:
+    """How many sampled images, captions and infills are the digit of their text, and how many images are copies."""
+
+    headlines: ClassVar[dict[str, str]] = {
+        "text_to_image_accuracy": "of sampled images are classified as the digit of their prompt",
+        "caption_accuracy": "of unseen images are captioned with the right digit",
+        "infill_accuracy": "are still classified as their digit after the middle half was infilled",
+    }
+
+    def __call__(self, evaluation: EvaluationContext) -> dict[str, float]:
+        image_tokenizer, held_out = evaluation.model.image_tokenizer, evaluation.held_out
+        shape = evaluation.originals.shape[1:]
+        if shape != (8, 8, 1):
+            raise UserError(
+                f"the metric digits takes gray images of 8 pixels, and those of this run are {shape}: set "
+                "config.image_tokenizer.resolution to 8 and in_channels to 1, or remove the metric"
+            )
+        classifier = DigitClassifier()
+        prompts, texts = evaluation.sample_prompts, held_out.texts
+        return (
+            classifier.score_images("text_to_image", prompts, evaluation.sampled_images)
+            | classifier.score_images("text_to_image_unguided", prompts, evaluation.unguided_images)
+            | score_captions("caption", texts, evaluation.captions)
+            | score_captions("caption_left_to_right", texts, evaluation.captions_left_to_right)
+            | classifier.score_infills(evaluation)
+            | classifier.score_itself(image_tokenizer)
+        )
+
+
 class DigitClassifier:
-    """A support vector machine trained on the real training digits of scikit-learn, as they are."""
+    """A support vector machine trained on the real training digits of scikit-learn."""
 
     def __init__(self) -> None:
         pixels, labels = digits.load("train")
@@ -24,24 +57,24 @@ class DigitClassifier:
             _features(_all_training_images())
         )
 
-    def read(self, pixels: UInt8[np.ndarray, "n 8 8 1"]) -> Int[np.ndarray, "n"]:
-        """The digit in each image."""
+    def classify(self, pixels: UInt8[np.ndarray, "n 8 8 1"]) -> Int[np.ndarray, "n"]:
+        """Returns the digit in each image."""
         return self._classifier.predict(_features(pixels))
 
-    def score_reading(self, image_tokenizer: ImageTokenizer) -> dict[str, float]:
-        """What the reader reaches on real held-out digits, and on those after the image tokenizer: the ceilings."""
+    def score_itself(self, image_tokenizer: ImageTokenizer) -> dict[str, float]:
+        """Accuracy on real held-out digits, and on their reconstructions: upper bounds of the others."""
         pixels, labels = digits.load("validation")
         decoded = image_tokenizer.reconstruct(pixels)
         return {
-            "real_digit_accuracy": float((self.read(pixels) == labels).mean()),
-            "reconstructed_digit_accuracy": float((self.read(decoded) == labels).mean()),
+            "real_digit_accuracy": float((self.classify(pixels) == labels).mean()),
+            "reconstructed_digit_accuracy": float((self.classify(decoded) == labels).mean()),
         }
 
-    def score_drawings(self, name: str, texts: Sequence[str], drawn: UInt8[np.ndarray, "n 8 8 1"]) -> dict[str, float]:
-        """How many drawings are what their text asked for; how far they are from copies of training images."""
-        right = self.read(drawn) == _labels(texts)
-        distances = self._nearest_training_distance(drawn)
-        distinct = len({image.tobytes() for image in drawn}) / len(drawn)
+    def score_images(self, name: str, texts: Sequence[str], images: UInt8[np.ndarray, "n 8 8 1"]) -> dict[str, float]:
+        """How many images are the digit of their text, and how far they are from copies of training images."""
+        right = self.classify(images) == _labels(texts)
+        distances = self._nearest_training_distance(images)
+        distinct = len({image.tobytes() for image in images}) / len(images)
         held_out = self._nearest_training_distance(digits.load("validation")[0])
         return {
             f"{name}_accuracy": float(right.mean()),
@@ -51,26 +84,16 @@ class DigitClassifier:
             "held_out_nearest_training_distance": float(held_out.mean()),
         }
 
-    def score_captions(self, name: str, texts: Sequence[str], captions: Sequence[str]) -> dict[str, float]:
-        """How many captions name the digit that the true one names, and no other."""
-        found = [digits.label_in(caption) for caption in captions]
-        return {f"{name}_accuracy": float(np.mean([a == b for a, b in zip(found, _labels(texts), strict=True)]))}
-
-    def score_infills(
-        self,
-        texts: Sequence[str],
-        codes: Int[np.ndarray, "n codes"],
-        filled: Int[np.ndarray, "n codes"],
-        image_tokenizer: ImageTokenizer,
-    ) -> dict[str, float]:
-        """How many filled-in images are read as their digit, beside the same with another image's middle."""
-        mask = region_mask(MIDDLE_HALF, image_tokenizer.config.grid)
+    def score_infills(self, evaluation: EvaluationContext) -> dict[str, float]:
+        """How many infilled images are still their digit, and how many with the middle of another image."""
+        codes, mask = evaluation.held_out.codes, evaluation.mask
         others = codes.copy()
         others[:, mask] = np.roll(codes, len(codes) // 2 + 1, axis=0)[:, mask]
-        labels = _labels(texts)
+        labels = _labels(evaluation.held_out.texts)
+        random_middles = evaluation.model.image_tokenizer.decode(others)
         return {
-            "infill_accuracy": float((self.read(image_tokenizer.decode(filled)) == labels).mean()),
-            "infill_accuracy_of_random_middles": float((self.read(image_tokenizer.decode(others)) == labels).mean()),
+            "infill_accuracy": float((self.classify(evaluation.infilled_images) == labels).mean()),
+            "infill_accuracy_of_random_middles": float((self.classify(random_middles) == labels).mean()),
         }
 
     def _nearest_training_distance(self, pixels: UInt8[np.ndarray, "n 8 8 1"]) -> Float[np.ndarray, "n"]:
@@ -79,8 +102,14 @@ class DigitClassifier:
         return distances[:, 0] / np.sqrt(pixels[0].size)
 
 
+def score_captions(name: str, texts: Sequence[str], captions: Sequence[str]) -> dict[str, float]:
+    """How many captions name the digit of the true text, and no other."""
+    found = [digits.label_in(caption) for caption in captions]
+    return {f"{name}_accuracy": float(np.mean([a == b for a, b in zip(found, _labels(texts), strict=True)]))}
+
+
 def _all_training_images() -> UInt8[np.ndarray, "n 8 8 1"]:
-    """Every image that training saw, the augmented copies too."""
+    """All images of the training split, augmented copies included."""
     originals = digits.load("train")[0]
     copies = (digits.augmented(index, copy) for copy in range(1, digits.NUM_COPIES) for index in range(len(originals)))
     return np.concatenate([originals, np.stack(list(copies))])

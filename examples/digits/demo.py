@@ -1,11 +1,11 @@
 """The demo: a 0.9M-parameter CM3Leon on 1,797 handwritten digits, from raw images to a report.
 
-On 2 CPU cores: about 8 minutes in all. Expected: 97% of the drawn digits are read as the digit that was asked for, 93%
-of unseen digits are captioned right, 92% are still the right digit after their middle half was drawn anew.
+On 2 CPU cores: about 8 minutes in all. Expected: 99% of sampled images are classified as the digit of their prompt, 94%
+of unseen images are captioned with the right digit, 95% are still their digit after the middle half was infilled.
 
-It differs from the paper where a run of minutes on 8x8 images must: positions are rotary beside the paper's table,
-so that "one row up" is learned once and not for every place; codes know their place in the image; the image
-tokenizer has no middle block, so that codes are local; and the random weights are larger, as a narrow model needs.
+It differs from the paper where a run of minutes on 8x8 images must: rotary positions next to the paper's table, so that
+"one row up" is learned once and not for every position; a second position embedding of codes in the image; an image
+tokenizer without a middle block, so that codes are local; and larger initial weights, as a narrow model needs.
 
     make demo
 """
@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
+    # Registers the metric "digits".
+    config.modules = ("examples.digits.metric",)
     config.corpus = dict(mixture="digits", modules=("examples.digits.tasks",), num_sample_images=24)
     config.vocabulary = dict(num_text_tokens=384, num_masks=16, num_documents=5000)
     config.image_tokenizer = dict(
@@ -66,6 +68,10 @@ def get_config() -> ConfigDict:
             for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
         ),
         samples_per_prompt=20,
-        classifier="digits",
+        metrics={
+            "loss": dict(type="loss"),
+            "reconstruction": dict(type="reconstruction"),
+            "digits": dict(type="digits"),
+        },
     )
     return config

@@ -1,9 +1,9 @@
-"""The demo with the paper's architecture and nothing beside it: a small CM3Leon that can be exported.
+"""The demo with exactly the paper's architecture, OPT's, which inference engines support and `cm3leon export` writes.
 
-The paper's model is OPT's, which inference engines know; the demo itself has rotary positions and image places, which
-they do not. It shares the demo's corpus and tokenizers, so `make demo` comes first. On 2 CPU cores: 5 minutes.
-Expected: 95% of the drawn digits are read as the digit that was asked for, 88% of unseen digits are captioned right,
-and 53% are still the right digit after their middle half was drawn anew: a moved code does not know its place.
+The demo adds rotary and image positions, which OPT does not have. This config shares the demo's corpus and tokenizers,
+so `make demo` comes first. On 2 CPU cores: 5 minutes. Expected: 95% of sampled images are classified as the digit of
+their prompt, 88% of unseen images are captioned with the right digit, and 53% are still their digit after the middle
+half was infilled: without image positions, a code that moved to the end of a masked document has lost its position.
 
     cm3leon train    --config=examples/digits/demo_opt.py
     cm3leon evaluate --config=examples/digits/demo_opt.py

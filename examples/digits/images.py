@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from cm3leon_jax.counter_random import generator, hash64
 
 NUM_TRAIN, NUM_VALIDATION = 1437, 360
-# A training digit comes once as it is, and in this many less one augmented copies.
+# Copies of each training digit: the original, the rest augmented.
 NUM_COPIES = 16
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Each names the digit once, and no other number ("one" as a pronoun would be read as a label).
@@ -45,7 +45,7 @@ _CAPTION_SEED = 1
 
 @cache
 def load(split: str) -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int[np.ndarray, " n"]]:
-    """Pictures, white strokes on black in 0..255, and labels of "train" (1,437) or "validation" (360)."""
+    """Loads images, white strokes on black in 0..255, and labels of "train" (1,437) or "validation" (360)."""
     rows = {"train": slice(0, NUM_TRAIN), "validation": slice(NUM_TRAIN, None)}[split]
     pixels, labels = load_digits(return_X_y=True)
     scaled = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
@@ -53,7 +53,7 @@ def load(split: str) -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int[np.ndarray, " n"
 
 
 def augmented(index: int, copy: int) -> UInt8[np.ndarray, "8 8 1"]:
-    """A training picture slightly turned, zoomed, sheared and shifted, by its numbers alone; copy 0 is untouched."""
+    """Returns a training image slightly rotated, zoomed, sheared and shifted by its indices; copy 0 is the original."""
     pixels = load("train")[0][index]
     if copy == 0:
         return pixels
@@ -69,13 +69,13 @@ def augmented(index: int, copy: int) -> UInt8[np.ndarray, "8 8 1"]:
 
 
 def caption(label: int, index: int) -> str:
-    """One of the captions of a digit, drawn by `index`."""
+    """Returns one of the captions of a digit, chosen by `index`."""
     template = TEMPLATES[int(hash64(_CAPTION_SEED, index)) % len(TEMPLATES)]
     return template.format(word=WORDS[label], numeral=label)
 
 
 def label_in(text: str) -> int | None:
-    """The digit that a text names by word or numeral; None if it names none, or more than one."""
+    """Finds the digit that a text names by word or numeral; None if it names none, or more than one."""
     tokens = re.findall(r"[a-z]+|\d+", text.lower())
     labels = {
         WORDS.index(token) if token in WORDS else int(token) for token in tokens if token in WORDS or token.isdigit()

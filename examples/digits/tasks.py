@@ -20,7 +20,7 @@ def _digits(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data
             captions = [digits.caption(int(label), copy * len(labels) + i) for i, label in enumerate(labels)]
             yield {"image": np.stack(list(moved)), "caption": np.array(captions, np.object_)}
 
-    # A whole copy at a time: each crossing from Python into tf.data costs half a millisecond.
+    # One element per copy of the data set: each crossing from Python into tf.data costs half a millisecond.
     signature = {"image": tf.TensorSpec((None, 8, 8, 1), tf.uint8), "caption": tf.TensorSpec((None,), tf.string)}
     return tf.data.Dataset.from_generator(copies, output_signature=signature).unbatch()
 
@@ -29,5 +29,5 @@ _NUM_DIGITS = {"train": digits.NUM_TRAIN * digits.NUM_COPIES, "validation": digi
 _DIGITS = seqio.FunctionDataSource(_digits, list(_NUM_DIGITS), _NUM_DIGITS)
 add_task("digits_text_first", _DIGITS, image_first=False)
 add_task("digits_image_first", _DIGITS, image_first=True)
-# As many documents in each order: the first order teaches drawing, the second naming.
+# Equal rates: text first trains text-to-image, image first trains captioning.
 seqio.MixtureRegistry.add("digits", [("digits_text_first", 1.0), ("digits_image_first", 1.0)])

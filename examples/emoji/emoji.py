@@ -1,11 +1,12 @@
 """Emoji: a small CM3Leon that retrieves, on about 3,800 images of 32 pixels with their names.
 
-The corpus is drawn from a color font (`apt-get install fonts-noto-color-emoji`), a tenth of it held out. Neighbors
-are found by words and thumbnails, with nothing trained for it. `--config=emoji:64` draws 64 pixels instead of 32.
+The corpus is rendered from a color font (`apt-get install fonts-noto-color-emoji`), a tenth of it held out. Neighbors
+are found by TF-IDF of the names and by thumbnails, without training. `--config=emoji:64` renders 64 pixels instead of
+32.
 
-Image tokenizer: 64 codes out of 512 an image, about 400 CPU seconds of training (four times that for 64 pixels).
-Expected on the held-out emoji: 23.9 dB, all 512 codes in use. Transformer: about 25 CPU minutes, to a perplexity of
-11.2 a held-out code with the two nearest neighbors (`benchmarks/retrieval.py`; RESULTS.md has what they are worth).
+Image tokenizer: 64 codes of 512 per image, about 400 CPU seconds of training (four times that for 64 pixels). Expected
+on held-out emoji: 23.9 dB, all 512 codes in use. Transformer: about 25 CPU minutes, to a perplexity of 11.2 per
+held-out code with the two nearest neighbors (`benchmarks/retrieval.py` measures their effect).
 
     cm3leon train-text-tokenizer  --config=examples/emoji/emoji.py
     cm3leon train-image-tokenizer --config=examples/emoji/emoji.py
@@ -34,7 +35,7 @@ def get_config(size: str = "32") -> ConfigDict:
         channel_multipliers=(1, 2, 8),
         num_res_blocks=0,
         mid_block=False,
-        # Of 8 channels at the full side: with a group each, they would lose their means, and the image its colors.
+        # With one group per channel at full resolution, the means would be lost, and with them the colors of the image.
         norm_groups=2,
         latent_channels=64,
         embedding_dim=8,
@@ -60,7 +61,7 @@ def get_config(size: str = "32") -> ConfigDict:
     config.retrieval = dict(
         enabled=True, num_by_text=4, num_by_image=2, min_similarity=0.15, num_drawn=2, draw="uniform"
     )
-    # Rows of five images with their texts: one document with two neighbors, and others beside it.
+    # Sequences of five images with their texts: one document with two neighbors, and others next to it.
     config.batch = dict(batch_size=8, sequence_length=384 if size == "32" else 1408)
     config.model = dict(
         num_layers=4,

@@ -1,4 +1,4 @@
-"""The emoji of a color font, each with its name as caption: images to draw and to retrieve, with no download.
+"""The emoji of a color font, each captioned with its name: a corpus that needs no download.
 
 A tenth is held out, chosen by a hash of the emoji's characters, so that neither another font nor another version of the
 names moves an emoji from one side to the other. Most emoji of people differ from others in skin tone, hair or gender
@@ -35,7 +35,7 @@ _JOINER, _VARIATION = "\u200d", "\ufe0f"
 _TONES = "🏻🏼🏽🏾🏿"
 _HAIR = "🦰🦱🦲🦳"
 _SIGNS = "♀♂"
-# One emoji for woman, man and person. Couples with two tones are spelled out, so those without are spelled out, too.
+# Woman, man and person are one emoji. Couples with two tones are sequences, so those without are written as such, too.
 _NEUTRAL = {
     **dict.fromkeys("👩👨", "🧑"),
     **dict.fromkeys("👧👦", "🧒"),
@@ -95,7 +95,7 @@ def captions() -> MappingProxyType[str, str]:
 
 
 def named(text: str) -> str | None:
-    """The emoji of a caption; None if it is the caption of none."""
+    """Finds the emoji of a caption; None if there is none."""
     return _by_caption().get(text)
 
 
@@ -158,9 +158,9 @@ def _is_one_glyph(font: ImageFont.FreeTypeFont, emoji: str) -> bool:
 
 
 def draw(font: ImageFont.FreeTypeFont, emoji: str) -> UInt8[np.ndarray, "136 136 3"] | None:
-    """The emoji on white; None if the font has no image for it, or only images for its parts."""
+    """Renders an emoji on white; None if the font has no image for it, or only images for its parts."""
     image = _drawn(font, emoji) if _is_one_glyph(font, emoji) else None
-    # A flag that the font does not know is drawn like that of a country that there is not.
+    # The font renders an unknown flag like that of a country that does not exist.
     if image is None or not _is_flag_of_a_place(emoji):
         return image
     unknown = _drawn(font, "🇦🇦")
@@ -179,7 +179,7 @@ def _drawn(font: ImageFont.FreeTypeFont, emoji: str) -> UInt8[np.ndarray, "136 1
 
 @cache
 def members(split: str) -> tuple[str, ...]:
-    """The emoji of "train" or "validation" that have a name, drawn by the font or not.
+    """Lists the emoji of "train" or "validation" that have a name, in the font or not.
 
     They are in the order of their hash, so that the first n are a fair sample.
     """
@@ -188,7 +188,7 @@ def members(split: str) -> tuple[str, ...]:
 
 
 def images(split: str) -> Iterator[tuple[str, UInt8[np.ndarray, "136 136 3"]]]:
-    """Captions and images of "train" or "validation", always in the same order."""
+    """Yields captions and images of "train" or "validation", always in the same order."""
     font = load_font()
     for emoji in members(split):
         image = draw(font, emoji)
@@ -201,7 +201,7 @@ def _position(emoji: str) -> float:
 
 
 def family(emoji: str) -> str:
-    """What is left of an emoji without skin tone, hair and gender: equal for its variants."""
+    """Returns an emoji without skin tone, hair and gender, equal for its variants."""
     plain = emoji.translate(_REMOVED) or emoji
     return "".join(_NEUTRAL.get(character, character) for character in plain)
 
@@ -217,7 +217,7 @@ def _training_families() -> frozenset[str]:
 
 
 def provenance() -> dict[str, str]:
-    """What images and captions follow from: the font and the version of the names.
+    """Identifies what images and captions depend on: the font and the version of the names.
 
     Raises:
       UserError: if the font or the package is missing.

@@ -1,4 +1,4 @@
-"""Registers the emoji as a seqio task: each name in front of its image."""
+"""Registers the emoji as a seqio task: each name before its image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from examples.emoji import images as emoji
 
 
 def _emoji(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-    # What is missing is said here: an error inside of tf.data would lose its type.
+    # Reports here what is missing: an error inside of tf.data would lose its type.
     emoji.load_font()
     emoji.captions()
 

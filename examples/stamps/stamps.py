@@ -1,10 +1,10 @@
-"""Stamps: the emoji model on a folder of photographs and drawings that a Debian package installs, read as it lies.
+"""Stamps: the emoji model on a folder of photographs and cartoons that a Debian package installs, read in place.
 
-`apt-get install tuxpaint-stamps-default` brings 785 PNGs with a caption file beside each; the first line of a caption
-file is English, the others are translations. What the folder holds besides is skipped and counted: SVGs, images
+`apt-get install tuxpaint-stamps-default` brings 785 PNGs, each with a caption file of the same name; the first line of
+a caption file is English, the others are translations. All else in the folder is skipped and counted: SVGs, images
 without a caption, captions without an image. Another language: `--config.corpus.folder.caption_line=de.utf8=`.
 
-On 2 CPU cores: about 6 minutes in all. This shows the way from a folder to a report; so few images and steps make
+On 2 CPU cores: about 6 minutes in all. This shows the path from a folder to a report; so few images and steps make
 colors and rough shapes, not animals.
 
     for command in train-text-tokenizer train-image-tokenizer prepare train inspect evaluate; do

@@ -1,4 +1,4 @@
-"""Evaluation of a tiny run by several processes: what one process says."""
+"""Evaluation of a tiny run by several processes: equal to that by one."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.test_whole_path import CONFIG
 
 
 @pytest.mark.slow
-def test_two_processes_draw_and_measure_what_one_does(tmp_path):
+def test_two_processes_sample_and_measure_what_one_does(tmp_path):
     images, workdir = tmp_path / "images", tmp_path / "run"
     images.mkdir()
     pixels, labels = digits.load("train")
@@ -35,12 +35,12 @@ def test_two_processes_draw_and_measure_what_one_does(tmp_path):
         4,
     ]
 
-    # Drawn by contrast and by guidance in turn.
+    # Sampled by contrast and by guidance in turn.
     arguments.append("--config.sampling.method=mixed")
     said = launched.run(["evaluate", *arguments], processes=2, devices=4)
     numbers, page = evaluated(workdir)
     assert "report.html are written" in said[0]
-    assert "drawing 4 images" in said[0] and "drawing" not in said[1]
+    assert "sampling 4 images" in said[0] and "sampling" not in said[1]
     assert main(["evaluate", *arguments]) == 0
     alone, page_alone = evaluated(workdir)
     assert numbers.keys() == alone.keys()

@@ -1,16 +1,19 @@
-"""metrics.jsonl stays one line a logged step, through interruptions."""
+"""Loggers: no gaps through interruptions, what viewers read, and loggers of the user's own."""
 
 import dataclasses
 import subprocess
 import sys
+import time
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cm3leon_jax.errors import UserError
 from cm3leon_jax.progress import read_step_log
 from cm3leon_jax.training.goodput import RunClock, StepWork
-from cm3leon_jax.training.loggers import LoggedRun, open_loggers, tag
+from cm3leon_jax.training.loggers import LOGGERS, LoggedRun, open_loggers, tag
 from cm3leon_jax.training.loss import LossSums
 
 
@@ -108,3 +111,66 @@ def test_every_curve_of_a_run_has_a_group():
     assert tags["loss_image"] == "loss/image" and tags["eval_loss_text"] == "eval_loss/text"
     # What others add finds a group by its first word.
     assert tag("retrieval_num_drawn") == "retrieval/num_drawn"
+
+
+@pytest.mark.slow
+def test_wandb_offline_run_has_curves_images_config_and_one_id_for_all_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for first_step in (0, 2):
+        (log,) = open_loggers(("wandb",), LoggedRun(tmp_path / "demo", "encoder", first_step, {"train": {"seed": 7}}))
+        log.write(first_step + 1, {"loss": 1.5, "learning_rate": 0.1})
+        log.write_image(first_step + 1, "samples", np.full((4, 4, 3), 7, np.uint8))
+        log.close()
+    folder = tmp_path / "demo" / "wandb"
+    run_id = (folder / "encoder_id").read_text()
+    files = sorted(folder.glob(f"offline-run-*/run-{run_id}.wandb"))
+    assert len(files) == 2
+    expected = (b"loss/all", b"optimizer/learning_rate", b"demo encoder", b"seed")
+    for file in files:
+        # wandb writes from a process of its own, and `finish` does not wait for it where it is offline.
+        until = time.monotonic() + 60
+        while not all(text in file.read_bytes() for text in expected) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert all(text in file.read_bytes() for text in expected)
+        assert len(list(file.parent.glob("files/media/images/samples_*.png"))) == 1
+
+
+def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"config.train.loggers names 'wandb', .*pip install 'cm3leon_jax\[wandb\]'"):
+        open_loggers(("wandb",), LoggedRun(tmp_path, "", 0, {}))
+
+
+class Collected:
+    """A logger of a user's own, which keeps all in a list."""
+
+    written: ClassVar[list] = []
+
+    def __init__(self, run):
+        self.written.append(("config", run.config))
+
+    def write(self, step, values):
+        self.written.append((step, dict(values)))
+
+    def write_image(self, step, name, pixels):
+        self.written.append((step, name))
+
+    def flush(self):
+        self.written.append("flushed")
+
+    def close(self):
+        self.written.append("closed")
+
+
+def test_a_logger_of_the_users_own_is_named_in_the_config(tmp_path, monkeypatch):
+    monkeypatch.setattr(LOGGERS, "_entries", dict(LOGGERS._entries))
+    LOGGERS.add("collected", f"{__name__}:Collected")
+    first, second = open_loggers(("jsonl", "collected"), LoggedRun(tmp_path, "encoder", 0, {"seed": 7}))
+    for log in (first, second):
+        log.write(1, {"loss": 1.0})
+        log.close()
+    assert Collected.written == [("config", {"seed": 7}), (1, {"loss": 1.0}), "closed"]
+    assert read_step_log(tmp_path / "encoder_metrics.jsonl") == [{"step": 1, "loss": 1.0}]
+    with pytest.raises(UserError, match=r"config.train.loggers is 'jsonll', .*did you mean 'jsonl'"):
+        open_loggers(("jsonll",), LoggedRun(tmp_path, "", 0, {}))

@@ -1,7 +1,6 @@
 """Where a run starts, when its checkpoints are damaged too."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -129,18 +128,16 @@ def test_what_a_killed_save_left_is_cleared_and_not_taken_for_a_step(setup, fold
     assert not (folder / "9.orbax-checkpoint-tmp").exists()
 
 
-def test_a_whole_checkpoint_of_another_shape_is_refused_and_stays(setup, folder):
-    record = folder / "6" / "meta" / "metadata"
-    meta = json.loads(record.read_text())
-    meta["config"]["model"]["model_dim"] = 64
-    # As a checkpoint from before there was this sum.
-    del meta["meta_sum"]
-    record.write_text(json.dumps(meta))
+def test_a_whole_checkpoint_of_another_shape_is_refused_and_stays(setup, saved, folder):
     model = dataclasses.replace(setup.config.model, model_dim=64)
     wider = TransformerTraining.open(dataclasses.replace(setup.config, model=model), setup.workdir)
-    with Checkpoints(folder, keep=3) as checkpoints, pytest.raises(UserError, match="does not fit the model"):
-        restore_or_init(wider.run(), checkpoints)
-    assert (folder / "6").is_dir()
+    with Checkpoints(folder, keep=3) as checkpoints:
+        # As if it were the wider model's.
+        checkpoints.save(9, saved[1][6], wider.identity | META)
+        checkpoints.wait()
+        with pytest.raises(UserError, match="does not fit the model"):
+            restore_or_init(wider.run(), checkpoints)
+    assert (folder / "9").is_dir()
 
 
 def test_what_may_change_is_said_and_what_may_not_is_refused(setup, folder, capsys):

@@ -1,181 +1,191 @@
-"""The loop around the step: what it says, when it stops, how it goes on, what it leaves behind."""
+"""The loop around any step: resume, preemption, rollback and callbacks, on a model of one number."""
 
 import dataclasses
 import os
 import signal
-from argparse import Namespace
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from cm3leon_jax.checkpoints import Checkpoints
-from cm3leon_jax.commands import train
-from cm3leon_jax.config import Config
-from cm3leon_jax.data.batches.config import BatchConfig
-from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
-from cm3leon_jax.data.corpus.prepared import PreparedCorpus
+from cm3leon_jax.checkpoints import Checkpoints, abstract_on
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.progress import read_step_log
-from cm3leon_jax.training import transformer
-from cm3leon_jax.training.config import OptimizerConfig, RecoveryConfig, TrainConfig
-from cm3leon_jax.training.step import TrainStep
+from cm3leon_jax.training.config import RecoveryConfig
+from cm3leon_jax.training.run import Evaluation, Images, Start, TrainingRun, batch_index
+from cm3leon_jax.training.spikes import SpikeState, select
+from cm3leon_jax.training.trainer import train
+
+RECOVERY = RecoveryConfig(spike_factor=0.0, max_skipped=3, max_rollbacks=2)
+
+
+@jax.jit
+def step(state, batch):
+    """Adds the batch's number to the weight; skips batches that are not finite."""
+    apply = state["spikes"].should_apply(batch, batch, RECOVERY)
+    spikes = state["spikes"].update(batch, apply)
+    metrics = {"loss": batch, "grad_norm": batch, "skipped_in_a_row": spikes.skipped_in_a_row}
+    return {"weight": select(apply, 0.9 * state["weight"] + batch, state["weight"]), "spikes": spikes}, metrics
+
+
+def number(index: int) -> float:
+    return float(np.random.Generator(np.random.Philox(key=[7, index])).random())
 
 
 @pytest.fixture
-def config(tmp_path, tiny_model, tiny_images, corpus, vocabulary) -> Config:
-    vocabulary.save(tmp_path / "vocabulary")
-    return Config(
-        corpus=CorpusConfig(path=str(corpus.path)),
-        vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
-        image_tokenizer=tiny_images,
-        batch=BatchConfig(batch_size=8, sequence_length=48),
-        model=tiny_model,
-        optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=2),
-        train=TrainConfig(
-            compilation_cache="", num_tokens=8.0 * 48 * 6, log_every=2, save_every=100, eval_every=3, eval_batches=1
-        ),
+def run(tmp_path) -> TrainingRun:
+    """20 steps, of which every 4th is saved."""
+    state = {"weight": jnp.zeros(()), "spikes": SpikeState.initial()}
+    return TrainingRun(
+        name="toy",
+        num_steps=20,
+        init=lambda checkpoints: Start(0, state),
+        abstract_state=abstract_on(state, jax.tree.map(lambda leaf: leaf.sharding, state)),
+        step=step,
+        batches=lambda first, stop, hint: (jnp.float32(number(index)) for index in range(first, stop)),
+        identity={"data": "numbers", "values": {"num_steps": 20, "rate": 0.9}},
+        may_change=["values.num_steps"],
+        length_field="config.toy.num_steps",
+        fix="lower config.toy.rate",
+        workdir=tmp_path,
+        checkpoints=tmp_path / "checkpoints",
+        save_every=4,
+        log_every=1,
+        loggers=("jsonl",),
+        config={},
+        describe=lambda values: f"loss {values['loss']:.3f}",
+        rates=lambda seconds: {"steps_per_second": 1 / seconds},
     )
 
 
-def latest_step(folder) -> int | None:
-    with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
-        return checkpoints.latest_step
+def with_batches(run, changed) -> TrainingRun:
+    """The same run with `changed(index)`, or the usual number where it returns None."""
+
+    def batches(first, stop, hint):
+        for index in range(first, stop):
+            value = changed(index)
+            yield jnp.float32(number(index) if value is None else value)
+
+    return dataclasses.replace(run, batches=batches)
 
 
-def steps(folder) -> list[int]:
-    return [line["step"] for line in read_step_log(folder / "metrics.jsonl")]
+def logged(run) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_step_log(run.workdir / "metrics.jsonl")]
 
 
-# What tells how long a step took, and so differs from run to run.
-TIMES = ("seconds", "tokens_per_second", "goodput")
+def expected_weight(indices) -> float:
+    state = {"weight": jnp.zeros(()), "spikes": SpikeState.initial()}
+    for index in indices:
+        state, _ = step(state, jnp.float32(number(index)))
+    return float(state["weight"])
 
 
-def logged(folder) -> list[dict]:
-    """What a run measured, without its times."""
-    lines = read_step_log(folder / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if not any(t in name for t in TIMES)} for line in lines]
+def kill_at(stop):
+    def kill(index):
+        if index == stop:
+            raise KeyboardInterrupt
+
+    return kill
 
 
-def stopped_at(step):
-    """In place of `iterate`: SIGTERM comes while the batch of this step is fetched."""
+def sigterm_at(stop):
+    def terminate(index):
+        if index == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    def batches(source, first_step, num_steps):
-        for index in range(first_step, num_steps):
-            if index == step - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield source[index]
-
-    return batches
+    return terminate
 
 
-def killed_at(step):
-    """In place of `iterate`: the run ends, without any save, before this step."""
-
-    def batches(source, first_step, num_steps):
-        for index in range(first_step, num_steps):
-            if index == step - 1:
-                raise KeyboardInterrupt
-            yield source[index]
-
-    return batches
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_and_stopped_has_the_numbers_of_one_that_was_not(config, tmp_path, monkeypatch):
-    # 47 documents, 8 x 48 tokens: every other step begins an epoch.
-    parts = dict(num_tokens=8.0 * 48 * 14, log_every=1, save_every=3, num_microbatches=2)
-    mesh = MeshConfig(replica=2, fsdp=2, tensor=2)
-    config = dataclasses.replace(config, mesh=mesh, train=dataclasses.replace(config.train, **parts))
-    assert train.run(config, tmp_path / "whole", Namespace(profile="")) == 0
-    broken = tmp_path / "broken"
-    for batches, code in ((killed_at(6), None), (stopped_at(8), 75), (killed_at(9), None), (stopped_at(13), 75)):
-        with monkeypatch.context() as patch:
-            patch.setattr(transformer, "iterate", batches)
-            if code is None:
-                with pytest.raises(KeyboardInterrupt):
-                    train.run(config, broken, Namespace(profile=""))
-            else:
-                assert train.run(config, broken, Namespace(profile="")) == code
-    assert train.run(config, broken, Namespace(profile="")) == 0
-    assert logged(broken) == logged(tmp_path / "whole")
-    assert steps(broken) == list(range(1, 15))
+@pytest.mark.parametrize("killed", [[0], [3, 5, 4], [7, 18], [19]])
+def test_killed_runs_end_with_the_same_bits_and_log_every_step_once(run, killed):
+    for index in killed:
+        with pytest.raises(KeyboardInterrupt):
+            train(with_batches(run, kill_at(index)))
+    result = train(run)
+    assert result.exit_code == 0
+    assert float(result.state["weight"]) == expected_weight(range(20))
+    assert logged(run) == [(index + 1, pytest.approx(number(index))) for index in range(20)]
 
 
-@pytest.mark.slow
-def test_rollback_after_too_many_skipped_steps_skips_their_batches(config, tmp_path, monkeypatch, capsys):
-    # So sharp a rule, so soon, takes one step in two for a spike.
-    monkeypatch.setattr("cm3leon_jax.training.spikes.WINDOW", 3)
-    config = dataclasses.replace(
-        config,
-        recovery=RecoveryConfig(spike_factor=1.0001, max_skipped=3, max_rollbacks=2),
-        train=dataclasses.replace(config.train, num_tokens=8.0 * 48 * 60, log_every=1, save_every=2, eval_every=0),
-    )
-    workdir = tmp_path / "run"
-    with pytest.raises(UserError, match=r"the run diverged: steps \d+ to \d+ were skipped, after 2 rollbacks"):
-        train.run(config, workdir, Namespace(profile=""))
-    said = capsys.readouterr().out
-    assert "is skipped: loss" in said and "(1 of 2)" in said and "(2 of 2)" in said
-    # Every step once, through both returns.
-    assert steps(workdir) == list(range(1, steps(workdir)[-1] + 1))
-    with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
-        meta = checkpoints.meta(checkpoints.latest_step)
-    # The last return may have come to no checkpoint; a new start would come to it again.
-    assert meta["num_rollbacks"] in (1, 2)
-    assert all(stop - first >= 3 for first, stop in meta["skipped_batches"]) and meta["skipped_batches"]
-    lines = read_step_log(workdir / "metrics.jsonl")
-    assert lines[-1]["seconds_lost"] > 0
-    # With a milder rule the same run goes on to its end, past the batches it left out.
-    milder = dataclasses.replace(config, recovery=RecoveryConfig(spike_factor=0.0))
-    assert train.run(milder, workdir, Namespace(profile="")) == 0
-    assert steps(workdir) == list(range(1, 61))
-    with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
-        assert checkpoints.meta(60)["skipped_batches"] == meta["skipped_batches"]
-
-
-@pytest.mark.slow
-def test_a_signal_saves_and_the_next_run_goes_on(config, tmp_path, monkeypatch, capsys):
-    workdir = tmp_path / "run"
+def test_sigterm_saves_once_the_step_is_done_and_the_next_start_goes_on(run, capsys):
     before = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        patch.setattr(transformer, "iterate", stopped_at(4))
-        assert train.run(config, workdir, Namespace(profile="")) == 75
+    result = train(with_batches(run, sigterm_at(5)))
+    assert result.is_stopped and result.exit_code == 75
     assert signal.getsignal(signal.SIGTERM) is before
-    assert "stopped and saved at step 4" in capsys.readouterr().out
-    assert latest_step(workdir) == 4
-    assert train.run(config, workdir, Namespace(profile="")) == 0
-    assert steps(workdir) == [1, 2, 3, 4, 6]
-    assert [line["step"] for line in logged(workdir) if "eval_loss" in line] == [3, 6]
-    # A finished run says so and does nothing.
-    assert train.run(config, workdir, Namespace(profile="")) == 0
-    assert "finished: step 6 of 6" in capsys.readouterr().out
+    assert "stopped and saved at step 6; run the same command again to continue" in capsys.readouterr().out
+    result = train(run)
+    assert float(result.state["weight"]) == expected_weight(range(20))
+    assert [step for step, _ in logged(run)] == list(range(1, 21))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("spoilt", "good"), [(4, 2), (5, 4), (6, 4)])
-def test_parameters_that_are_not_finite_are_neither_saved_nor_finished(
-    config, tmp_path, monkeypatch, capsys, spoilt, good
-):
-    """The gradients of the step that spoils them are finite; all later ones are not, and are left out."""
-    taken = TrainStep.step
-
-    def step(self, state, batch):
-        state, metrics = taken(self, state, batch)
-        if int(state["step"]) == spoilt:
-            state["parameters"] = jax.tree.map(lambda leaf: leaf * float("nan"), state["parameters"])
-        return state, metrics
-
-    monkeypatch.setattr(TrainStep, "step", step)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, save_every=2))
-    with pytest.raises(UserError, match=rf"not finite since step {spoilt} \(.*; the checkpoint of step {good} is"):
-        train.run(config, tmp_path / "run", Namespace(profile=""))
-    assert "finished" not in capsys.readouterr().out
+def test_a_finished_run_restores_its_state_only_if_it_is_needed(run, capsys):
+    state = train(run).state
+    assert train(run).state == {}
+    assert "finished: step 20 of 20 is the last one" in capsys.readouterr().out
+    again = train(dataclasses.replace(run, restore_finished=True)).state
+    assert float(again["weight"]) == float(state["weight"])
 
 
-@pytest.mark.slow
-def test_another_corpus_does_not_continue_the_run(config, tmp_path, corpus, monkeypatch):
-    assert train.run(config, tmp_path / "run", Namespace(profile="")) == 0
-    monkeypatch.setitem(corpus.manifest["tasks"]["second"], "rate", 3.0)
-    monkeypatch.setattr(PreparedCorpus, "open", lambda path, vocabulary: corpus)
-    with pytest.raises(UserError, match=r"corpus.tasks.second.rate was 1.0 and is 3.0"):
-        train.run(config, tmp_path / "run", Namespace(profile=""))
+def test_rollback_skips_the_bad_batches_for_good(run, capsys):
+    bad = with_batches(run, lambda index: np.nan if 9 <= index < 12 else None)
+    result = train(dataclasses.replace(bad, recovery=RECOVERY))
+    indices = [index for index in range(23) if not 9 <= index < 12]
+    assert float(result.state["weight"]) == expected_weight(indices)
+    said = capsys.readouterr().out
+    assert "step 10 is skipped: loss nan" in said
+    assert "rolling back: steps 10 to 12 were skipped" in said and "without batches 9 to 11 (1 of 2)" in said
+    assert [loss for _, loss in logged(run)] == [pytest.approx(number(index)) for index in indices]
+    with Checkpoints(run.checkpoints, keep=2) as checkpoints:
+        meta = checkpoints.meta(20)
+    assert (meta["skipped_batches"], meta["num_rollbacks"]) == ([[9, 12]], 1)
+
+
+def test_a_run_that_diverges_after_its_last_rollback_ends(run):
+    bad = with_batches(run, lambda index: np.nan if index >= 9 else None)
+    with pytest.raises(UserError, match=r"the run diverged: steps 10 to 12 were skipped, after 2 rollbacks; .* lower"):
+        train(dataclasses.replace(bad, recovery=RECOVERY))
+
+
+def test_without_recovery_a_loss_that_is_not_finite_ends_the_run(run):
+    with pytest.raises(UserError, match=r"the toy's loss is nan since step 7: lower config.toy.rate"):
+        train(with_batches(run, lambda index: np.nan if index == 6 else None))
+    with Checkpoints(run.checkpoints, keep=2) as checkpoints:
+        assert checkpoints.steps == [4]
+
+
+def test_evaluations_join_the_line_and_images_come_after_the_save(run):
+    made = []
+
+    def image(step, state):
+        made.append((step, sorted(int(path.name) for path in run.checkpoints.iterdir() if path.name.isdigit())))
+
+    run = dataclasses.replace(
+        run,
+        log_every=100,
+        evaluations=[Evaluation(6, lambda step, state: {"eval_weight": float(state["weight"])})],
+        images=[Images(8, "samples", image), Images(0, "nothing", image)],
+    )
+    train(run)
+    lines = read_step_log(run.workdir / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 6, 12, 18, 20]
+    assert [line.get("eval_weight") for line in lines][1:] == [
+        pytest.approx(expected_weight(range(last))) for last in (6, 12, 18, 20)
+    ]
+    assert [step for step, _ in made] == [8, 16, 20]
+
+
+def test_what_may_change_is_logged_and_what_may_not_is_refused(run, capsys):
+    train(run)
+    longer = {"data": "numbers", "values": {"num_steps": 24, "rate": 0.9}}
+    longer = dataclasses.replace(run, num_steps=24, identity=longer)
+    assert float(train(longer).state["weight"]) == expected_weight(range(24))
+    assert "changed: values.num_steps was 20 and is 24" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"config.toy.num_steps ends the run at step 20, but it is at step 24 already"):
+        train(run)
+    with pytest.raises(UserError, match=r"values.rate was 0.9 and is 0.5; use those again"):
+        train(dataclasses.replace(longer, identity={"values": {"num_steps": 24, "rate": 0.5}}))
+
+
+def test_batches_after_skipped_ranges():
+    assert [batch_index(step, ((3, 5), (9, 10))) for step in range(9)] == [0, 1, 2, 5, 6, 7, 8, 10, 11]

@@ -1,55 +1,66 @@
-"""Writes TensorBoard's event files: records of protocol buffers, of which we need four kinds.
+"""Logs to TensorBoard: writes its event files, which are records of protocol buffers, of which four kinds are needed.
 
 On the caller's thread, so that a full disk is noticed, and without TensorFlow or PyTorch.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cm3leon_jax.images import encode_png
+from cm3leon_jax.training.loggers import LoggedRun, tag
+
+# Longest time for which curves are kept back.
+_FLUSH_SECONDS = 30.0
 
 
-class EventFile:
-    """One file in a folder; events of other files there past `first_step` are no longer shown."""
+class TensorBoard:
+    """Writes WORKDIR/tensorboard: grouped curves, images, and the config of each start as text."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, run: LoggedRun) -> None:
+        folder, first_step = run.workdir / "tensorboard" / run.name, run.first_step
         folder.mkdir(parents=True, exist_ok=True)
         # Starts within the same second must not share a file.
         suffix = f"{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{first_step}"
         self._file = (folder / f"events.out.tfevents.{suffix}").open("ab")
+        self._flushed = time.monotonic()
         self._write(0, _bytes(3, b"brain.Event:2"))
-        started = 1
-        self._write(first_step + 1, _bytes(7, _integer(1, started)))
-
-    def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One point per curve, all in one record."""
-        points = [
-            _bytes(1, _bytes(1, name.encode()) + b"\x15" + struct.pack("<f", value)) for name, value in values.items()
-        ]
-        self._write(step, _bytes(5, b"".join(points)))
-
-    def write_text(self, step: int, name: str, markdown: str) -> None:
-        """One text."""
+        # A start: what other files have from this step on is no longer shown.
+        self._write(first_step + 1, _bytes(7, _integer(1, 1)))
+        text = f"```json\n{json.dumps(run.config, indent=2, ensure_ascii=False)}\n```"
         string_type = 7
-        tensor = _integer(1, string_type) + _bytes(2, _bytes(2, _integer(1, 1))) + _bytes(8, markdown.encode())
-        plugin = _bytes(1, _bytes(1, b"text"))
-        # TensorBoard looks for texts under this name.
-        self._write_value(step, f"{name}/text_summary", _bytes(8, tensor) + _bytes(9, plugin))
+        tensor = _integer(1, string_type) + _bytes(2, _bytes(2, _integer(1, 1))) + _bytes(8, text.encode())
+        self._write_value(
+            first_step, "config/text_summary", _bytes(8, tensor) + _bytes(9, _bytes(1, _bytes(1, b"text")))
+        )
 
-    def write_image(self, step: int, name: str, png: bytes, shape: Sequence[int]) -> None:
-        """One image of a shape [height, width, channels]."""
-        height, width, channels = shape
-        image = _integer(1, height) + _integer(2, width) + _integer(3, channels) + _bytes(4, png)
-        self._write_value(step, name, _bytes(4, image))
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One point per curve."""
+        for name, value in values.items():
+            self._write_value(step, tag(name), b"\x15" + np.float32(value).tobytes())
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def write_image(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
+        """One image, shown at once."""
+        height, width, channels = pixels.shape
+        shape = _integer(1, height) + _integer(2, width) + _integer(3, channels)
+        self._write_value(step, name, _bytes(4, shape + _bytes(4, encode_png(pixels))))
+        self.flush()
 
     def flush(self) -> None:
         """Returns when all of it is on the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes the file."""

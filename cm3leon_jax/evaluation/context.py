@@ -1,0 +1,192 @@
+"""A trained model, held-out documents, and what the model generates for them: what every metric measures."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from cm3leon_jax.config import Config
+from cm3leon_jax.data.corpus.prepared import PreparedCorpus
+from cm3leon_jax.distributed import is_coordinator
+from cm3leon_jax.generation import prompts
+from cm3leon_jax.generation.captioned import CaptionedImages, captioned_images
+from cm3leon_jax.generation.config import SamplingConfig
+from cm3leon_jax.generation.drawing import draw_images
+from cm3leon_jax.generation.requests import MIDDLE_HALF, region_mask
+from cm3leon_jax.generation.restoring import TrainedModel
+from cm3leon_jax.generation.retrieving import open_retriever
+from cm3leon_jax.images import decode_image
+from cm3leon_jax.progress import Progress
+
+log = logging.getLogger(__name__)
+
+# Prompts taken from the held-out texts, where the config has none.
+_DEFAULT_PROMPTS = 8
+
+# Called with the number of further samples that are done.
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """What metrics and the report look at; samples are made when first used, then kept.
+
+    All processes of a run use the same attributes in the same order, since they generate together.
+    """
+
+    config: Config
+    model: TrainedModel
+    corpus: PreparedCorpus
+
+    @cached_property
+    def held_out(self) -> CaptionedImages:
+        """Held-out documents of one text and one image."""
+        config = self.config
+        return captioned_images(
+            self.corpus,
+            config.corpus.held_out_split,
+            config.evaluate.num_documents,
+            config.batch.sequence_length,
+            self.model.vocabulary,
+        )
+
+    @cached_property
+    def held_out_images(self) -> UInt8[np.ndarray, "n R R C"]:
+        """The images of `held_out`, decoded from their codes."""
+        return self.model.image_tokenizer.decode(self.held_out.codes)
+
+    @cached_property
+    def originals(self) -> UInt8[np.ndarray, "o R R C"]:
+        """The held-out images that `prepare` kept as pixels."""
+        image = self.config.image_tokenizer
+        files = sorted(self.corpus.path.glob(f"*/{self.config.corpus.held_out_split}/samples/*.png"))
+        if not files:
+            return np.zeros((0, image.resolution, image.resolution, image.in_channels), np.uint8)
+        return np.stack([decode_image(file.read_bytes(), image.resolution, image.in_channels) for file in files])
+
+    @cached_property
+    def reconstructions(self) -> UInt8[np.ndarray, "o R R C"]:
+        """`originals` after the image tokenizer."""
+        return self.model.image_tokenizer.reconstruct(self.originals) if len(self.originals) else self.originals
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of text-to-image."""
+        return self.config.evaluate.prompts or tuple(self.held_out.texts[:_DEFAULT_PROMPTS])
+
+    @property
+    def sample_prompts(self) -> list[str]:
+        """The prompt of each sampled image."""
+        return [text for text in self.prompts for _ in range(self.config.evaluate.samples_per_prompt)]
+
+    @cached_property
+    def sampled_images(self) -> UInt8[np.ndarray, "s R R C"]:
+        """An image for each of `sample_prompts`."""
+        with stage(f"sampling {len(self.sample_prompts):,} images", len(self.sample_prompts)) as advance:
+            return self._sample_images(self.config.sampling, advance)
+
+    @cached_property
+    def unguided_images(self) -> UInt8[np.ndarray, "s R R C"]:
+        """The same without classifier-free guidance."""
+        with stage("the same without guidance", len(self.sample_prompts)) as advance:
+            return self._sample_images(dataclasses.replace(self.config.sampling, guidance=1.0), advance)
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """The likeliest text of each held-out image, as an infill of a masked caption."""
+        with stage(f"captioning {len(self.held_out.texts):,} images by infill", len(self.held_out.texts)) as advance:
+            return self._caption(partial(prompts.text_infill, prompts.BLANK), advance)
+
+    @cached_property
+    def captions_left_to_right(self) -> list[str]:
+        """The likeliest text of each held-out image, as what follows it."""
+        with stage("captioning them left to right", len(self.held_out.texts)) as advance:
+            return self._caption(prompts.text_after_image, advance)
+
+    @cached_property
+    def mask(self) -> Bool[np.ndarray, "codes"]:
+        """Which codes of an image an infill replaces: the middle half."""
+        return region_mask(MIDDLE_HALF, self.model.image_tokenizer.config.grid)
+
+    @cached_property
+    def infilled_codes(self) -> Int[np.ndarray, "n codes"]:
+        """Each held-out image with its middle half sampled, given the rest and its text."""
+        model, held_out = self.model, self.held_out
+        requests = [
+            prompts.infill(text, codes, self.mask, model.vocabulary)
+            for text, codes in zip(held_out.texts, held_out.codes, strict=True)
+        ]
+        with stage("infilling their middle halves", len(requests)) as advance:
+            completions = model.decoder(requests, self.config.sampling, advance=advance)
+        infilled = [
+            prompts.merge_infill(codes, self.mask, completion.tokens, model.vocabulary)
+            for codes, completion in zip(held_out.codes, completions, strict=True)
+        ]
+        return np.stack(infilled)
+
+    @cached_property
+    def infilled_images(self) -> UInt8[np.ndarray, "n R R C"]:
+        """The images of `infilled_codes`."""
+        return self.model.image_tokenizer.decode(self.infilled_codes)
+
+    @cached_property
+    def _retrieved(self) -> list[prompts.Retrieved]:
+        """The documents before each of `sample_prompts`; empty where the config retrieves none."""
+        count = self.config.evaluate.num_retrieved
+        if not count:
+            return []
+        retriever = open_retriever(self.config, self.model.vocabulary, count)
+        found = retriever.by_text(self.sample_prompts, count)
+        return [[neighbor.tokens.tolist() for neighbor in of_prompt] for of_prompt in found]
+
+    def _sample_images(self, sampling: SamplingConfig, advance: Advance) -> UInt8[np.ndarray, "s R R C"]:
+        model = self.model
+        return draw_images(
+            self.sample_prompts,
+            model.decoder,
+            model.image_tokenizer,
+            model.vocabulary,
+            sampling,
+            self._retrieved,
+            advance,
+        )
+
+    def _caption(self, prompt: Callable[..., prompts.Prompt], advance: Advance) -> list[str]:
+        model, sampling = self.model, self.config.sampling
+        requests = [prompt(codes, sampling.max_text_tokens, model.vocabulary) for codes in self.held_out.codes]
+        completions = model.decoder(requests, dataclasses.replace(sampling, temperature=0.0), advance=advance)
+        return [model.vocabulary.decode_text(completion.tokens).strip() for completion in completions]
+
+
+@contextlib.contextmanager
+def stage(what: str, total: int = 0) -> Iterator[Advance]:
+    """Logs what begins and how long it took, and shows progress where the total is known."""
+    has_bar = total > 0 and sys.stderr.isatty()
+    if not has_bar:
+        log.info(f"{what} ...")
+    started, done = time.perf_counter(), 0
+    progress = Progress(what, total, unit="sample", shown=is_coordinator())
+
+    def advance(number: int) -> None:
+        nonlocal done
+        done += number
+        for _ in range(number):
+            progress.advance()
+        if not has_bar and done < total:
+            progress.say(done, "sampled")
+
+    if not has_bar:
+        progress.close()
+    yield advance
+    progress.close()
+    if not has_bar:
+        log.info(f"{what}: {time.perf_counter() - started:.1f} s")
