@@ -95,7 +95,7 @@ def restore_encoder(path: Path, stored: EncoderRecord) -> Encoder:
 
 
 @with_config(OPEN)
-class _Training(TypedDict):
+class _EncoderOrigin(TypedDict):
     values: NotRequired[dict[str, Any]]
 
 
@@ -106,7 +106,7 @@ class EncoderRecord(TypedDict):
     family: str
     settings: dict[str, Any]
     fingerprint: str
-    training: NotRequired[_Training | None]
+    training: NotRequired[_EncoderOrigin | None]
 
 
 def read_encoder_record(path: Path) -> EncoderRecord:

@@ -130,7 +130,7 @@ class _Architecture(TypedDict):
 
 
 @with_config(OPEN)
-class _Training(TypedDict):
+class _ImageTokenizerOrigin(TypedDict):
     values: dict[str, Any]
 
 
@@ -140,7 +140,7 @@ class ImageTokenizerRecord(TypedDict):
 
     architecture: _Architecture
     fingerprint: str
-    training: NotRequired[_Training | None]
+    training: NotRequired[_ImageTokenizerOrigin | None]
 
 
 def read_image_tokenizer_record(path: Path) -> ImageTokenizerRecord:

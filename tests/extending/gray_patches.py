@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer
-from cm3leon_jax.image_tokenizers.config import IMAGE_TOKENIZERS, VQGANConfig
+from cm3leon_jax.image_tokenizers.config import IMAGE_TOKENIZERS, ImageTokenizerConfig
 
 
 @dataclass(frozen=True)
-class GrayPatchesConfig(VQGANConfig):
+class GrayPatchesConfig(ImageTokenizerConfig):
     """Sizes, which follow from the patches."""
 
     implementation: ClassVar[str] = f"{__name__}:GrayPatches"

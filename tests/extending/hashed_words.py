@@ -11,11 +11,11 @@ from jaxtyping import Float32, Int64, UInt8
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.encoders.base import Encoder, dropped, l2_normalize
-from cm3leon_jax.encoders.config import ENCODERS, ClipConfig
+from cm3leon_jax.encoders.config import ENCODERS, EncoderConfig
 
 
 @dataclass(frozen=True)
-class HashedWordsConfig(ClipConfig):
+class HashedWordsConfig(EncoderConfig):
     """The number of buckets for words."""
 
     implementation: ClassVar[str] = f"{__name__}:HashedWords"
