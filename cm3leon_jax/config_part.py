@@ -32,11 +32,11 @@ class MayChange(enum.Enum):
 AT_RESUME, AFTER_IMPORT = MayChange
 
 
-def changeable(part: type, prefix: str = "", after_import: bool = False) -> tuple[str, ...]:
+def changeable(part: object, prefix: str = "", after_import: bool = False) -> tuple[str, ...]:
     """Dotted names of the fields of a dataclass, and of its parts, that may change at a resume.
 
     Args:
-      part: the dataclass.
+      part: the dataclass; or an instance, whose parts may be of subclasses with more fields.
       prefix: begins each name, such as "config.".
       after_import: adds the fields that may change after an import.
     """
@@ -49,17 +49,19 @@ def field_types(part: Any, include_extras: bool = False) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(part)}
 
 
-def _marks(part: type, inherited: MayChange | None) -> list[tuple[str, MayChange | None]]:
+def _marks(part: Any, inherited: MayChange | None) -> list[tuple[str, MayChange | None]]:
+    kind = part if isinstance(part, type) else type(part)
+    # A subclass that narrows the type of a field keeps the mark of its base.
+    hints = [
+        typing.get_type_hints(base, include_extras=True) for base in kind.__mro__ if dataclasses.is_dataclass(base)
+    ]
     found = []
-    for name, hint in field_types(part, include_extras=True).items():
-        notes = getattr(hint, "__metadata__", ())
+    for name in (field.name for field in dataclasses.fields(kind)):
+        notes = [note for of_class in hints for note in getattr(of_class.get(name), "__metadata__", ())]
         mark = next((note for note in notes if isinstance(note, MayChange)), inherited)
-        kind = hint.__origin__ if notes else hint
-        if dataclasses.is_dataclass(kind):
-            inner = _marks(typing.cast(type, kind), mark)
-            # By the part's name alone where its fields agree: a family may have more of them.
-            is_one = mark is not None and all(its_mark is mark for _, its_mark in inner)
-            found += [(name, mark)] if is_one else [(f"{name}.{field}", its_mark) for field, its_mark in inner]
+        inner = getattr(hints[0][name], "__origin__", hints[0][name]) if part is kind else getattr(part, name)
+        if dataclasses.is_dataclass(inner):
+            found += [(f"{name}.{inside}", its_mark) for inside, its_mark in _marks(inner, mark)]
         else:
             found.append((name, mark))
     return found

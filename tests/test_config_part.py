@@ -30,6 +30,19 @@ def test_marks_stand_beside_fields_and_those_of_a_part_hold_for_all_without_one(
     assert added == {"inner.imported", "free.imported"}
 
 
+@dataclass(frozen=True)
+class Family(Inner):
+    free: PositiveInt = 1
+    more: Annotated[int, AT_RESUME] = 1
+    other: int = 1
+
+
+def test_fields_of_a_subclass_count_where_a_config_has_one_and_keep_the_marks_of_its_base():
+    config = Outer(inner=Family(), free=Family())
+    names = ("inner.free", "inner.more", "free.free", "free.fixed", "free.more", "free.other")
+    assert changeable(config) == names
+
+
 def test_what_decides_the_parameters_of_a_run_may_not_change_at_a_resume():
     free = set(changeable(Config))
     fields = set(flat(dataclasses.asdict(Config())))

@@ -104,7 +104,7 @@ class TransformerTraining:
             batches=batches,
             batch_hint=batches.hint,
             identity=self.identity,
-            may_change=changeable(Config, "config."),
+            may_change=changeable(config, "config."),
             length_field=f"config.train.num_tokens {train.num_tokens:.10g}",
             length_per_step=work.num_tokens,
             fix="start again in another --workdir, or from a good checkpoint with config.train.init_from, with a lower "
@@ -173,7 +173,7 @@ class TransformerTraining:
         if meta["corpus"]["image_tokenizer"] is None:
             # Imported before there was one: the corpus says which one it is.
             del meta["corpus"]
-        may_change = (*changeable(Config, "config.", after_import=True), "neighbors")
+        may_change = (*changeable(self.config, "config.", after_import=True), "neighbors")
         check_unchanged(meta, self.identity, may_change, f"{self.workdir} holds a run")
         state = self.compiled.init()
         # The random parameters go before the imported ones come: two states may not fit where one does.
