@@ -59,7 +59,7 @@ COMMANDS = {
     "plan": Command("cm3leon_jax.commands.plan", "compile a run for a pod you do not have: memory, collectives, time"),
     "train": Command("cm3leon_jax.commands.train", "train the transformer; run it again to continue", ("workdir",)),
     "generate": Command(
-        "cm3leon_jax.generation.generate", "text-to-image, captioning, infilling and editing from prompts"
+        "cm3leon_jax.commands.generate", "text-to-image, captioning, infilling and editing from prompts"
     ),
     "evaluate": Command(
         "cm3leon_jax.commands.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
@@ -89,7 +89,7 @@ READS = {
 }
 
 # Commands that several processes run together.
-_DISTRIBUTED = ("prepare", "train-image-tokenizer", "train-encoder", "train", "evaluate")
+_DISTRIBUTED = ("prepare", "train-image-tokenizer", "train-encoder", "train", "generate", "evaluate")
 
 # The exit code that a shell gives to a program ended by SIGPIPE, such as one that writes to `head`.
 _NO_READER = 141

@@ -14,7 +14,7 @@ from cm3leon_jax.evaluation.context import EvaluationContext, stage
 from cm3leon_jax.evaluation.metrics import build_metrics, headlines, measure
 from cm3leon_jax.evaluation.report import Report, write_report
 from cm3leon_jax.files import write_json
-from cm3leon_jax.generation.restoring import restore_model
+from cm3leon_jax.generation.load import load_model
 from cm3leon_jax.progress import read_step_log
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     """Runs the command; all processes measure, and the coordinator writes."""
     metrics = build_metrics(config.evaluate.metrics)
     with stage(f"opening the newest checkpoint of {workdir}"):
-        model = restore_model(config, workdir)
+        model = load_model(config, workdir)
     evaluation = EvaluationContext(config, model, PreparedCorpus.open(config.corpus.path, model.vocabulary))
     values = measure(metrics, evaluation)
     report = Report.of(evaluation, workdir.name, values, headlines(metrics), read_step_log(workdir / "metrics.jsonl"))

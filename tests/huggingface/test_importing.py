@@ -14,7 +14,7 @@ from flax import nnx
 from cm3leon_jax.cli import main
 from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation.restoring import restore_model
+from cm3leon_jax.generation.load import load_model
 from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
 from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3leon_jax.models.config import MeshConfig
@@ -48,7 +48,7 @@ def test_there_and_back_is_bit_for_bit(make_run, tmp_path, changes, shard_size, 
     theirs = load_image_tokenizer(run.config.image_tokenizer.path).fingerprint
     assert meta["corpus"] == {"image_tokenizer": theirs}
     assert load_image_tokenizer(there / "image_tokenizer").fingerprint == theirs
-    restored = restore_model(config, there)
+    restored = load_model(config, there)
     assert restored.step == 0
     # And out again, to the same bytes.
     again = dataclasses.replace(run, config=config, workdir=there).export(shard_size=shard_size)

@@ -71,7 +71,9 @@ def test_a_packed_document_is_as_if_alone(tiny_model):
     np.testing.assert_allclose(packed[:, 9:], hidden_states(model, tokens[:, 9:]), atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["full", "save_attention", "save_dots", "none"])
+@pytest.mark.parametrize(
+    "remat", [pytest.param(name, marks=pytest.mark.slow) for name in ("full", "save_attention", "none")] + ["save_dots"]
+)
 def test_scanned_looped_and_rematerialized_layers_agree(tiny_model, remat):
     tokens = jax.random.randint(jax.random.key(3), (2, L), 0, V)
     _, parameters = nnx.split(build(tiny_model))

@@ -105,7 +105,7 @@ def changed(draw, value):
     return draw(st.sampled_from([None, -1, 0, 1 << 70, 0.5, float("nan"), "", "text", [], {}, True, [[]]]))
 
 
-@pytest.mark.parametrize("checked_whole", [0, 1 << 28])
+@pytest.mark.parametrize("checked_whole", [0, pytest.param(1 << 28, marks=pytest.mark.slow)])
 def test_damage_is_named_or_changes_nothing(whole, vocabulary, tmp_path, monkeypatch, checked_whole):
     monkeypatch.setattr(corpus_module, "_CHECKED_WHOLE", checked_whole)
     right = read(written(whole, tmp_path / "corpus"), vocabulary)

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+from cm3leon_jax.commands import generate
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation import generate
-from cm3leon_jax.generation.decoder import Decoder
-from cm3leon_jax.generation.prompts import infill, text_to_image
-from cm3leon_jax.generation.ranking import text_log_likelihoods
+from cm3leon_jax.generation.generate import decode_completion
+from cm3leon_jax.generation.outputs import _fields
+from cm3leon_jax.generation.prompts import text_to_image
+from cm3leon_jax.generation.rank import SCORERS, Candidate, text_log_likelihoods
 from cm3leon_jax.generation.requests import Request, read_requests
+from cm3leon_jax.generation.sampler import Completion, Sampler
 from cm3leon_jax.images import decode_image
 from cm3leon_jax.retrieval.retriever import Neighbor
 
@@ -31,7 +33,7 @@ def prompts_file(folder, *lines):
 @pytest.fixture
 def run(trained, tiny_config, folder, monkeypatch):
     """The command, with the tiny model in place of a checkpoint; writes to the folder's `out`."""
-    monkeypatch.setattr(generate, "restore_model", lambda config, workdir: trained)
+    monkeypatch.setattr(generate, "load_model", lambda config, workdir: trained)
 
     def command(*lines, prompt=None, samples=1, output="out", retrieve=0, **sampling) -> int:
         config = dataclasses.replace(tiny_config, sampling=dataclasses.replace(tiny_config.sampling, **sampling))
@@ -43,16 +45,16 @@ def run(trained, tiny_config, folder, monkeypatch):
     return command
 
 
-class Recording(Decoder):
-    """A decoder that keeps what it was called with."""
+class Recording(Sampler):
+    """A sampler that keeps what it was called with."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.__dict__ |= decoder.__dict__
+    def __init__(self, sampler: Sampler) -> None:
+        self.__dict__ |= sampler.__dict__
         self.calls = []
 
-    def __call__(self, prompts, sampling, indices=None, contrastive=None):
+    def _complete_batch(self, prompts, sampling, indices, contrastive):
         self.calls.append((sampling.batch_size, list(indices), list(contrastive)))
-        return super().__call__(prompts, sampling, indices, contrastive)
+        return super()._complete_batch(prompts, sampling, indices, contrastive)
 
 
 ALL_TASKS = [
@@ -95,17 +97,16 @@ def test_every_task_is_answered(run, folder, capsys):
         assert decode_image((out / name).read_bytes(), 8, 1).shape == (8, 8, 1)
     said = capsys.readouterr().out
     num_images = len(named) - 1
-    assert f"16 answers of the checkpoint of step 3: {num_images} images and generations.jsonl in {out}" in said
+    assert f"16 samples of the checkpoint of step 3: {num_images} images and generations.jsonl in {out}" in said
     assert all(f"\n    {a['text']}\n" in said for a in answers if a["text"] and a["text"].isprintable())
 
 
 def test_an_infill_keeps_what_lies_outside_of_its_region(trained, folder):
     requests, _ = read_requests(prompts_file(folder, ALL_TASKS[3]))
     codes = np.arange(16)
-    asked = generate.PreparedRequest(requests[0], infill("zero", codes, np.arange(16) < 2, trained.vocabulary), codes)
     v = trained.vocabulary
-    answer = [v.first_image_code + 30] * 2 + [v.eoss, v.mask(1)] + [v.first_image_code + 31] * 2
-    image = generate._image(asked, generate.Completion(answer, -1.0, 1), trained)
+    tokens = [v.first_image_code + 30] * 2 + [v.eoss, v.mask(1)] + [v.first_image_code + 31] * 2
+    image = decode_completion(requests[0], Completion(tokens, -1.0, 1), {folder / "c.png": codes}, trained).image
     np.testing.assert_array_equal(image, [30, 30, 2, 3, 31, 31, *range(6, 16)])
 
 
@@ -115,25 +116,18 @@ def test_a_continuation_names_its_images(trained):
     image = v.encode_image(codes).tolist()
     tokens = [*v.encode_text("zero"), v.break_, *image, v.break_, *v.encode_text(" one"), v.break_, *image]
     request = Request(1, 0, "continue", segments=("a",))
-    asked = generate.PreparedRequest(request, text_to_image("a", 16, v), None)
-    candidate = generate.Candidate(request, generate.Completion(tokens, -1.0, 1), None)
-    fields, images = generate._fields(asked, candidate, "00007", trained)
-    assert fields == {"segments": ["zero", {"image": "00007_1.png"}, " one", {"image": "00007_3.png"}]}
+    candidate = decode_completion(request, Completion(tokens, -1.0, 1), {}, trained)
+    fields, images = _fields(candidate, "00007")
+    assert fields == {"text": None, "segments": ["zero", {"image": "00007_1.png"}, " one", {"image": "00007_3.png"}]}
     assert list(images) == ["00007_1.png", "00007_3.png"]
     np.testing.assert_array_equal(images["00007_3.png"], codes)
 
 
 def test_texts_that_an_answer_leaves_out_are_empty(trained, folder):
     requests, _ = read_requests(prompts_file(folder, ALL_TASKS[4]))
-    prompt = dataclasses.replace(text_to_image("a", 16, trained.vocabulary), num_spans=2)
-    asked = generate.PreparedRequest(requests[0], prompt, None)
-    candidate = generate.Candidate(
-        requests[0], generate.Completion(trained.vocabulary.encode_text("zero"), -1.0, 1), None
-    )
-    assert generate._fields(asked, candidate, "00000", trained)[0] == {
-        "text": "a zero of .",
-        "texts": ["zero", ""],
-    }
+    completion = Completion(trained.vocabulary.encode_text("zero"), -1.0, 1)
+    candidate: Candidate = decode_completion(requests[0], completion, {}, trained)
+    assert (candidate.text, candidate.texts) == ("a zero of .", ("zero", ""))
 
 
 @pytest.mark.parametrize("scorer", ["likelihood", "caption"])
@@ -144,9 +138,9 @@ def test_the_best_candidates_are_kept(run, trained, tiny_config, folder, scorer)
     answers = written(folder / "out")
     for number, text in enumerate(texts):
         prompt = text_to_image(text, 16, trained.vocabulary)
-        drawn = trained.decoder([prompt] * 5, tiny_config.sampling, range(5 * number, 5 * number + 5))
+        drawn = trained.sampler([prompt] * 5, tiny_config.sampling, range(5 * number, 5 * number + 5))
         codes = trained.vocabulary.decode_image(np.array([answer.tokens for answer in drawn]))
-        scores = np.array([answer.score for answer in drawn])
+        scores = np.array([answer.mean_logprob for answer in drawn])
         if scorer == "caption":
             scores = text_log_likelihoods([text] * 5, codes, trained)
         kept = np.argsort(-scores)[:2]
@@ -158,9 +152,9 @@ def test_the_best_candidates_are_kept(run, trained, tiny_config, folder, scorer)
 
 @pytest.mark.slow
 def test_every_other_candidate_of_a_prompt_is_contrastive(run, trained, folder, monkeypatch):
-    recording = Recording(trained.decoder)
-    model = dataclasses.replace(trained, decoder=recording)
-    monkeypatch.setattr(generate, "restore_model", lambda config, workdir: model)
+    recording = Recording(trained.sampler)
+    model = dataclasses.replace(trained, sampler=recording)
+    monkeypatch.setattr(generate, "load_model", lambda config, workdir: model)
     lines = [{"prompt": text} for text in ("zero", "one", "two")]
     assert run(*lines, candidates=3, method="mixed") == 0
     # The candidates of a prompt stand side by side, and a last batch is filled up to the size of the others.
@@ -181,7 +175,7 @@ def test_without_chance_there_is_one_answer_a_method(run, folder, capsys, method
     assert [(a["index"], a["sample"]) for a in written(folder / "out")] == [
         (index, index % number) for index in range(2 * number)
     ]
-    assert f"temperature is 0, so a prompt has no more answers than {number}, not 3" in capsys.readouterr().out
+    assert f"temperature is 0, so a prompt has no more samples than {number}" in capsys.readouterr().out
 
 
 def test_the_records_that_fail_do_not_stop_the_others(run, folder, capsys):
@@ -196,7 +190,7 @@ def test_the_records_that_fail_do_not_stop_the_others(run, folder, capsys):
     errors = capsys.readouterr().err.splitlines()
     for failure, line in zip(failed, errors[:4], strict=True):
         assert line == f"{folder / 'prompts.jsonl'}, line {failure['line']}: {failure['error']}"
-    summary = f"4 of 6 records have no answer; {folder / 'out' / 'failed.jsonl'} lists them"
+    summary = f"4 of 6 records have no result; {folder / 'out' / 'failed.jsonl'} lists them"
     assert errors[4:] == [f"cm3leon generate: {summary}"]
 
     # Answers keep their names, and their chance, whatever stands beside them.
@@ -212,14 +206,14 @@ def test_the_records_that_fail_do_not_stop_the_others(run, folder, capsys):
 def test_where_all_records_fail_nothing_else_is_written(run, folder, capsys):
     assert run("nonsense", {"task": "edit", "prompt": "x", "image": "gone.png"}) == 2
     assert [path.name for path in (folder / "out").iterdir()] == ["failed.jsonl"]
-    assert "2 of 2 records have no answer" in capsys.readouterr().err
+    assert "2 of 2 records have no result" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_of_a_run_is_refused_before_anything_is_computed(run, folder, monkeypatch):
     def restored(config, workdir):
-        raise AssertionError("the model is restored")
+        raise AssertionError("the model is loaded")
 
-    monkeypatch.setattr(generate, "restore_model", restored)
+    monkeypatch.setattr(generate, "load_model", restored)
     out = folder / "out"
     out.mkdir()
     (out / "00000.png").write_text("mine")
@@ -264,14 +258,14 @@ def test_documents_that_were_found_stand_in_front_and_are_named(run, folder, voc
     neighbor = Neighbor("digits", 7, 0.5, tokens)
     seen = []
 
-    def found(requests, retriever, count, config):
+    def found(requests, retriever, count, resolution, channels):
         seen.append(([request.number for request in requests], count))
         return {0: [neighbor]}
 
     monkeypatch.setattr(generate, "open_retriever", lambda config, vocabulary, count: None)
-    monkeypatch.setattr(generate, "retrieved_for", found)
+    monkeypatch.setattr(generate, "retrieve", found)
     asked = []
-    monkeypatch.setattr(Decoder, "check_fits_sequence", lambda self, prompts: asked.extend(prompts))
+    monkeypatch.setattr(Sampler, "check_fits_sequence", lambda self, prompts: asked.extend(prompts))
     assert run({"prompt": "a seven"}, {"prompt": "a nine"}, retrieve=1) == 0
     assert seen == [([0, 1], 1)]
     with_document, without = written(folder / "out")
@@ -288,7 +282,9 @@ def test_a_negative_number_of_documents_is_refused(run):
 
 @pytest.mark.parametrize("empty", ["", "  ", "\n"])
 def test_arguments_that_are_empty(run, folder, empty):
-    with pytest.raises(UserError, match=r"--prompt is empty, .*: give it a text; to draw without one, give --prompts"):
+    with pytest.raises(
+        UserError, match=r"--prompt is empty, .*: give it a text; to generate without one, give --prompts"
+    ):
         run(prompt=empty)
     with pytest.raises(UserError, match="--prompt is not UTF-8 text"):
         run(prompt="caf\udce9")
@@ -299,7 +295,7 @@ def test_arguments_that_are_empty(run, folder, empty):
 
 @pytest.mark.parametrize(("samples", "candidates"), [(10**9, 1), (1, 10**9), (10**18, 1)])
 def test_more_answers_than_fit_are_refused_before_any_is_asked_for(run, monkeypatch, samples, candidates):
-    monkeypatch.setattr(generate, "restore_model", lambda config, workdir: pytest.fail("the model is restored"))
+    monkeypatch.setattr(generate, "load_model", lambda config, workdir: pytest.fail("the model is loaded"))
     with pytest.raises(UserError, match=r"which are kept in memory .* fit, so give at most") as caught:
         run({"prompt": "a"}, {"prompt": "b"}, samples=samples, candidates=candidates)
     most = int(str(caught.value).split("give at most ")[1].split(";")[0].replace(",", ""))
@@ -309,17 +305,17 @@ def test_more_answers_than_fit_are_refused_before_any_is_asked_for(run, monkeypa
 @pytest.mark.parametrize("window", [0, 4])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_answers_from_numbers_that_are_not_finite_fail(run, trained, folder, monkeypatch, window, temperature):
-    decoder = Recording(trained.decoder)
-    decoder.load(jax.tree.map(lambda array: array * float("inf"), trained.parameters))
-    broken = dataclasses.replace(trained, decoder=decoder)
-    monkeypatch.setattr(generate, "restore_model", lambda config, workdir: broken)
+    sampler = Recording(trained.sampler)
+    sampler.load(jax.tree.map(lambda array: array * float("inf"), trained.parameters))
+    broken = dataclasses.replace(trained, sampler=sampler)
+    monkeypatch.setattr(generate, "load_model", lambda config, workdir: broken)
     sampling = {"temperature": temperature, "speculative_window": window}
     assert run({"prompt": "zero"}, {"task": "caption", "image": "a.png"}, **sampling) == 2
     failed = written(folder / "out", "failed.jsonl")
     assert [failure["line"] for failure in failed] == [1, 2]
-    assert all("the scores of its answers are not finite" in failure["error"] for failure in failed)
+    assert all("the scores of its samples are not finite" in failure["error"] for failure in failed)
     assert [path.name for path in (folder / "out").iterdir()] == ["failed.jsonl"]
-    with pytest.raises(UserError, match="--prompt: the scores of its answers are not finite"):
+    with pytest.raises(UserError, match="--prompt: the scores of its samples are not finite"):
         run(prompt="zero", output="one", **sampling)
     assert not (folder / "one").exists()
 
@@ -329,7 +325,7 @@ def test_candidates_without_a_finite_score_are_not_kept(run, folder, monkeypatch
     def scores(candidates, model):
         return [float("nan") if place % 2 == 0 else -float(place) for place in range(len(candidates))]
 
-    monkeypatch.setitem(generate.SCORERS, scorer, scores)
+    monkeypatch.setitem(SCORERS, scorer, scores)
     assert run({"prompt": "zero"}, samples=3, candidates=4, scorer=scorer) == 0
     assert [(a["sample"], a["score"]) for a in written(folder / "out")] == [(0, -1.0), (1, -3.0)]
 

@@ -1,4 +1,4 @@
-"""A trained model from its workdir, ready to generate."""
+"""Loads a trained model from the folder of its run, ready to generate."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from jax.sharding import Mesh
 
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, check_same_model
 from cm3leon_jax.config import Config
-from cm3leon_jax.encoders.base import load_encoder
-from cm3leon_jax.encoders.clip.encoder import ClipEncoder
+from cm3leon_jax.encoders.base import Encoder, load_encoder
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation.decoder import Decoder
+from cm3leon_jax.generation.sampler import Sampler
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
 from cm3leon_jax.models.sharding import make_mesh, shardings
 from cm3leon_jax.models.transformer import abstract_model
@@ -27,24 +26,24 @@ class TrainedModel:
     """All that generation and evaluation need."""
 
     step: int
-    # The model as it was trained; the decoder has a copy that is laid out for decoding.
+    # The model as it was trained; the sampler has a copy that is laid out for decoding.
     graph: nnx.GraphDef
     parameters: nnx.State
-    decoder: Decoder
+    sampler: Sampler
     mesh: Mesh
     vocabulary: Vocabulary
     image_tokenizer: ImageTokenizer
-    # Says how near an image is to its prompt, where `config.sampling.scorer` asks for it.
-    clip: ClipEncoder | None = None
+    # Scores images against their prompts, where `config.sampling.scorer` is "clip".
+    clip: Encoder | None = None
 
 
-def restore_model(config: Config, workdir: Path) -> TrainedModel:
-    """The parameters of the latest checkpoint, with the vocabulary and the image tokenizer they belong to."""
-    return read_newest(workdir, config.train.keep_checkpoints, partial(_restored, config, workdir))
+def load_model(config: Config, workdir: Path) -> TrainedModel:
+    """The newest checkpoint of a run, with the vocabulary and the image tokenizer it belongs to."""
+    return read_newest(workdir, config.train.keep_checkpoints, partial(_load, config, workdir))
 
 
-def _restored(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) -> TrainedModel:
-    clip = _scoring_clip(config) if config.sampling.scorer == "clip" else None
+def _load(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) -> TrainedModel:
+    clip = _scoring_clip(config.encoder.path) if config.sampling.scorer == "clip" else None
     vocabulary = Vocabulary.load(config.vocabulary.path)
     image_tokenizer = load_image_tokenizer(config.image_tokenizer.path)
     mesh = make_mesh(config.mesh)
@@ -54,16 +53,16 @@ def _restored(config: Config, workdir: Path, checkpoints: Checkpoints, step: int
     fingerprints = (meta["corpus"]["image_tokenizer"], image_tokenizer.fingerprint)
     check_same_model(meta, config, what, image_tokenizer=fingerprints)
     parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
-    decoder = Decoder(config.model, vocabulary, config.batch.sequence_length, mesh)
-    decoder.load(parameters)
-    return TrainedModel(step, graph, parameters, decoder, mesh, vocabulary, image_tokenizer, clip)
+    sampler = Sampler(config.model, vocabulary, config.batch.sequence_length, mesh)
+    sampler.load(parameters)
+    return TrainedModel(step, graph, parameters, sampler, mesh, vocabulary, image_tokenizer, clip)
 
 
-def _scoring_clip(config: Config) -> ClipEncoder:
-    encoder = load_encoder(config.encoder.path)
-    if not isinstance(encoder, ClipEncoder):
+def _scoring_clip(path: str) -> Encoder:
+    encoder = load_encoder(path)
+    if not encoder.is_joint:
         raise UserError(
-            f"config.sampling.scorer is 'clip', but the encoder at {config.encoder.path} is none, and cannot "
-            "compare a text with an image: name the path of a CLIP encoder, or another scorer"
+            f"config.sampling.scorer is 'clip', but the encoder at {path} is none, and cannot compare a text with an "
+            "image: name the path of a CLIP encoder, or another scorer"
         )
     return encoder

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.generation.generate import open_retriever, retrieve
 from cm3leon_jax.generation.requests import Request
-from cm3leon_jax.generation.retrieving import open_retriever, retrieved_for
 from cm3leon_jax.retrieval.retriever import Neighbor, Retriever
 
 
@@ -13,7 +13,7 @@ class Recording(Retriever):
     """A retriever that keeps what it was asked."""
 
     def __init__(self) -> None:
-        self.texts, self.images = [], []
+        self.__dict__ |= {"texts": [], "images": []}
 
     def by_text(self, texts, count):
         self.texts += texts
@@ -34,7 +34,7 @@ def test_texts_find_what_is_to_be_drawn_and_images_what_is_asked_about(tiny_conf
         Request(6, 5, "vqa", prompt="Which?", image=folder / "c.png"),
     ]
     retriever = Recording()
-    found = retrieved_for(requests, retriever, 2, tiny_config)
+    found = retrieve(requests, retriever, 2, 8, 1)
     assert retriever.texts == ["a seven", "a nine"]
     assert [image.shape for image in retriever.images] == [(8, 8, 1)] * 2
     numbers = {number: [neighbor.document for neighbor in mine] for number, mine in found.items()}

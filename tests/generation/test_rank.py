@@ -14,10 +14,10 @@ from cm3leon_jax.encoders.clip.config import ClipConfig
 from cm3leon_jax.encoders.tfidf import TfidfEncoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
-from cm3leon_jax.generation.decoder import Completion
-from cm3leon_jax.generation.ranking import SCORERS, Candidate, best, caption_prompt, text_log_likelihoods
+from cm3leon_jax.generation.load import load_model
+from cm3leon_jax.generation.rank import SCORERS, Candidate, best, caption_prompt, text_log_likelihoods
 from cm3leon_jax.generation.requests import Request
-from cm3leon_jax.generation.restoring import restore_model
+from cm3leon_jax.generation.sampler import Completion
 from cm3leon_jax.models.config import MeshConfig
 from tests.conftest import CAPTIONS
 from tests.encoders.conftest import random_encoder
@@ -36,16 +36,16 @@ def next_log_probabilities(graph, parameters, tokens, image_positions, length):
 
 def plain_log_likelihood(text, codes, model) -> float:
     v = model.vocabulary
-    (stream,) = prompts.text_infill("<mask>", codes, 1, v).variants
-    answer = [*v.encode_text(text), v.eoss]
+    (variant,) = prompts.text_infill("<mask>", codes, 1, v).variants
+    completion = [*v.encode_text(text), v.eoss]
     tokens, image_positions = np.zeros((2, 1, 160), np.int32)
-    first = len(stream.tokens)
-    tokens[0, :first], image_positions[0, :first] = stream.tokens, stream.image_positions
+    first = len(variant.tokens)
+    tokens[0, :first], image_positions[0, :first] = variant.tokens, variant.image_positions
     total = 0.0
-    for length, token in enumerate(answer, start=first):
+    for length, token in enumerate(completion, start=first):
         total += float(next_log_probabilities(model.graph, model.parameters, tokens, image_positions, length)[token])
         tokens[0, min(length, 159)] = token
-    return total / len(answer)
+    return total / len(completion)
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=["one device", "eight devices"])
@@ -65,18 +65,18 @@ def test_a_caption_as_long_as_the_positions_allow(trained, tiny_config, vocabula
     room = tiny_config.batch.sequence_length - len(caption_prompt("", codes, vocabulary).variants[0].tokens)
     text = "!" * room
     assert len(vocabulary.encode_text(text)) == room
-    trained.decoder.check_fits_sequence([caption_prompt(text, codes, vocabulary)])
+    trained.sampler.check_fits_sequence([caption_prompt(text, codes, vocabulary)])
     (score,) = text_log_likelihoods([text], codes[None], trained)
     assert score == pytest.approx(plain_log_likelihood(text, codes, trained), abs=1e-4)
 
 
 def test_the_caption_scorer_leaves_other_tasks_to_the_likelihood(trained):
     codes = np.random.default_rng(0).integers(0, 32, (3, 16))
-    answers = [Completion([], score, 1) for score in (-1.0, -2.0, -3.0)]
+    completions = [Completion([], score, 1) for score in (-1.0, -2.0, -3.0)]
     requests = [Request(1, 0, prompt="zero"), Request(2, 1, "caption"), Request(3, 2, prompt="a seven")]
     candidates = [
-        Candidate(request, answer, image if request.task == "text_to_image" else None)
-        for request, answer, image in zip(requests, answers, codes, strict=True)
+        Candidate(request, completion, image if request.task == "text_to_image" else None)
+        for request, completion, image in zip(requests, completions, codes, strict=True)
     ]
     assert SCORERS["likelihood"](candidates, trained) == [-1.0, -2.0, -3.0]
     first, second, third = SCORERS["caption"](candidates, trained)
@@ -102,7 +102,7 @@ def test_clip_scores_by_the_product_of_prompt_and_image(trained, vocabulary, tmp
     assert len(set(expected)) == 4
     assert SCORERS["clip"](candidates, model) == pytest.approx(expected, abs=1e-5)
     assert SCORERS["clip"](candidates[1:2], model) == [-1.0]
-    with pytest.raises(ValueError, match="restored without CLIP"):
+    with pytest.raises(ValueError, match="loaded without CLIP"):
         SCORERS["clip"](candidates, trained)
 
 
@@ -116,15 +116,15 @@ def test_an_encoder_that_cannot_score_is_refused_before_anything_is_drawn(tiny_c
     with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(1, {"parameters": {"x": np.zeros(1)}}, {})
     with pytest.raises(UserError, match=r"no encoder at .*: run `cm3leon train-encoder` first"):
-        restore_model(config, tmp_path)
+        load_model(config, tmp_path)
     pixels = np.zeros(12, np.float32)
     TfidfEncoder(64, 2, 1, np.zeros(1 << 18, np.int64), pixels).save(path)
     with pytest.raises(UserError, match=r"scorer is 'clip', but the encoder at .* is none"):
-        restore_model(config, tmp_path)
+        load_model(config, tmp_path)
     # CLIP is taken, and what misses next is the run's.
     random_encoder(vocabulary, tmp_path).save(path)
     with pytest.raises(UserError, match="no vocabulary at"):
-        restore_model(dataclasses.replace(config, vocabulary=VocabularyConfig(path=str(tmp_path / "no"))), tmp_path)
+        load_model(dataclasses.replace(config, vocabulary=VocabularyConfig(path=str(tmp_path / "no"))), tmp_path)
 
 
 def test_every_scorer_of_the_config_is_there(tiny_config):
