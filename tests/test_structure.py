@@ -52,8 +52,10 @@ PROGRESS_BY_PRINT = {
 # Modules of commands that do not lie in commands/ yet.
 ELSEWHERE = {"train-text-tokenizer", "plan", "generate", "export", "import"}
 
-# Read by the name of a mesh axis.
-READ_BY_NAME = {"mesh.replica", "mesh.fsdp", "mesh.tensor"}
+# Read by the name of a mesh axis, or as `schedules.LearningRateConfig`.
+READ_BY_NAME = {"mesh.replica", "mesh.fsdp", "mesh.tensor"} | {
+    f"optimizer.{name}" for name in ("peak_learning_rate", "warmup_steps", "final_learning_rate_fraction")
+}
 
 # Files whose `print` writes a command's result, the console handler's message, or an error of the process itself.
 PRINTS = {"cli", "commands.completion", "commands.inspect", "commands.plan", "commands.generate", "log_handler"} | {
