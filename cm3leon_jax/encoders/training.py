@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 from cm3leon_jax.checkpoints import check_unchanged
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.manifest import OfBiEncoder
-from cm3leon_jax.data.corpus.pair_sample import PairSample
+from cm3leon_jax.data.corpus.training_samples import PairSample
 from cm3leon_jax.distributed import READY_FILE, run_on_coordinator
 from cm3leon_jax.encoders.base import Encoder, read_encoder_record, restore_encoder
 from cm3leon_jax.errors import EXIT_RESTART, UserError

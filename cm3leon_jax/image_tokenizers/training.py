@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 
 from cm3leon_jax.checkpoints import check_unchanged
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.corpus.image_sample import load_image_sample
 from cm3leon_jax.data.corpus.manifest import OfImageTokenizer
+from cm3leon_jax.data.corpus.training_samples import load_image_sample
 from cm3leon_jax.distributed import READY_FILE, is_coordinator, run_on_coordinator
 from cm3leon_jax.errors import EXIT_RESTART, UserError
 from cm3leon_jax.image_tokenizers.base import (
@@ -78,8 +78,8 @@ def train_image_tokenizer(config: Config, workdir: Path) -> int:
         return 0
     _check_no_corpus_needs_it(config)
     trainer, ready = _trainer(config), path / READY_FILE
-    run_on_coordinator(lambda: load_image_sample(config), ready)
-    images, held_out = split_images(load_image_sample(config))
+    run_on_coordinator(lambda: _load_images(config), ready)
+    images, held_out = split_images(_load_images(config))
     tokenizer = None
     if trainer.is_distributed or is_coordinator():
         tokenizer = trainer.train(images, workdir, record)
@@ -87,6 +87,12 @@ def train_image_tokenizer(config: Config, workdir: Path) -> int:
             return EXIT_RESTART
     run_on_coordinator(lambda: _save(cast(ImageTokenizer, tokenizer), held_out, path, record), ready)
     return 0
+
+
+def _load_images(config: Config) -> UInt8[np.ndarray, "n R R C"]:
+    wanted = config.image_tokenizer
+    folder = Path(wanted.path) / "sample"
+    return load_image_sample(config.corpus, folder, wanted.training.num_images, wanted.resolution, wanted.in_channels)
 
 
 def _save(

@@ -42,7 +42,7 @@ class ListWriter:
         shards = range(num_shards(self.corpus, task, split))
         vectors, queries = zip(*(open_vectors(folder, shard) for shard in shards), strict=True)
         first_document = np.cumsum([0, *map(len, vectors)])
-        first_in_datastore = self.documents.first_place(task) if split == self.train_split else None
+        first_in_datastore = self.documents.first_index(task) if split == self.train_split else None
         # A search is a collective, so the processes must agree on the shards.
         missing = [shard for shard in shards if not all_processes(lists_record(folder, shard).exists())]
         for start in range(0, len(missing), jax.process_count()):

@@ -18,6 +18,7 @@ from jaxtyping import Float16
 
 from cm3leon_jax.data.corpus.array_files import open_arrays, read_files_record
 from cm3leon_jax.data.corpus.config import CorpusConfig
+from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.manifest import NeighborsPlan
 from cm3leon_jax.data.corpus.neighbors import (
     NONE,
@@ -32,9 +33,8 @@ from cm3leon_jax.data.corpus.neighbors import (
     read_neighbors_manifest,
     scores_file,
 )
+from cm3leon_jax.data.corpus.plan import check_sources
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
-from cm3leon_jax.data.corpus.shard_writer import DocumentTokenizer
-from cm3leon_jax.data.corpus.tokenizing import check_sources
 from cm3leon_jax.data.sources.reading import open_mixture
 from cm3leon_jax.distributed import all_processes, barrier, is_coordinator
 from cm3leon_jax.encoders.base import Encoder
@@ -85,7 +85,7 @@ def find_neighbors(
         write_vectors(corpus, tasks[task], split, tokenizer, encoder, config, first_process=number)
     for record in _records(corpus, vectors_record):
         wait_for(record)
-    documents = DatastoreDocuments(corpus, tuple(plan["memory"]), train_split)
+    documents = DatastoreDocuments(corpus, tuple(plan["datastore"]), train_split)
     if is_coordinator() and not (folder / DATASTORE_RECORD).exists():
         write_datastore(corpus, documents, train_split, config.both_modalities)
     wait_for(folder / DATASTORE_RECORD)
@@ -135,7 +135,7 @@ def _resume(folder: Path, plan: dict[str, Any], corpus: PreparedCorpus) -> dict[
 
 def neighbor_summary(manifest: dict[str, Any]) -> str:
     """Formats one line per task and split: how many of its documents have neighbors."""
-    lines = [f"datastore of {manifest['num_rows']:,} documents ({', '.join(manifest['memory'])})"]
+    lines = [f"datastore of {manifest['num_rows']:,} documents ({', '.join(manifest['datastore'])})"]
     for name, found in manifest["neighbors"].items():
         per_document = found["num_neighbors"] / max(1, found["num_documents"])
         lines.append(
@@ -163,7 +163,7 @@ def _plan(config: RetrievalConfig, train_split: str, corpus: PreparedCorpus, enc
         "encoder": encoder.fingerprint,
         "corpus": documents_identity(corpus),
         "settings": list_settings(config),
-        "memory": list(datastore_tasks(config, corpus, train_split)),
+        "datastore": list(datastore_tasks(config, corpus, train_split)),
     }
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     return plan | {"fingerprint": digest[:16]}

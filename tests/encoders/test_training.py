@@ -13,7 +13,7 @@ import pytest
 from cm3leon_jax.commands.train_encoder import run
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
-from cm3leon_jax.data.corpus.pair_sample import PairSample
+from cm3leon_jax.data.corpus.training_samples import PairSample
 from cm3leon_jax.data.sources import reading
 from cm3leon_jax.documents import Document, ImageSegment, TextSegment
 from cm3leon_jax.encoders import training as generic
@@ -110,7 +110,7 @@ def test_squares_and_their_captions_find_each_other(config, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_finished_encoder_is_left_alone_and_goes_on_when_asked(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(clip_training, "load_pair_sample", lambda config: sample(48))
+    monkeypatch.setattr(clip_training, "load_pair_sample", lambda *_: sample(48))
     path = Path(config.encoder.path)
     assert run(config, tmp_path, Namespace()) == 0
     first = load_encoder(path).fingerprint
@@ -173,7 +173,7 @@ def test_an_encoder_from_elsewhere_is_not_overwritten(config, clip_encoder, tmp_
     [(dict(batch_size=12), "must be a multiple of the 8 parts"), (dict(batch_size=64), "at most the 32 pairs")],
 )
 def test_a_batch_that_cannot_be_is_refused(config, tmp_path, monkeypatch, values, message):
-    monkeypatch.setattr(clip_training, "load_pair_sample", lambda config: sample(48))
+    monkeypatch.setattr(clip_training, "load_pair_sample", lambda *_: sample(48))
     with pytest.raises(UserError, match=message):
         run(changed(config, **values), tmp_path, Namespace())
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Int64, UInt8
 from cm3leon_jax.checkpoints import abstract_on, flat
 from cm3leon_jax.config import Config
 from cm3leon_jax.counter_random import permutation_at
-from cm3leon_jax.data.corpus.pair_sample import PairSample, load_pair_sample
+from cm3leon_jax.data.corpus.training_samples import PairSample, load_pair_sample
 from cm3leon_jax.distributed import READY_FILE, run_on_coordinator
 from cm3leon_jax.encoders.base import Encoder
 from cm3leon_jax.encoders.clip.config import ClipConfig, ClipTrainingConfig
@@ -176,8 +176,9 @@ class ClipTrainer:
                 f"config.encoder.training.batch_size is {training.batch_size}: it must be a multiple of the "
                 f"{num_parts} parts that the mesh axes replica and fsdp cut it into"
             )
-        run_on_coordinator(lambda: load_pair_sample(self._config), path / READY_FILE)
-        pairs, held_out = split_pairs(load_pair_sample(self._config))
+        sample = (self._config.corpus, path / "sample", training.num_pairs, self._encoder.resolution)
+        run_on_coordinator(lambda: load_pair_sample(*sample), path / READY_FILE)
+        pairs, held_out = split_pairs(load_pair_sample(*sample))
         if training.batch_size > len(pairs.texts):
             raise UserError(
                 f"config.encoder.training.batch_size is {training.batch_size}: at most the {len(pairs.texts)} pairs "
