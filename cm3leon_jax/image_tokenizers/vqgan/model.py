@@ -142,7 +142,7 @@ def _has_attention(config: VQGANConfig, level: int) -> bool:
     return config.resolution // 2**level in config.attention_resolutions
 
 
-class ImageEncoder(nnx.Module):
+class ConvEncoder(nnx.Module):
     """Pixels -> feature map of the code grid."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs) -> None:
@@ -176,7 +176,7 @@ class ImageEncoder(nnx.Module):
         return self.conv_out(nnx.silu(self.norm_out(x)))
 
 
-class ImageDecoder(nnx.Module):
+class ConvDecoder(nnx.Module):
     """Feature map of the code grid -> pixels; `up[0]` is the level of the full resolution."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs) -> None:
@@ -236,11 +236,11 @@ class VQGAN(nnx.Module):
     """The whole autoencoder of one `VQGANConfig`."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs) -> None:
-        self.encoder = ImageEncoder(config, rngs)
+        self.encoder = ConvEncoder(config, rngs)
         self.quant_conv = conv(config.latent_channels, config.embedding_dim, 1, rngs)
         self.quantize = Codebook(config.codebook_size, config.embedding_dim, rngs)
         self.post_quant_conv = conv(config.embedding_dim, config.latent_channels, 1, rngs)
-        self.decoder = ImageDecoder(config, rngs)
+        self.decoder = ConvDecoder(config, rngs)
 
     def encode(self, pixels: Float[Array, "B R R C"]) -> Float[Array, "B G G E"]:
         """Pixels in [-1, 1] -> latents, before quantization."""
