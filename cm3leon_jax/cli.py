@@ -64,8 +64,8 @@ COMMANDS = {
     "evaluate": Command(
         "cm3leon_jax.commands.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
     ),
-    "export": Command("cm3leon_jax.huggingface.export", "write a checkpoint as a Hugging Face folder"),
-    "import": Command("cm3leon_jax.huggingface.importing", "start a run from a Hugging Face folder"),
+    "export": Command("cm3leon_jax.commands.export", "write a checkpoint as a Hugging Face folder"),
+    "import": Command("cm3leon_jax.commands.import_", "start a run from a Hugging Face folder"),
     "completion": Command("cm3leon_jax.commands.completion", "print a script for shell completion", takes_config=False),
 }
 

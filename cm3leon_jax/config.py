@@ -50,11 +50,6 @@ class Config:
 
     def __post_init__(self) -> None:
         require(
-            self.model.image_positions in (0, self.image_tokenizer.image_length),
-            f"model.image_positions {self.model.image_positions}: 0, or the {self.image_tokenizer.image_length} codes "
-            "of an image of config.image_tokenizer",
-        )
-        require(
             self.batch.packing == "concat_then_split" or self.batch.sequence_length > self.image_tokenizer.image_length,
             f"batch.sequence_length {self.batch.sequence_length} holds no image of "
             f"{self.image_tokenizer.image_length} codes, and best-fit packing cuts none; make it longer",

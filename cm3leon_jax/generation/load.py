@@ -47,13 +47,15 @@ def _load(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) ->
     vocabulary = Vocabulary.load(config.vocabulary.path)
     image_tokenizer = load_image_tokenizer(config.image_tokenizer.path)
     mesh = make_mesh(config.mesh)
-    graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
+    graph, abstract = abstract_model(
+        config.model, vocabulary.size, config.batch.sequence_length, config.image_tokenizer.image_length
+    )
     meta, what = checkpoints.meta(step), f"the checkpoint {workdir}/checkpoints/{step}"
     vocabulary.check_fingerprint(meta["vocabulary"], what)
     fingerprints = (meta["corpus"]["image_tokenizer"], image_tokenizer.fingerprint)
     check_same_model(meta, config, what, image_tokenizer=fingerprints)
     parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
-    sampler = Sampler(config.model, vocabulary, config.batch.sequence_length, mesh)
+    sampler = Sampler(config.model, vocabulary, config.batch.sequence_length, mesh, config.image_tokenizer.image_length)
     sampler.load(parameters)
     return TrainedModel(step, graph, parameters, sampler, mesh, vocabulary, image_tokenizer, clip)
 

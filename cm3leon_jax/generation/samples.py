@@ -71,7 +71,9 @@ class SampleImages:
         self, config: Config, workdir: Path, vocabulary: Vocabulary, corpus: PreparedCorpus, mesh: Mesh
     ) -> None:
         self._config, self._folder, self._vocabulary = config, workdir / "samples", vocabulary
-        self._sampler = Sampler(config.model, vocabulary, config.batch.sequence_length, mesh)
+        self._sampler = Sampler(
+            config.model, vocabulary, config.batch.sequence_length, mesh, config.image_tokenizer.image_length
+        )
         self._texts: list[str] = []
         self.note = ""
         prompts, split = config.evaluate.prompts[:_MOST_PROMPTS], config.corpus.held_out_split

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from cm3leon_jax.cli import main
+from cm3leon_jax.commands import train
 from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.load import load_model
@@ -30,7 +31,7 @@ from tests.huggingface.conftest import assert_equal, at, import_folder, imported
 @pytest.mark.parametrize(
     ("changes", "shard_size"),
     [
-        (dict(), "5GB"),
+        (dict(), "2GB"),
         (dict(biases=True, norm_scale_and_bias=True), "20KB"),
         (dict(norm_position="sum", norm_scale_and_bias=True, embedding_dim=16), "20KB"),
     ],
@@ -39,7 +40,7 @@ def test_there_and_back_is_bit_for_bit(make_run, tmp_path, changes, shard_size, 
     run = make_run(**changes)
     folder, there = run.export(shard_size=shard_size), tmp_path / "there"
     config = at(run.config, there)
-    assert import_folder(config, there, folder) == 0
+    import_folder(config, there, folder)
     assert "rows of the embedding table" not in capsys.readouterr().out
     parameters, meta = imported(config, there)
     assert_equal(parameters, nnx.state(run.model))
