@@ -16,9 +16,9 @@ import numpy as np
 
 from cm3leon_jax import config_file
 from cm3leon_jax.generation import prompts
-from cm3leon_jax.generation.ranking import SCORERS, Candidate
+from cm3leon_jax.generation.load import load_model
+from cm3leon_jax.generation.rank import SCORERS, Candidate
 from cm3leon_jax.generation.requests import Request
-from cm3leon_jax.generation.restoring import restore_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -35,14 +35,14 @@ def main() -> None:
     parser.add_argument("--workdir", default="runs/demo")
     arguments = parser.parse_args()
     config = config_file.load("examples/digits/demo.py", arguments.workdir, {})
-    model = restore_model(config, Path(arguments.workdir))
+    model = load_model(config, Path(arguments.workdir))
     classifier, length = DigitClassifier(), config.image_tokenizer.image_length
     texts = [text for text in config.evaluate.prompts for _ in range(config.evaluate.samples_per_prompt)]
     print(f"{'method':12} {'guidance':>8} {'first':>7} " + " ".join(f"{name:>11}" for name in NAMES))
     for method, guidance in (("top_p", 1.0), ("top_p", 3.0), ("contrastive", 3.0), ("mixed", 3.0)):
         sampling = dataclasses.replace(config.sampling, method=method, guidance=guidance, temperature=1.0)
         asked = [prompts.text_to_image(text, length, model.vocabulary) for text in texts for _ in range(CANDIDATES)]
-        answers = model.decoder(asked, sampling)
+        answers = model.sampler(asked, sampling)
         codes = np.array([model.vocabulary.decode_image(np.array(answer.tokens)) for answer in answers])
         candidates = [
             Candidate(Request(line=1, number=index // CANDIDATES, prompt=texts[index // CANDIDATES]), answer, image)

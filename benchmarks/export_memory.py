@@ -55,6 +55,7 @@ def write_run(root: Path, layers: int, width: int) -> dict[str, float]:
         "vocabulary": vocabulary.fingerprint,
         "corpus": {"tasks": {}, "image_tokenizer": image_tokenizer.fingerprint},
         "config": dataclasses.asdict(config),
+        "origin": "random numbers",
     }
     started = time.perf_counter()
     with Checkpoints(root / "run" / "checkpoints", keep=1) as checkpoints:
@@ -69,18 +70,18 @@ def write_run(root: Path, layers: int, width: int) -> dict[str, float]:
 
 def measured(command: str, root: Path, arguments: Namespace) -> dict[str, float]:
     """Runs one command in this process."""
-    from cm3leon_jax.huggingface import export as huggingface_export
-    from cm3leon_jax.huggingface import importing as huggingface_import
+    from cm3leon_jax.commands import export as export_command
+    from cm3leon_jax.commands import import_ as import_command
 
     workdir = root / ("run" if command == "export" else "again")
     config = run_config(workdir, arguments.layers, arguments.width)
     before, started = megabytes("VmRSS"), time.perf_counter()
     folder = str(root / "folder")
     if command == "export":
-        asked = Namespace(output=folder, dtype=arguments.dtype, shard_size=arguments.shard_size)
-        huggingface_export.run(config, workdir, asked)
+        asked = Namespace(output=folder, family=None, dtype=arguments.dtype, shard_size=arguments.shard_size)
+        export_command.run(config, workdir, asked)
     else:
-        huggingface_import.run(config, workdir, Namespace(source=folder))
+        import_command.run(config, workdir, Namespace(source=folder))
     seconds = time.perf_counter() - started
     return {"resident_before_mb": before, "peak_above_mb": megabytes("VmHWM") - before, "seconds": seconds}
 

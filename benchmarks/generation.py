@@ -125,9 +125,9 @@ def ours(root: Path, batch: int, num_codes: int) -> dict[str, Callable[[int], in
     from cm3leon_jax import config_file
     from cm3leon_jax.generation import prompts
     from cm3leon_jax.generation.config import SamplingConfig
-    from cm3leon_jax.generation.restoring import restore_model
+    from cm3leon_jax.generation.load import load_model
 
-    model = restore_model(config_file.load(str(root / "measured.py"), str(root), {}), root)
+    model = load_model(config_file.load(str(root / "measured.py"), str(root), {}), root)
     asked = [prompts.text_to_image(text, num_codes, model.vocabulary) for text in texts(batch)]
     # A plan of both kinds of tokens needs the scores of all.
     plan = (prompts.TEXT_TOKEN,) * (num_codes - 1) + (prompts.IMAGE_CODE,)
@@ -136,7 +136,7 @@ def ours(root: Path, batch: int, num_codes: int) -> dict[str, Callable[[int], in
 
     def run(prompts: list[Any], seed: int, window: int = 0) -> int:
         changed = dataclasses.replace(sampling, seed=seed, speculative_window=window)
-        return model.decoder(prompts, changed)[0].num_passes
+        return model.sampler(prompts, changed)[0].num_passes
 
     return {
         "images": lambda seed: run(asked, seed),

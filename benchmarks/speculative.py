@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cm3leon_jax import config_file
 from cm3leon_jax.generation import prompts
-from cm3leon_jax.generation.restoring import restore_model
+from cm3leon_jax.generation.load import load_model
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
     config = config_file.load(arguments.config, arguments.workdir, {})
-    model = restore_model(config, Path(arguments.workdir))
+    model = load_model(config, Path(arguments.workdir))
     length = config.image_tokenizer.image_length
     texts = config.evaluate.prompts or ("an image",)
     print(f"{'images':>8} {'temperature':>11} {'window':>6} {'passes':>7} {'ms/image':>10} {'gain':>6}")
@@ -40,14 +40,14 @@ def main() -> None:
             ways = {window: dataclasses.replace(plain, speculative_window=window) for window in (0, *arguments.windows)}
             seconds = dict.fromkeys(ways, float("inf"))
             passes = dict.fromkeys(ways, 0)
-            answers = {window: model.decoder(asked, way) for window, way in ways.items()}
+            answers = {window: model.sampler(asked, way) for window, way in ways.items()}
             if temperature == 0:
                 expected = [answer.tokens for answer in answers[0]]
                 assert all([answer.tokens for answer in found] == expected for found in answers.values())
             for seed in range(arguments.repeats):
                 for window, way in ways.items():
                     started = time.perf_counter()
-                    found = model.decoder(asked, dataclasses.replace(way, seed=seed))
+                    found = model.sampler(asked, dataclasses.replace(way, seed=seed))
                     seconds[window] = min(seconds[window], time.perf_counter() - started)
                     passes[window] += found[0].num_passes
             for window in ways:

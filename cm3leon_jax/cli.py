@@ -40,7 +40,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train-text-tokenizer": Command(
-        "cm3leon_jax.data.corpus.text_tokenizer", "learn the vocabulary from the mixture's texts", ("vocabulary",)
+        "cm3leon_jax.commands.train_text_tokenizer", "learn the vocabulary from the mixture's texts", ("vocabulary",)
     ),
     "train-image-tokenizer": Command(
         "cm3leon_jax.image_tokenizers.vqgan.training",
@@ -59,13 +59,13 @@ COMMANDS = {
     "plan": Command("cm3leon_jax.commands.plan", "compile a run for a pod you do not have: memory, collectives, time"),
     "train": Command("cm3leon_jax.commands.train", "train the transformer; run it again to continue", ("workdir",)),
     "generate": Command(
-        "cm3leon_jax.generation.generate", "text-to-image, captioning, infilling and editing from prompts"
+        "cm3leon_jax.commands.generate", "text-to-image, captioning, infilling and editing from prompts"
     ),
     "evaluate": Command(
         "cm3leon_jax.commands.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
     ),
-    "export": Command("cm3leon_jax.huggingface.export", "write a checkpoint as a Hugging Face folder"),
-    "import": Command("cm3leon_jax.huggingface.importing", "start a run from a Hugging Face folder"),
+    "export": Command("cm3leon_jax.commands.export", "write a checkpoint as a Hugging Face folder"),
+    "import": Command("cm3leon_jax.commands.import_", "start a run from a Hugging Face folder"),
     "completion": Command("cm3leon_jax.commands.completion", "print a script for shell completion", takes_config=False),
 }
 
@@ -89,7 +89,7 @@ READS = {
 }
 
 # Commands that several processes run together.
-_DISTRIBUTED = ("prepare", "train", "evaluate")
+_DISTRIBUTED = ("prepare", "train", "generate", "evaluate")
 
 # The exit code that a shell gives to a program ended by SIGPIPE, such as one that writes to `head`.
 _NO_READER = 141

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import hashlib
 import os
 import re
 import socket
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from cm3leon_jax.accelerators import host_has_tpu
@@ -198,6 +200,15 @@ def all_processes(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.process_allgather(value).all())
+
+
+def same_on_all_processes(text: str) -> bool:
+    """Whether every process gives the same text."""
+    if jax.process_count() == 1:
+        return True
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    found = multihost_utils.process_allgather(digest)
+    return bool((found == found[0]).all())
 
 
 def hard_exit(code: int) -> NoReturn:

@@ -133,7 +133,7 @@ def test_from_raw_documents_to_a_report(run, capsys):
         run("generate", f"--prompts={asked}", "--config.sampling.scorer=caption")
     errors = capsys.readouterr().err
     assert f"{asked}, line 1: a prompt of " in errors
-    assert "1 of 2 records have no answer" in errors
+    assert "1 of 2 records have no result" in errors
     (answer,) = (json.loads(line) for line in (workdir / "generations" / "generations.jsonl").read_text().splitlines())
     assert (answer["index"], answer["image"]) == (1, "00001.png")
     (failure,) = (json.loads(line) for line in (workdir / "generations" / "failed.jsonl").read_text().splitlines())

@@ -17,10 +17,10 @@ from PIL import Image
 from cm3leon_jax import config_file
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.sources.config import FolderConfig
-from cm3leon_jax.data.sources.folder_documents import UnreadableImage as UnreadableFile
-from cm3leon_jax.data.sources.folder_documents import read_folder
+from cm3leon_jax.data.sources.folder_documents import UnreadableFile, read_folder
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation.requests import prompt_of, read_images, read_requests
+from cm3leon_jax.generation.prompts import prompt_of
+from cm3leon_jax.generation.requests import read_images, read_requests
 from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
 from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
 from cm3leon_jax.images import UnreadableImage, decode_image
@@ -189,7 +189,7 @@ class Prompts:
         failed = [failure.error for failure in failures]
         for request in requests:
             try:
-                prompt_of(request, images, self._sizes, self._vocabulary, 16, 512)
+                prompt_of(request, images, self._sizes.grid, self._vocabulary, 16, 512)
             except UserError as error:
                 failed.append(str(error))
         assert all("\n" not in error for error in failed)

@@ -18,6 +18,8 @@ from tokenizers import pre_tokenizers
 
 from cm3leon_jax import cli, config_file
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat
+from cm3leon_jax.commands import export as export_command
+from cm3leon_jax.commands import import_ as import_command
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.encoders.clip.encoder import parameter_shapes
@@ -25,9 +27,7 @@ from cm3leon_jax.encoders.clip.model import ClipArchitecture, Tower
 from cm3leon_jax.encoders.config import EncoderConfig
 from cm3leon_jax.encoders.loading import load_encoder
 from cm3leon_jax.errors import RestartError, UserError
-from cm3leon_jax.huggingface import export as huggingface_export
-from cm3leon_jax.huggingface import importing as huggingface_import
-from cm3leon_jax.huggingface.families import clip as clip_import
+from cm3leon_jax.huggingface.families import clip
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
 from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
 from cm3leon_jax.models.sharding import make_mesh, shardings
@@ -49,7 +49,7 @@ def get_config():
     c.image_tokenizer = dict(resolution=8, in_channels=1, base_channels=4, channel_multipliers=(1, 2),
                              num_res_blocks=1, latent_channels=4, embedding_dim=3, codebook_size=32)
     c.batch = dict(batch_size=4, sequence_length=64)
-    c.model = dict(num_layers=1, model_dim=16, num_heads=2, image_positions=0, compute_dtype="float32", remat="none")
+    c.model = dict(num_layers=1, model_dim=16, num_heads=2, compute_dtype="float32", remat="none")
     c.train = dict(num_tokens=1e4, compilation_cache="")
     return c
 """
@@ -138,8 +138,8 @@ class HuggingFace:
 
     def make(self, base: Path) -> None:
         config = _write_checkpoint(base)
-        asked = Namespace(output=str(base / "exported"), format="huggingface", dtype="float32", shard_size="20KB")
-        huggingface_export.run(config, base / "run", asked)
+        asked = Namespace(output=str(base / "exported"), family=None, dtype="float32", shard_size="20KB")
+        export_command.run(config, base / "run", asked)
         shutil.copytree(base / "exported", base / "foreign")
         (base / "foreign" / "cm3leon.json").unlink()
         _write_clip(base / "clip")
@@ -160,7 +160,7 @@ class HuggingFace:
         config = config_file.load(str(base / "config.py"), str(work / "run"))
         config = dataclasses.replace(config, encoder=EncoderConfig(path=str(work / "encoder")))
         folder, record = work / "folder", work / "folder" / "cm3leon.json"
-        huggingface_import.run(config, work / "run", Namespace(source=str(folder)))
+        import_command.run(config, work / "run", Namespace(source=str(folder)))
         if (work / "encoder").exists():
             assert all(np.isfinite(value).all() for value in load_encoder(work / "encoder").weights.values())  # type: ignore[attr-defined]
         elif record.is_file() and record.read_bytes() == self._record:
@@ -189,6 +189,7 @@ def _write_checkpoint(base: Path) -> Config:
         "vocabulary": vocabulary.fingerprint,
         "corpus": {"tasks": {}, "image_tokenizer": image_tokenizer},
         "config": dataclasses.asdict(config),
+        "origin": "random numbers",
     }
     with Checkpoints(base / "run" / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(STEP, {"parameters": parameters}, meta)
@@ -220,10 +221,8 @@ def _write_clip(folder: Path) -> None:
     )
     shape = Tower(2, 16, 2, 32)
     shapes = parameter_shapes(ClipArchitecture(8, len(names), 11, 16, 4, text=shape, image=shape))
-    rng, weights = np.random.default_rng(0), {"logit_scale": np.zeros((), np.float32)}
-    for name, tensor in clip_import.names().items():
-        layers = range(shapes[name][0]) if ".blocks." in name else [None]
-        for layer in layers:
-            ours = shapes[name] if layer is None else shapes[name][1:]
-            weights[tensor.name.format(layer)] = rng.standard_normal(tensor.shape(ours)).astype(np.float32)
+    rng, weights = np.random.default_rng(0), {}
+    for name, tensor in clip.tensor_maps().items():
+        for key in tensor.names(shapes[name]):
+            weights[key] = np.asarray(rng.standard_normal(tensor.shape(shapes[name])), np.float32)
     safetensors.numpy.save_file(weights, folder / "model.safetensors")

@@ -20,10 +20,11 @@ from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.captioned import CaptionedImages, captioned_images
 from cm3leon_jax.generation.config import SamplingConfig
-from cm3leon_jax.generation.drawing import draw_images
-from cm3leon_jax.generation.requests import MIDDLE_HALF, region_mask
-from cm3leon_jax.generation.restoring import TrainedModel
-from cm3leon_jax.generation.retrieving import open_retriever
+from cm3leon_jax.generation.generate import open_retriever
+from cm3leon_jax.generation.load import TrainedModel
+from cm3leon_jax.generation.prompts import region_mask
+from cm3leon_jax.generation.requests import MIDDLE_HALF
+from cm3leon_jax.generation.samples import generate_images
 from cm3leon_jax.images import decode_image
 from cm3leon_jax.progress import Progress
 
@@ -126,7 +127,7 @@ class EvaluationContext:
             for text, codes in zip(held_out.texts, held_out.codes, strict=True)
         ]
         with stage("infilling their middle halves", len(requests)) as advance:
-            completions = model.decoder(requests, self.config.sampling, advance=advance)
+            completions = model.sampler(requests, self.config.sampling, advance=advance)
         infilled = [
             prompts.merge_infill(codes, self.mask, completion.tokens, model.vocabulary)
             for codes, completion in zip(held_out.codes, completions, strict=True)
@@ -150,9 +151,9 @@ class EvaluationContext:
 
     def _sample_images(self, sampling: SamplingConfig, advance: Advance) -> UInt8[np.ndarray, "s R R C"]:
         model = self.model
-        return draw_images(
+        return generate_images(
             self.sample_prompts,
-            model.decoder,
+            model.sampler,
             model.image_tokenizer,
             model.vocabulary,
             sampling,
@@ -163,7 +164,7 @@ class EvaluationContext:
     def _caption(self, prompt: Callable[..., prompts.Prompt], advance: Advance) -> list[str]:
         model, sampling = self.model, self.config.sampling
         requests = [prompt(codes, sampling.max_text_tokens, model.vocabulary) for codes in self.held_out.codes]
-        completions = model.decoder(requests, dataclasses.replace(sampling, temperature=0.0), advance=advance)
+        completions = model.sampler(requests, dataclasses.replace(sampling, temperature=0.0), advance=advance)
         return [model.vocabulary.decode_text(completion.tokens).strip() for completion in completions]
 
 

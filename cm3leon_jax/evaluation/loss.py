@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cm3leon_jax.data.batches.source import BatchSource, open_retrieval
+from cm3leon_jax.data.batches.row_plan import open_retrieval
+from cm3leon_jax.data.batches.source import BatchSource
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.models.sharding import check_batch_divides, process_local_rows
 from cm3leon_jax.ranges import PositiveInt
@@ -35,7 +36,12 @@ class EvalLoss:
             retrieval=open_retrieval(corpus, config.retrieval, config.corpus.train_split),
         )
         eval_step = make_eval_step(
-            config.model, model.vocabulary, config.batch.sequence_length, model.mesh, config.train.loss_chunks
+            config.model,
+            model.vocabulary,
+            config.batch.sequence_length,
+            model.mesh,
+            config.train.loss_chunks,
+            config.image_tokenizer.image_length,
         )
         num_batches = -(-self.num_sequences // self.batch_size)
         losses = eval_loss(eval_step, model.parameters, source, num_batches, model.mesh)

@@ -1,4 +1,4 @@
-"""Documents of one text and one image: what images are drawn and captions are asked for."""
+"""Selects held-out documents of one text and one image, for evaluation and samples."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.vocabulary import Vocabulary
 
-# Marks of an infill prompt beside the document: two ends, and two for each of a few spans.
-_MOST_MARKS = 8
+# Special tokens of an infill prompt beside the document: two ends, and two for each of a few spans.
+_MOST_SPECIAL = 8
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def captioned_images(
 
     Args:
       most: how many; 0 means all.
-      longest: positions of the model; documents that leave no room for an answer are left out.
+      longest: positions of the model; documents that leave no room for a completion are skipped.
     """
     texts: list[str] = []
     codes: list[Int[np.ndarray, "codes"]] = []
@@ -42,8 +42,8 @@ def captioned_images(
             parts = [tokens[start:stop] for start, stop in segments(tokens, vocabulary)]
             images = [part for part in parts if vocabulary.is_image(part).all()]
             words = [part for part in parts if not vocabulary.is_image(part).any()]
-            # Room for the marks, and for as many codes as an infill can ask for.
-            fits = len(tokens) + len(images[0] if images else ()) + _MOST_MARKS <= longest
+            # Room for the special tokens, and for as many codes as an infill can ask for.
+            fits = len(tokens) + len(images[0] if images else ()) + _MOST_SPECIAL <= longest
             if len(images) != 1 or len(words) != 1 or len(parts) != 2 or not fits:
                 continue
             if images[0].tobytes() not in seen:
@@ -54,8 +54,8 @@ def captioned_images(
                 return CaptionedImages(texts, np.stack(codes))
     if not texts:
         raise UserError(
-            f"the split {split!r} of {corpus.path} has no document of one text and one image that leaves room for an "
-            f"answer within config.batch.sequence_length {longest}: point config.corpus.path to a corpus of captioned "
-            "images, name another config.corpus.held_out_split, or shorten the captions"
+            f"the split {split!r} of {corpus.path} has no document of one text and one image that leaves room for "
+            f"a completion within config.batch.sequence_length {longest}: point config.corpus.path to a corpus of "
+            "captioned images, name another config.corpus.held_out_split, or shorten the captions"
         )
     return CaptionedImages(texts, np.stack(codes))

@@ -1,6 +1,6 @@
-"""The folder of a run's answers: one PNG per image, generations.jsonl, and failed.jsonl for records without an answer.
+"""Writes results: one PNG per image, generations.jsonl, failed.jsonl for records without a result, and a listing.
 
-A run takes the place of the one before it in that folder, and of nothing else. What the one before it left is what its
+A run takes the place of the one before it in its folder, and of nothing else. What the one before it left is what its
 own lists name; a folder that holds other things and no such list is refused, before anything is computed. New files are
 made in a hidden folder inside and moved into place at the end, images first and lists last, so that a list names only
 what is there. A run that was killed leaves its lists in that hidden folder: the next one clears up after it.
@@ -9,6 +9,7 @@ what is there. A run that was killed leaves its lists in that hidden folder: the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import json
@@ -16,25 +17,150 @@ import os
 import re
 import shutil
 import stat
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
+from cm3leon_jax.distributed import all_processes, is_coordinator
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import atomic_write, is_full_disk
+from cm3leon_jax.generation.generate import Result
+from cm3leon_jax.generation.load import TrainedModel
+from cm3leon_jax.generation.rank import Candidate
+from cm3leon_jax.generation.requests import Failure, ImageSource, Request
+from cm3leon_jax.images import encode_png
 from cm3leon_jax.lock import lock
+from cm3leon_jax.terminal import visible
 
-ANSWERS_FILE, FAILURES_FILE = "generations.jsonl", "failed.jsonl"
-_LISTS = (ANSWERS_FILE, FAILURES_FILE)
+RESULTS_FILE, FAILURES_FILE = "generations.jsonl", "failed.jsonl"
+_LISTS = (RESULTS_FILE, FAILURES_FILE)
 _IMAGE = re.compile(r"(\d{5,})(_\d+)?\.png")
 _STAGE = re.compile(r"\.generate\.\d+\.partial")
-# The lists of the run before, while its place is taken.
+# The lists of the run before, while its files are replaced.
 _EARLIER = "earlier."
 # What desktops put into every folder that they show.
 _OF_DESKTOPS = ("thumbs.db", "desktop.ini")
 # Far above any line that is written here.
 _LONGEST_LINE = 1 << 26
+
+# Requests whose results are printed, and images that are named one by one for each.
+_MOST_REQUESTS, _MOST_NAMES = 100, 6
+_INDENT = "    "
+
+
+def write_results(
+    results: Sequence[Result],
+    failures: Sequence[Failure],
+    folder: OutputFolder,
+    model: TrainedModel,
+    samples: int,
+    batch_size: int,
+) -> tuple[list[dict[str, Any]], int]:
+    """Puts images and lists in the place of those of an earlier run; only the first process does.
+
+    Returns the lines of generations.jsonl, and the number of images.
+    """
+    lines: list[dict[str, Any]] = []
+    images: dict[str, Int[np.ndarray, "codes"]] = {}
+    for result in results:
+        for sample, (candidate, score) in enumerate(zip(result.candidates, result.scores, strict=True)):
+            index = result.request.number * samples + sample
+            fields, named = _fields(candidate, f"{index:05d}")
+            images |= named
+            request = {"prompt": result.request.prompt, "task": result.request.task}
+            line = {"index": index, **request, "sample": sample, **_retrieved(result, model)}
+            lines.append(line | {"image": None, "text": None, "score": score} | fields)
+    if not is_coordinator():
+        return lines, len(images)
+    with folder.stage() as stage:
+        names = list(images)
+        batch_size = max(1, min(batch_size, len(names)))
+        for start in range(0, len(names), batch_size):
+            chunk = names[start : start + batch_size]
+            pixels = model.image_tokenizer.decode(np.stack([images[name] for name in chunk]), batch_size)
+            for name, image in zip(chunk, pixels, strict=True):
+                (stage / name).write_bytes(encode_png(image))
+        if lines:
+            write_lines(stage / RESULTS_FILE, lines)
+        if failures:
+            write_lines(stage / FAILURES_FILE, [dataclasses.asdict(failure) for failure in failures])
+    return lines, len(images)
+
+
+def _retrieved(result: Result, model: TrainedModel) -> dict[str, Any]:
+    if not result.neighbors:
+        return {}
+    v = model.vocabulary
+    return {
+        "retrieved": [
+            {"task": n.task, "document": n.document, "text": v.decode_text(n.tokens.tolist()), "score": n.score}
+            for n in result.neighbors
+        ]
+    }
+
+
+def _fields(candidate: Candidate, name: str) -> tuple[dict[str, Any], dict[str, Int[np.ndarray, "codes"]]]:
+    """What a line says of a candidate, and the images that it names, which begin with `name`."""
+    if candidate.image is not None:
+        return {"image": f"{name}.png"}, {f"{name}.png": candidate.image}
+    fields: dict[str, Any] = {"text": candidate.text}
+    if candidate.texts is not None:
+        fields["texts"] = list(candidate.texts)
+    images = {}
+    if candidate.segments is not None:
+        fields["segments"] = []
+        for number, segment in enumerate(candidate.segments):
+            if not isinstance(segment, str):
+                images[f"{name}_{number}.png"] = segment
+            fields["segments"].append(segment if isinstance(segment, str) else {"image": f"{name}_{number}.png"})
+    return fields, images
+
+
+def listing(requests: Sequence[Request], lines: Sequence[Mapping[str, Any]], is_of_a_file: bool) -> Iterator[str]:
+    """The lines of generations.jsonl as lines for a terminal: texts in full, their escape sequences spelled out."""
+    if not lines:
+        return
+    # A sample's index tells its request, as many indices each.
+    width = 1 + max(line["sample"] for line in lines)
+    by_number = {request.number: request for request in requests}
+    groups = itertools.groupby(lines, lambda line: (line["index"] - line["sample"]) // width)
+    for count, (number, found) in enumerate(groups):
+        if count == _MOST_REQUESTS:
+            yield f"(the results of the first {_MOST_REQUESTS} requests; all of them are in {RESULTS_FILE})"
+            return
+        request = by_number[number]
+        task = request.task.replace("_", " ")
+        of = f" of {visible(request.image.name)}" if isinstance(request.image, Path) else ""
+        # An image and a continuation can do without a text; where it is all there is, its absence is shown.
+        text = visible(request.prompt) or ("(no text)" if request.task == "text_to_image" else "")
+        yield f"{f'line {request.line}, ' if is_of_a_file else ''}{task}{of}{': ' * bool(text)}{text}"
+        yield from _listed(list(found))
+
+
+def _listed(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    images = [line["image"] for line in lines if line["image"]]
+    if len(images) > _MOST_NAMES:
+        yield f"{_INDENT}{images[0]} to {images[-1]}, {len(images)} images"
+    elif images:
+        yield f"{_INDENT}{'  '.join(images)}"
+    for line in lines:
+        if line["text"] is not None:
+            yield _indented(line["text"] or "(no text)")
+    for number, segments in enumerate(line["segments"] for line in lines if "segments" in line):
+        if number:
+            yield f"{_INDENT}--"
+        for segment in segments or ["(nothing)"]:
+            yield _indented(segment if isinstance(segment, str) else segment["image"])
+
+
+def _indented(text: str) -> str:
+    """A text with its own line breaks."""
+    return textwrap.indent(visible(text, keep="\n"), _INDENT, lambda line: True)
 
 
 @dataclass(frozen=True)
@@ -42,20 +168,20 @@ class OutputFolder:
     """A folder that one run alone fills."""
 
     path: Path
-    # Device and inode of each file that the run before left there.
-    earlier: frozenset[tuple[int, int]] = field(default=frozenset())
+    # The files that the run before left there.
+    earlier: frozenset[Path]
 
-    def will_replace(self, path: Path) -> bool:
+    def will_replace(self, path: ImageSource) -> bool:
         """Whether a file is one of the run before, which this run removes."""
         try:
-            found = path.stat()
-        except (OSError, ValueError):
+            return isinstance(path, Path) and path.resolve() in self.earlier
+        # Of a path with a NUL character, and of links in a circle.
+        except (OSError, ValueError, RuntimeError):
             return False
-        return (found.st_dev, found.st_ino) in self.earlier
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[Path]:
-        """Yields a hidden folder for new images; what the body leaves there takes the place of the run before.
+        """Yields a hidden folder for new files; what the body leaves there takes the place of the run before.
 
         Raises:
           UserError: if a file that no run wrote is in the way by now.
@@ -64,7 +190,7 @@ class OutputFolder:
         stage.mkdir()
         try:
             yield stage
-            # Again: a person may have put something there while the answers were made.
+            # Again: a user may have put something there meanwhile.
             _replace(self.path, stage, _earlier(self.path, besides=stage.name))
         finally:
             shutil.rmtree(stage, ignore_errors=True)
@@ -72,30 +198,35 @@ class OutputFolder:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[OutputFolder]:
-    """Makes sure that answers can be put into a folder, and holds it against other runs while the body works.
+    """Makes sure that results can be put into a folder, and locks it; all processes of a run call this.
 
     Raises:
       UserError: if it cannot be a folder, another run writes there, or it holds what is not a run's.
     """
     with contextlib.ExitStack() as held:
-        try:
-            is_new = not path.exists()
-            path.mkdir(parents=True, exist_ok=True)
-            if is_new:
-                held.callback(_remove_if_empty, path)
-            # Before the lock, too: a folder that is refused is not written to at all.
-            _earlier(path)
-            if not os.access(path, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except (OSError, ValueError) as error:
-            if is_full_disk(error):
-                raise
-            why = getattr(error, "strerror", None) or error
-            if isinstance(error, FileExistsError):
-                why = "a file is there"
-            raise UserError(f"the folder {path} cannot be made or used ({why}): name another with --output") from None
+        refusal = ""
+        if is_coordinator():
+            try:
+                if not path.exists():
+                    path.mkdir(parents=True)
+                    held.callback(_remove_if_empty, path)
+                # Before the lock, too: a folder that is refused is not written to at all.
+                _earlier(path)
+                if not os.access(path, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            except UserError as error:
+                refusal = str(error)
+            except (OSError, ValueError) as error:
+                if is_full_disk(error):
+                    raise
+                why = getattr(error, "strerror", None) or error
+                if isinstance(error, FileExistsError | NotADirectoryError):
+                    why = "a file is there"
+                refusal = f"the folder {path} cannot be made or used ({why}): name another with --output"
+        if not all_processes(not refusal):
+            raise UserError(refusal or f"{path} was refused to process 0 of this run: see what it says")
         held.enter_context(lock(path, "generate"))
-        yield OutputFolder(path, frozenset(_identities(path, _earlier(path))))
+        yield OutputFolder(path, frozenset(path.resolve() / name for name in _earlier(path)))
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -104,7 +235,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Writes JSON lines; a number that JSON has no word for is an error of ours."""
+    """Writes JSON lines; a number that JSON has no word for is an internal error."""
     with atomic_write(file) as temporary, temporary.open("w", encoding="utf-8") as out:
         for line in lines:
             out.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
@@ -117,17 +248,17 @@ def _earlier(folder: Path, besides: str = "") -> set[str]:
       UserError: if something else there would be in the way.
     """
     entries = {entry.name: entry for entry in os.scandir(folder) if entry.name != besides}
-    stages = [name for name, entry in entries.items() if _STAGE.fullmatch(name) and entry.is_dir(follow_symlinks=False)]
-    lists = [folder / name for name in _LISTS if name in entries]
+    stages = {name for name, entry in entries.items() if _STAGE.fullmatch(name) and entry.is_dir(follow_symlinks=False)}
+    named = {name for name in _LISTS if name in entries}
+    lists = [folder / name for name in named]
     for stage in stages:
-        lists += [file for file in sorted((folder / stage).iterdir()) if file.name.removeprefix(_EARLIER) in _LISTS]
-    named = set(itertools.chain.from_iterable(_named_in(file) for file in lists)) | {
-        file.name for file in lists if file.parent == folder
-    }
+        lists += [file for file in (folder / stage).iterdir() if file.name.removeprefix(_EARLIER) in _LISTS]
+    for file in sorted(lists):
+        named.update(_named_in(file))
     ours = {name for name in named if name in entries and entries[name].is_file(follow_symlinks=False)}
     others = [
         name
-        for name in sorted(entries.keys() - ours - set(stages))
+        for name in sorted(entries.keys() - ours - stages)
         if not name.startswith(".") and name.lower() not in _OF_DESKTOPS
     ]
     if others and not lists and not stages:
@@ -139,10 +270,10 @@ def _earlier(folder: Path, besides: str = "") -> set[str]:
         # Some file systems take upper and lower case for the same.
         if _IMAGE.fullmatch(name.lower()) or name.lower() in _LISTS:
             raise UserError(
-                f"{folder / name} has a name that an answer may take, and was not written by `generate`: move it "
+                f"{folder / name} has a name that a result may take, and was not written by `generate`: move it "
                 "away, or name another folder with --output"
             )
-    return ours | set(stages)
+    return ours | stages
 
 
 def _named_in(file: Path) -> Iterator[str]:
@@ -157,10 +288,10 @@ def _named_in(file: Path) -> Iterator[str]:
         with file.open(encoding="utf-8") as lines:
             while line := lines.readline(_LONGEST_LINE):
                 value = json.loads(line)
-                if file.name.removeprefix(_EARLIER) == ANSWERS_FILE:
+                if file.name.removeprefix(_EARLIER) == RESULTS_FILE:
                     yield from _images_of(value)
                 elif not isinstance(value, dict) or value.keys() != {"line", "error"}:
-                    raise ValueError("no line about a failure")
+                    raise ValueError("no failure")
     except (OSError, ValueError, RecursionError):
         raise UserError(
             f"{file} is damaged or was not written by `generate`, so what it names stays: move it away, or name "
@@ -168,25 +299,19 @@ def _named_in(file: Path) -> Iterator[str]:
         ) from None
 
 
-def _images_of(answer: Any) -> Iterator[str]:
+def _images_of(line: Any) -> Iterator[str]:
     """The images that one line names: plain names that begin with the line's own number."""
-    if not isinstance(answer, dict) or not isinstance(answer.get("index"), int) or "task" not in answer:
-        raise ValueError("no answer")
-    segments = answer.get("segments") or []
-    named = [answer.get("image"), *(segment.get("image") for segment in segments if isinstance(segment, dict))]
+    if not isinstance(line, dict) or not isinstance(line.get("index"), int) or "task" not in line:
+        raise ValueError("no result")
+    segments = line.get("segments") or []
+    named = [line.get("image"), *(segment.get("image") for segment in segments if isinstance(segment, dict))]
     for name in named:
         if name is None:
             continue
         match = _IMAGE.fullmatch(name) if isinstance(name, str) else None
-        if match is None or int(match[1]) != answer["index"]:
-            raise ValueError("no name of an answer")
+        if match is None or int(match[1]) != line["index"]:
+            raise ValueError("no name of a result")
         yield name
-
-
-def _identities(folder: Path, names: set[str]) -> Iterator[tuple[int, int]]:
-    for name in names:
-        found = (folder / name).lstat()
-        yield found.st_dev, found.st_ino
 
 
 def _replace(folder: Path, stage: Path, earlier: set[str]) -> None:

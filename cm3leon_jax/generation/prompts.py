@@ -1,72 +1,137 @@
-"""What each task gives the model to continue, and what it may answer.
+"""Builds the token prompt of a request: what the model continues, and what may follow.
 
-The layouts are those of training, so a prompt is a training document cut where the answer begins (arXiv 2309.02591,
+The layouts are those of training, so a prompt is a training document cut where the completion begins (arXiv 2309.02591,
 sections 2.2, 3 and 4; arXiv 2201.07520, section 2):
 
     text to image           </s> TEXT <break>                                        -> image
     text by infill          </s> TEXT <mask:0> TEXT <break> IMAGE </s> <mask:0>    -> text <eoss> <mask:1> text ..
     text, left to right     </s> IMAGE <break> TEXT                                -> text </s>
-    infill of an image     </s> TEXT <break> .. <mask:0> .. </s> <mask:0>           -> codes <eoss> <mask:1> codes ..
+    infill of an image      </s> TEXT <break> .. <mask:0> .. </s> <mask:0>          -> codes <eoss> <mask:1> codes ..
     edit                    </s> TASK <break> IMAGE <break> INSTRUCTION <break>    -> image
     continuation            </s> TEXT or IMAGE <break> TEXT or IMAGE ..          -> text and images </s>
 
-Retrieved documents, each TEXT <break> IMAGE <break>, stand behind the first </s>.
+Retrieved documents, each TEXT <break> IMAGE <break>, follow the first </s>.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from cm3leon_jax.data.batches.objective import apply_span_masks, positions_in_image
-from cm3leon_jax.data.templates.layouts import EDIT_TASK
+from cm3leon_jax.data.templates import layouts
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.generation.requests import ImageSource, Region, Request
 from cm3leon_jax.vocabulary import Vocabulary
 
-# Entries of an answer's plan that are not ids: any image code; any text token, or the mark that ends the text; whatever
-# may come next in a document.
+# Entries of a plan that are not ids: any image code; any text token, or the token that ends the text; whatever may come
+# next in a document.
 IMAGE_CODE, TEXT_TOKEN, ANYTHING = -1, -2, -3
 
-# Where a text is to be filled in.
+# Where a text is to be infilled.
 BLANK = "<mask>"
 
 # The ids of a retrieved document: TEXT <break> IMAGE.
 Retrieved = Sequence[Sequence[int]]
 
+Codes = Int[np.ndarray, "codes"]
+
 
 @dataclass(frozen=True)
 class PromptVariant:
-    """Ids to continue, and the image places (objective.positions_in_image) that belong to them."""
+    """Ids to continue, and their positions in images (objective.positions_in_image)."""
 
     tokens: tuple[int, ...]
     image_positions: tuple[int, ...]
 
     @classmethod
     def of(cls, tokens: Sequence[int], vocabulary: Vocabulary) -> PromptVariant:
-        """A stream of unmasked images."""
+        """A variant whose images are not masked."""
         ids = tuple(int(token) for token in tokens)
         return cls(ids, tuple(positions_in_image(np.array(ids), vocabulary).tolist()))
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is continued, what guidance compares it with, and the plan of the answer."""
+    """What is continued, what guidance compares it with, and the plan of the completion."""
 
     # The prompt; then, where there is something to guide away from, the same without its text; then, for an edit,
     # without text and image.
     variants: tuple[PromptVariant, ...]
-    # One entry a generated token: IMAGE_CODE, TEXT_TOKEN, ANYTHING, or the id of a mark that must stand there.
+    # One entry per generated token: IMAGE_CODE, TEXT_TOKEN, ANYTHING, or the id of a special token that must come.
     plan: tuple[int, ...]
-    # The image places of the answer, except where the plan says ANYTHING: those follow from what was drawn.
+    # Positions in images, except where the plan says ANYTHING: those follow from the sampled tokens.
     plan_image_positions: tuple[int, ...]
-    # Ends a text of the answer, and the answer itself after `num_spans` texts.
+    # Ends a text of the completion, and the completion itself after `num_spans` texts.
     stop: int = -1
     num_spans: int = 1
-    # Codes of an image, where the answer may hold whole ones.
+    # Codes of an image, where the completion may hold whole ones.
     image_length: int = 0
+
+
+def prompt_of(
+    request: Request,
+    images: Mapping[ImageSource, Codes | str],
+    grid: int,
+    vocabulary: Vocabulary,
+    max_text_tokens: int,
+    sequence_length: int,
+    neighbors: Retrieved = (),
+) -> Prompt:
+    """The prompt of a request, whose images `requests.read_images` has read.
+
+    The image tokenizer has `grid` codes per side; retrieved `neighbors` follow the documents of the request.
+
+    Raises:
+      UserError: if an image cannot be read, or the request makes no sense.
+    """
+    v, most, image_length, text = vocabulary, max_text_tokens, grid * grid, request.prompt
+    named = [
+        [*v.encode_text(caption), v.break_, *v.encode_image(_codes(images, image)).tolist()]
+        for caption, image in request.retrieved
+    ]
+    retrieved = [*named, *neighbors]
+    if request.task == "text_to_image":
+        return text_to_image(text, image_length, v, retrieved)
+    if request.task == "continue":
+        segments = [part if isinstance(part, str) else _codes(images, part) for part in request.segments]
+        return continuation(segments, most, image_length, sequence_length, v, retrieved)
+    assert request.image is not None
+    image = _codes(images, request.image)
+    if request.task == "infill":
+        return infill(text, image, region_mask(request.region, grid), v, retrieved)
+    if request.task == "edit":
+        return edit(text, image, v, retrieved)
+    if request.task == "infill_text":
+        # A space belongs to the word that follows it, so in training it is masked with that word.
+        return text_infill(text.replace(f" {BLANK}", BLANK), image, most, v, retrieved)
+    if BLANK in text:
+        raise UserError(f"the prompt of the task {request.task} holds {BLANK}: the task infill_text fills it")
+    if request.task == "vqa":
+        beginning = layouts.QUESTION.text_before("answer", question=text.strip())
+    else:
+        beginning = layouts.INSTRUCTED_CAPTION.text_before("caption", instruction=text)
+    if request.order == "left_to_right":
+        return text_after_image(image, most, v, beginning, retrieved)
+    return text_infill(beginning + BLANK, image, most, v, retrieved)
+
+
+def _codes(images: Mapping[ImageSource, Codes | str], image: ImageSource) -> Codes:
+    found = images[image]
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
+
+
+def region_mask(region: Region, grid: int) -> Bool[np.ndarray, "codes"]:
+    """The codes of an image that a region (left, top, right, bottom, as fractions of the sides) covers."""
+    left, top, right, bottom = (round(fraction * grid) for fraction in region)
+    mask = np.zeros((grid, grid), bool)
+    mask[top:bottom, left:right] = True
+    return mask.ravel()
 
 
 def text_to_image(text: str, image_length: int, vocabulary: Vocabulary, retrieved: Retrieved = ()) -> Prompt:
@@ -75,23 +140,19 @@ def text_to_image(text: str, image_length: int, vocabulary: Vocabulary, retrieve
     Guided away from `</s> <mask:0> <break>`, or, with retrieved documents, from those documents alone.
     """
     v = vocabulary
-    front = _front(retrieved, v)
-    without = front if retrieved else (v.end, v.mask(0), v.break_)
+    prefix = _prefix(retrieved, v)
+    without = prefix if retrieved else (v.end, v.mask(0), v.break_)
     return Prompt(
-        variants=(PromptVariant.of((*front, *v.encode_text(text), v.break_), v), PromptVariant.of(without, v)),
+        variants=(PromptVariant.of((*prefix, *v.encode_text(text), v.break_), v), PromptVariant.of(without, v)),
         plan=(IMAGE_CODE,) * image_length,
         plan_image_positions=_positions_of_an_image(image_length),
     )
 
 
 def text_infill(
-    text: str,
-    codes: Int[np.ndarray, "codes"],
-    max_text_tokens: int,
-    vocabulary: Vocabulary,
-    retrieved: Retrieved = (),
+    text: str, codes: Codes, max_text_tokens: int, vocabulary: Vocabulary, retrieved: Retrieved = ()
 ) -> Prompt:
-    """The texts that belong where `text` says `<mask>`, in front of an image."""
+    """The texts that belong where `text` says `<mask>`, before an image."""
     v = vocabulary
     parts = text.split(BLANK)
     num_spans = len(parts) - 1
@@ -101,28 +162,24 @@ def text_infill(
     for index, part in enumerate(parts[1:]):
         body += [v.mask(index), *v.encode_text(part)]
     image = v.encode_image(codes).tolist()
-    # Each text ends with <eoss>; all but the first begin with their mark.
-    most = num_spans * (max_text_tokens + 2)
+    # Each text ends with <eoss>; all but the first begin with their mask.
+    most = max_text_tokens if num_spans == 1 else num_spans * (max_text_tokens + 2)
     return Prompt(
-        variants=(PromptVariant.of((*_front(retrieved, v), *body, v.break_, *image, v.end, v.mask(0)), v),),
-        plan=(TEXT_TOKEN,) * (max_text_tokens if num_spans == 1 else most),
-        plan_image_positions=(0,) * (max_text_tokens if num_spans == 1 else most),
+        variants=(PromptVariant.of((*_prefix(retrieved, v), *body, v.break_, *image, v.end, v.mask(0)), v),),
+        plan=(TEXT_TOKEN,) * most,
+        plan_image_positions=(0,) * most,
         stop=v.eoss,
         num_spans=num_spans,
     )
 
 
 def text_after_image(
-    codes: Int[np.ndarray, "codes"],
-    max_text_tokens: int,
-    vocabulary: Vocabulary,
-    beginning: str = "",
-    retrieved: Retrieved = (),
+    codes: Codes, max_text_tokens: int, vocabulary: Vocabulary, beginning: str = "", retrieved: Retrieved = ()
 ) -> Prompt:
     """The text that follows an image, left to right; `beginning` is given."""
     v = vocabulary
     image = v.encode_image(codes).tolist()
-    tokens = (*_front(retrieved, v), *image, v.break_, *v.encode_text(beginning))
+    tokens = (*_prefix(retrieved, v), *image, v.break_, *v.encode_text(beginning))
     return Prompt(
         variants=(PromptVariant.of(tokens, v),),
         plan=(TEXT_TOKEN,) * max_text_tokens,
@@ -132,11 +189,7 @@ def text_after_image(
 
 
 def infill(
-    text: str,
-    codes: Int[np.ndarray, "codes"],
-    masked: Bool[np.ndarray, "codes"],
-    vocabulary: Vocabulary,
-    retrieved: Retrieved = (),
+    text: str, codes: Codes, masked: Bool[np.ndarray, "codes"], vocabulary: Vocabulary, retrieved: Retrieved = ()
 ) -> Prompt:
     """The masked codes of an image, given the rest and a text; each run of masked codes is a span."""
     v = vocabulary
@@ -149,18 +202,18 @@ def infill(
             f"an infill region makes {len(spans)} spans, but the vocabulary has {v.num_masks} masks: make it less "
             "high, or as wide as the image, which makes it one span"
         )
-    before = (*_front(retrieved, v), *v.encode_text(text), v.break_)
+    before = (*_prefix(retrieved, v), *v.encode_text(text), v.break_)
     document = np.array([*before, *v.encode_image(codes), v.end])
-    moved = apply_span_masks(
+    masked_document = apply_span_masks(
         document,
         positions_in_image(document, v),
         [(len(before) + start, len(before) + stop) for start, stop in spans],
         v,
     )
-    # The prompt ends behind the first mark of the tail; the last `<eoss>` ends the answer and needs no drawing.
-    prompted = int(np.flatnonzero(moved[0] == v.end)[1]) + 2
-    tokens, image_positions = (part.tolist() for part in moved)
-    is_code = v.is_image(moved[0][prompted:-1]).tolist()
+    # The prompt ends after the first mask of the tail; the last `<eoss>` ends the completion and need not be sampled.
+    prompted = int(np.flatnonzero(masked_document[0] == v.end)[1]) + 2
+    tokens, image_positions = (part.tolist() for part in masked_document)
+    is_code = v.is_image(masked_document[0][prompted:-1]).tolist()
     return Prompt(
         variants=(PromptVariant(tuple(tokens[:prompted]), tuple(image_positions[:prompted])),),
         plan=tuple(IMAGE_CODE if code else t for code, t in zip(is_code, tokens[prompted:-1], strict=True)),
@@ -168,12 +221,16 @@ def infill(
     )
 
 
-def edit(
-    instruction: str, codes: Int[np.ndarray, "codes"], vocabulary: Vocabulary, retrieved: Retrieved = ()
-) -> Prompt:
+def edit(instruction: str, codes: Codes, vocabulary: Vocabulary, retrieved: Retrieved = ()) -> Prompt:
     """The image changed as the instruction says; guided by both, each with its own weight."""
     v = vocabulary
-    image_only = (*_front(retrieved, v), *v.encode_text(EDIT_TASK), v.break_, *v.encode_image(codes).tolist(), v.break_)
+    image_only = (
+        *_prefix(retrieved, v),
+        *v.encode_text(layouts.EDIT_TASK),
+        v.break_,
+        *v.encode_image(codes).tolist(),
+        v.break_,
+    )
     full = (*image_only, *v.encode_text(instruction), v.break_)
     nothing = (v.end, v.mask(0), v.break_)
     return Prompt(
@@ -184,41 +241,44 @@ def edit(
 
 
 def continuation(
-    segments: Sequence[str | Int[np.ndarray, "codes"]],
-    most_tokens: int,
+    segments: Sequence[str | Codes],
+    max_text_tokens: int,
     image_length: int,
+    sequence_length: int,
     vocabulary: Vocabulary,
     retrieved: Retrieved = (),
 ) -> Prompt:
     """What follows a document's first segments: the rest of the last text, and further texts and images."""
     v = vocabulary
-    tokens = list(_front(retrieved, v))
+    tokens = list(_prefix(retrieved, v))
     for index, segment in enumerate(segments):
         tokens += [v.break_] * (index > 0)
         tokens += v.encode_text(segment) if isinstance(segment, str) else v.encode_image(segment).tolist()
+    # Room for one image and one text, each after a break, or what the positions leave of it.
+    most = min(max_text_tokens + image_length + 2, max(1, sequence_length - len(tokens)))
     return Prompt(
         variants=(PromptVariant.of(tokens, v),),
-        plan=(ANYTHING,) * most_tokens,
-        plan_image_positions=(0,) * most_tokens,
+        plan=(ANYTHING,) * most,
+        plan_image_positions=(0,) * most,
         stop=v.end,
         image_length=image_length,
     )
 
 
 def merge_infill(
-    codes: Int[np.ndarray, "codes"], masked: Bool[np.ndarray, "codes"], answer: Sequence[int], vocabulary: Vocabulary
-) -> Int[np.ndarray, "codes"]:
-    """The image with an infill's answer in the masked places."""
-    ids = np.asarray(answer, np.int32)
+    codes: Codes, masked: Bool[np.ndarray, "codes"], completion: Sequence[int], vocabulary: Vocabulary
+) -> Codes:
+    """The image with an infill's completion at the masked positions."""
+    ids = np.asarray(completion, np.int32)
     result = codes.copy()
     result[masked] = vocabulary.decode_image(ids[vocabulary.is_image(ids)])
     return result
 
 
-def infill_texts(answer: Sequence[int], vocabulary: Vocabulary) -> list[str]:
-    """The texts of a text infill's answer, in the order of their blanks."""
+def infill_texts(completion: Sequence[int], vocabulary: Vocabulary) -> list[str]:
+    """The texts of a text infill's completion, in the order of their blanks."""
     texts: list[list[int]] = [[]]
-    for token in answer:
+    for token in completion:
         if token == vocabulary.eoss:
             texts.append([])
         else:
@@ -226,9 +286,9 @@ def infill_texts(answer: Sequence[int], vocabulary: Vocabulary) -> list[str]:
     return [vocabulary.decode_text(ids).strip() for ids in texts]
 
 
-def split_segments(answer: Sequence[int], vocabulary: Vocabulary) -> list[str | Int[np.ndarray, "codes"]]:
-    """The texts and images (as codes) of a continuation's answer, in order."""
-    ids = np.asarray(answer, np.int32)
+def split_segments(completion: Sequence[int], vocabulary: Vocabulary) -> list[str | Codes]:
+    """The texts and images (as codes) of a continuation, in order."""
+    ids = np.asarray(completion, np.int32)
     parts = np.split(ids, np.flatnonzero(ids == vocabulary.break_))
     parts = [part[part != vocabulary.break_] for part in parts]
     return [
@@ -238,7 +298,7 @@ def split_segments(answer: Sequence[int], vocabulary: Vocabulary) -> list[str | 
     ]
 
 
-def _front(retrieved: Retrieved, vocabulary: Vocabulary) -> tuple[int, ...]:
+def _prefix(retrieved: Retrieved, vocabulary: Vocabulary) -> tuple[int, ...]:
     documents = [token for document in retrieved for token in (*document, vocabulary.break_)]
     return (vocabulary.end, *documents)
 

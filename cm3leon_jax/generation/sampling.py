@@ -14,12 +14,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from cm3leon_jax.generation.config import SamplingConfig
 
-# Tokens whose probabilities are summed up first when a token is drawn.
+# Tokens whose probabilities are summed first when a token is sampled.
 _BLOCK = 128
 
 
 class SamplingParams(NamedTuple):
-    """What makes a distribution of logits; fixed when the loop is compiled."""
+    """The part of the config that is static in the compiled loop."""
 
     temperature: float
     top_p: float
@@ -30,12 +30,12 @@ class SamplingParams(NamedTuple):
 
     @classmethod
     def of(cls, sampling: SamplingConfig) -> SamplingParams:
-        """The part of the config that is compiled in."""
+        """Takes the fields of these names."""
         return cls(*(getattr(sampling, name) for name in cls._fields))
 
 
 def is_contrastive(candidate: int, method: str) -> bool:
-    """Whether a prompt's n-th candidate is drawn by CD-K, under `config.sampling.method`."""
+    """Whether a request's n-th candidate is sampled by CD-K, under `config.sampling.method`."""
     return method == "contrastive" or (method == "mixed" and candidate % 2 == 1)
 
 
@@ -49,12 +49,12 @@ def guided_logits(
 def edit_guided_logits(
     full: Float[Array, "B V"],
     image_only: Float[Array, "B V"],
-    nothing: Float[Array, "B V"],
+    unconditional: Float[Array, "B V"],
     text_scale: Float[Array, "B 1"] | float,
     image_scale: Float[Array, "B 1"] | float,
 ) -> Float[Array, "B V"]:
     """Guidance with two weights: towards the source image, then towards the instruction (arXiv 2211.09800, eq. 3)."""
-    return nothing + image_scale * (image_only - nothing) + text_scale * (full - image_only)
+    return unconditional + image_scale * (image_only - unconditional) + text_scale * (full - image_only)
 
 
 def contrastive_scores(
@@ -63,7 +63,7 @@ def contrastive_scores(
     """CD-K: log p_expert - log p_amateur over the tokens that the expert finds likely (arXiv 2309.02591, eq. 3).
 
     Likely is a probability of at least `alpha` times the k-th largest; the largest (k = 1) is contrastive decoding as
-    first published, which leaves almost nothing to draw from.
+    first published, which leaves almost nothing to sample from.
     """
     expert, amateur = jax.nn.log_softmax(expert), jax.nn.log_softmax(amateur)
     kth_largest = jax.lax.top_k(expert, min(k, expert.shape[-1]))[0][:, -1:]
@@ -78,8 +78,7 @@ def keep_top_k(logits: Float[Array, "B V"], top_k: int) -> Float[Array, "B V"]:
 
 def keep_top_p(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
     """Minus infinity for all but the likeliest tokens: one stays while those before it sum to less than `top_p`."""
-    largest = logits.max(axis=-1, keepdims=True)
-    odds = jnp.exp(logits - largest)
+    odds = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     enough = top_p * odds.sum(axis=-1)
     # Positive floats are ordered like their bits, so thirty halvings find the smallest odds with less than `enough`
     # above them, to the last bit.
@@ -103,51 +102,46 @@ def process_logits(
     text_scale: Float[Array, "B"],
     image_scale: Float[Array, "B"],
     is_contrastive: Bool[Array, "B"] | None,
-    filters: SamplingParams,
+    params: SamplingParams,
 ) -> Float[Array, "B V"]:
-    """What the next token is drawn from, as logits: its softmax is the distribution.
+    """The distribution of the next token, as logits.
 
-    Args:
-      logits: of S streams: the prompt's own; then, for guidance, without the text; then without text and image.
-      legal: which tokens may be drawn (None: all).
-      text_scale: weight of guidance towards the text.
-      image_scale: weight of guidance towards the image, where there are three streams.
-      is_contrastive: rows that use CD-K, with the second stream as the amateur (None: no row does).
-      filters: temperature and what is left out.
+    The S variants are the prompt's own; then, for guidance, the one without the text; then without text and image.
+    Rows that are contrastive use CD-K, with the second variant as the amateur.
     """
     match [logits[:, s] for s in range(logits.shape[1])]:
         case [guided]:
             pass
         case [conditional, unconditional]:
             guided = guided_logits(conditional, unconditional, text_scale[:, None])
-        case [full, image_only, nothing]:
-            guided = edit_guided_logits(full, image_only, nothing, text_scale[:, None], image_scale[:, None])
+        case [full, image_only, unconditional]:
+            guided = edit_guided_logits(full, image_only, unconditional, text_scale[:, None], image_scale[:, None])
     if legal is not None:
         guided = jnp.where(legal, guided, -jnp.inf)
-    temperature = filters.temperature or 1.0
+    temperature = params.temperature or 1.0
     scores = guided / temperature
-    if filters.top_k:
-        scores = keep_top_k(scores, filters.top_k)
-    if filters.top_p < 1:
-        scores = keep_top_p(scores, filters.top_p)
+    if params.top_k:
+        scores = keep_top_k(scores, params.top_k)
+    if params.top_p < 1:
+        scores = keep_top_p(scores, params.top_p)
     if is_contrastive is None or logits.shape[1] == 1:
         return scores
-    expert, amateur = logits[:, 0] / temperature, logits[:, 1] / filters.amateur_temperature
+    expert, amateur = logits[:, 0] / temperature, logits[:, 1] / params.amateur_temperature
     if legal is not None:
         expert = jnp.where(legal, expert, -jnp.inf)
-    contrasted = contrastive_scores(expert, amateur, filters.contrastive_k, filters.contrastive_alpha)
+    contrasted = contrastive_scores(expert, amateur, params.contrastive_k, params.contrastive_alpha)
     return jnp.where(is_contrastive[:, None], contrasted, scores)
 
 
-def draw(keys: Key[Array, "B"], scores: Float[Array, "B V"], greedy: bool) -> Int[Array, "B"]:
-    """One token a row, from the softmax of its scores, or the likeliest."""
+def sample_tokens(keys: Key[Array, "B"], logits: Float[Array, "B V"], greedy: bool) -> Int[Array, "B"]:
+    """Samples one token per row from the softmax of its logits, or takes the likeliest."""
     if greedy:
-        return scores.argmax(axis=-1)
-    B, V = scores.shape
+        return logits.argmax(axis=-1)
+    B, V = logits.shape
     padding = ((0, 0), (0, -V % _BLOCK))
-    odds = jnp.pad(jnp.exp(scores - scores.max(axis=-1, keepdims=True)), padding).reshape(B, -1, _BLOCK)
+    odds = jnp.pad(jnp.exp(logits - logits.max(axis=-1, keepdims=True)), padding).reshape(B, -1, _BLOCK)
     uniform = jax.vmap(jax.random.uniform)(keys)
-    # First the block, then the token in it: one pass over the vocabulary. A share of zero is never chosen, however the
+    # First the block, then the token in it: one pass over the vocabulary. Odds of zero are never chosen, however the
     # sums were rounded.
     block_sums = odds.sum(axis=-1)
     block_ends = jnp.cumsum(block_sums, axis=-1)

@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
         model_dim=128,
         num_heads=4,
         positions="learned+rotary",
-        image_positions=16,
+        image_position_embedding=True,
         init_std=0.02,
         position_init_std=0.02,
         compute_dtype="float32",

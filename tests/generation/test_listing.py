@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cm3leon_jax.generation.listing import listing
+from cm3leon_jax.generation.outputs import listing
 from cm3leon_jax.generation.requests import Request
 
 

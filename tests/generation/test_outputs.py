@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation.outputs import ANSWERS_FILE, FAILURES_FILE, claimed, write_lines
+from cm3leon_jax.generation.outputs import FAILURES_FILE, RESULTS_FILE, claimed, write_lines
 
 
 def answer(index: int, *segments: str) -> dict:
@@ -25,7 +25,7 @@ def generate(path, *answers, failures=(), content="new") -> None:
             for segment in line.get("segments", [{"image": line["image"]}]):
                 if isinstance(segment, dict):
                     (stage / segment["image"]).write_text(content)
-        for name, lines in ((ANSWERS_FILE, answers), (FAILURES_FILE, failures)):
+        for name, lines in ((RESULTS_FILE, answers), (FAILURES_FILE, failures)):
             if lines:
                 write_lines(stage / name, lines)
 
@@ -45,16 +45,16 @@ def out(tmp_path):
 
 def test_a_run_takes_the_place_of_the_one_before(out):
     generate(out, answer(0), answer(1), answer(2, "00002_1.png"), failures=[{"line": 4, "error": "x"}], content="old")
-    assert names(out) == {"00000.png", "00001.png", "00002_1.png", ANSWERS_FILE, FAILURES_FILE}
+    assert names(out) == {"00000.png", "00001.png", "00002_1.png", RESULTS_FILE, FAILURES_FILE}
     (out / "notes.txt").write_text("mine")
     (out / "00005.jpg").write_text("mine")
     generate(out, answer(100_000), answer(1))
-    assert names(out) == {"100000.png", "00001.png", ANSWERS_FILE, "notes.txt", "00005.jpg"}
+    assert names(out) == {"100000.png", "00001.png", RESULTS_FILE, "notes.txt", "00005.jpg"}
     assert (out / "00001.png").read_text() == "new"
     generate(out, failures=[{"line": 1, "error": "x"}])
     assert names(out) == {FAILURES_FILE, "notes.txt", "00005.jpg"}
     generate(out, answer(0))
-    assert names(out) == {"00000.png", ANSWERS_FILE, "notes.txt", "00005.jpg"}
+    assert names(out) == {"00000.png", RESULTS_FILE, "notes.txt", "00005.jpg"}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_list_that_names_anything_else_is_not_believed(out, image, nested):
     for mine in (out / "mine.png", out.parent / "mine.png", out / "notes.txt"):
         mine.write_text("mine")
     line = answer(3) | ({"image": None, "segments": [{"image": image}]} if nested else {"image": image})
-    (out / ANSWERS_FILE).write_text(json.dumps(line) + "\n")
+    (out / RESULTS_FILE).write_text(json.dumps(line) + "\n")
     before = tree(out.parent)
     with pytest.raises(UserError, match="is damaged or was not written by `generate`"):
         generate(out, answer(0))
@@ -108,7 +108,7 @@ def test_a_list_that_names_anything_else_is_not_believed(out, image, nested):
 
 
 @pytest.mark.parametrize("text", ["nonsense\n", "[1]\n", '{"text": "my own"}\n', "\xff", "[" * 100_000])
-@pytest.mark.parametrize("name", [ANSWERS_FILE, FAILURES_FILE])
+@pytest.mark.parametrize("name", [RESULTS_FILE, FAILURES_FILE])
 def test_a_file_that_only_has_the_name_of_a_list_stays(out, name, text):
     out.mkdir(parents=True)
     (out / name).write_bytes(text.encode("latin-1"))
@@ -123,12 +123,12 @@ def test_links_are_neither_followed_nor_removed(out, tmp_path):
     target.write_text("mine")
     (out / "00000.png").unlink()
     (out / "00000.png").symlink_to(target)
-    with pytest.raises(UserError, match=r"00000.png has a name that an answer may take"):
+    with pytest.raises(UserError, match=r"00000.png has a name that a result may take"):
         generate(out, answer(0))
     assert target.read_text() == "mine" and (out / "00000.png").is_symlink()
     (out / "00000.png").unlink()
-    (out / ANSWERS_FILE).rename(tmp_path / "list")
-    (out / ANSWERS_FILE).symlink_to(tmp_path / "list")
+    (out / RESULTS_FILE).rename(tmp_path / "list")
+    (out / RESULTS_FILE).symlink_to(tmp_path / "list")
     with pytest.raises(UserError, match="is damaged or was not written by"):
         generate(out, answer(0))
 
@@ -147,13 +147,13 @@ def test_what_desktops_leave_is_no_obstacle(out, name):
     out.mkdir(parents=True)
     (out / name).write_text("x")
     generate(out, answer(0))
-    assert names(out) == {name, "00000.png", ANSWERS_FILE}
+    assert names(out) == {name, "00000.png", RESULTS_FILE}
 
 
 def test_something_that_comes_while_answers_are_made_is_not_overwritten(out):
     with pytest.raises(UserError, match=r"00000.png is there"), claimed(out) as folder, folder.stage() as stage:
         (stage / "00000.png").write_text("new")
-        write_lines(stage / ANSWERS_FILE, [answer(0)])
+        write_lines(stage / RESULTS_FILE, [answer(0)])
         (out / "00000.png").write_text("mine")
     assert tree(out) == {"00000.png": b"mine"}
 
@@ -189,11 +189,11 @@ def test_a_run_killed_anywhere_leaves_a_folder_that_the_next_one_takes(tmp_path)
         (out / "notes.txt").write_text("mine")
         codes.append(subprocess.run([sys.executable, script, out, str(steps)], check=False).returncode)
         # A list never names what is not there.
-        if (out / ANSWERS_FILE).exists():
-            named = [json.loads(line)["image"] for line in (out / ANSWERS_FILE).read_text().splitlines()]
+        if (out / RESULTS_FILE).exists():
+            named = [json.loads(line)["image"] for line in (out / RESULTS_FILE).read_text().splitlines()]
             assert set(named) <= names(out)
         generate(out, answer(5))
-        assert names(out) == {"00005.png", ANSWERS_FILE, "notes.txt"}
+        assert names(out) == {"00005.png", RESULTS_FILE, "notes.txt"}
         if codes[-1] == 0:
             break
     assert codes == [9] * (len(codes) - 1) + [0] and len(codes) > 8
@@ -204,9 +204,9 @@ def test_two_runs_at_once(out):
         with pytest.raises(UserError, match=r"is in use by `cm3leon generate` .process"), claimed(out):
             pass
         with first.stage() as stage:
-            write_lines(stage / ANSWERS_FILE, [answer(0) | {"image": None}])
+            write_lines(stage / RESULTS_FILE, [answer(0) | {"image": None}])
     generate(out, answer(0))
-    assert names(out) == {"00000.png", ANSWERS_FILE}
+    assert names(out) == {"00000.png", RESULTS_FILE}
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "nul\0", "n" * 300, "loop"])
@@ -229,7 +229,7 @@ def test_a_run_that_fails_leaves_no_folder_of_its_own(out):
     generate(out, answer(0), content="old")
     with pytest.raises(ZeroDivisionError), claimed(out) as folder, folder.stage():
         1 / 0  # noqa: B018
-    assert (out / "00000.png").read_text() == "old" and names(out) == {"00000.png", ANSWERS_FILE}
+    assert (out / "00000.png").read_text() == "old" and names(out) == {"00000.png", RESULTS_FILE}
 
 
 def test_which_images_a_run_will_replace(out, tmp_path):

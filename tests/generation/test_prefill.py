@@ -13,24 +13,24 @@ def test_sizes_are_few_and_not_far_off():
     assert all(number <= rounded_up(number, 16) <= max(16, 1.5 * number) for number in range(1, 4097))
 
 
-def test_equal_streams_are_read_once(vocabulary):
+def test_equal_variants_are_read_once(vocabulary):
     v = vocabulary
     asked = [prompts.text_to_image(text, 16, v) for text in ("zero", "seven", "zero", "zero")]
     plan = plan_prefill([prompt.variants for prompt in asked])
     zero, seven, nothing = (len(s.tokens) for s in (asked[0].variants[0], asked[1].variants[0], asked[0].variants[1]))
-    assert plan.num_read == zero + seven + nothing
-    assert plan.rest_row.tolist() == [0, 1, 2, 1, 0, 1, 0, 1]
+    assert plan.num_tokens == zero + seven + nothing
+    assert plan.suffix_row.tolist() == [0, 1, 2, 1, 0, 1, 0, 1]
     assert plan.prefixes is None
 
 
-def test_retrieved_documents_are_read_once_for_all_streams_and_candidates(vocabulary):
+def test_retrieved_documents_are_read_once_for_all_variants_and_candidates(vocabulary):
     v = vocabulary
     document = [*v.encode_text("zero"), v.break_, *v.encode_image(np.arange(16)).tolist()]
     prompt = prompts.text_to_image("seven", 16, v, [document] * 3)
-    conditional, unconditional = (len(stream.tokens) for stream in prompt.variants)
+    conditional, unconditional = (len(variant.tokens) for variant in prompt.variants)
     plan = plan_prefill([prompt.variants] * 5)
-    # The last token of the shorter stream is read again, for the state from which its answer goes on.
-    assert plan.num_read == conditional + 1
+    # The last token of the shorter variant is read again, for the state from which its answer goes on.
+    assert plan.num_tokens == conditional + 1
     assert plan.prefix_length.max() == unconditional - 1
 
 
@@ -38,6 +38,6 @@ def test_retrieved_documents_are_read_once_for_all_streams_and_candidates(vocabu
 def test_an_edit_shares_its_image(vocabulary, number):
     v = vocabulary
     prompt = prompts.edit("make it bright", np.arange(64) % 32, v)
-    variants = [len(stream.tokens) for stream in prompt.variants]
+    variants = [len(variant.tokens) for variant in prompt.variants]
     plan = plan_prefill([prompt.variants] * (number + 1))
-    assert plan.num_read == variants[0] + 1 + variants[2]
+    assert plan.num_tokens == variants[0] + 1 + variants[2]

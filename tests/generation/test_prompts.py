@@ -23,10 +23,10 @@ def masked(document, spans, v) -> tuple[list[int], list[int]]:
     return tokens.tolist(), image_positions.tolist()
 
 
-def names(stream: prompts.PromptVariant, v) -> list[str]:
-    """A stream as marks, with images and texts drawn together."""
-    ids = np.array(stream.tokens)
-    kinds = np.where(v.is_image(ids), "image", np.where(v.is_text(ids), "text", [v.name(t) for t in stream.tokens]))
+def names(variant: prompts.PromptVariant, v) -> list[str]:
+    """A variant as marks, with images and texts drawn together."""
+    ids = np.array(variant.tokens)
+    kinds = np.where(v.is_image(ids), "image", np.where(v.is_text(ids), "text", [v.name(t) for t in variant.tokens]))
     return [kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
 
 
@@ -44,11 +44,11 @@ def test_text_to_image_is_the_document_up_to_its_image(parts):
 def test_a_caption_by_infill_is_the_document_with_its_text_masked(parts):
     v, codes, document, n = parts
     prompt = prompts.text_infill("<mask>", codes, 8, v)
-    (stream,) = prompt.variants
+    (variant,) = prompt.variants
     tokens, image_positions = masked(document, [(1, n + 1)], v)
-    assert list(stream.tokens) == tokens[: len(stream.tokens)]
-    assert list(stream.image_positions) == image_positions[: len(stream.tokens)]
-    assert tokens[len(stream.tokens) :] == [*v.encode_text(TEXT), v.eoss]
+    assert list(variant.tokens) == tokens[: len(variant.tokens)]
+    assert list(variant.image_positions) == image_positions[: len(variant.tokens)]
+    assert tokens[len(variant.tokens) :] == [*v.encode_text(TEXT), v.eoss]
     assert prompt.stop == v.eoss
 
 
@@ -60,9 +60,9 @@ def test_texts_are_filled_in_where_they_are_missing(parts):
     spans = [(start, start + 2), (start + 2 + len(middle), start + 3 + len(middle))]
     tokens, _ = masked(document, spans, v)
     prompt = prompts.text_infill("a<mask> of<mask> five", codes, 8, v)
-    (stream,) = prompt.variants
-    assert list(stream.tokens) == tokens[: len(stream.tokens)]
-    answer = tokens[len(stream.tokens) :]
+    (variant,) = prompt.variants
+    assert list(variant.tokens) == tokens[: len(variant.tokens)]
+    answer = tokens[len(variant.tokens) :]
     assert answer == [30, 31, v.eoss, v.mask(1), 32, v.eoss]
     assert prompts.infill_texts(answer[:-1], v) == [v.decode_text([30, 31]).strip(), v.decode_text([32]).strip()]
 
@@ -79,12 +79,12 @@ def test_infill_is_the_document_with_spans_of_its_image_masked(parts):
     mask = np.zeros(LENGTH, bool)
     mask[[2, 3, 4, 9]] = True
     prompt = prompts.infill(TEXT, codes, mask, v)
-    (stream,) = prompt.variants
+    (variant,) = prompt.variants
     first = n + 2
     tokens, image_positions = masked(document, [(first + 2, first + 5), (first + 9, first + 10)], v)
-    assert list(stream.tokens) == tokens[: len(stream.tokens)]
-    assert [*stream.image_positions, *prompt.plan_image_positions] == image_positions[:-1]
-    answer = tokens[len(stream.tokens) : -1]
+    assert list(variant.tokens) == tokens[: len(variant.tokens)]
+    assert [*variant.image_positions, *prompt.plan_image_positions] == image_positions[:-1]
+    answer = tokens[len(variant.tokens) : -1]
     assert len(prompt.plan) == len(answer)
     for plan, token in zip(prompt.plan, answer, strict=True):
         assert plan == token if plan >= 0 else v.is_image(np.array(token))
@@ -97,10 +97,10 @@ def test_infill_needs_a_region(parts):
         prompts.infill(TEXT, codes, np.zeros(LENGTH, bool), v)
 
 
-def test_an_edit_has_three_streams(parts):
+def test_an_edit_has_three_variants(parts):
     v, codes, *_ = parts
     prompt = prompts.edit("make it bright", codes, v)
-    assert [names(stream, v) for stream in prompt.variants] == [
+    assert [names(variant, v) for variant in prompt.variants] == [
         ["</s>", "text", "<break>", "image", "<break>", "text", "<break>"],
         ["</s>", "text", "<break>", "image", "<break>"],
         ["</s>", "<mask:0>", "<break>"],
@@ -113,7 +113,7 @@ def test_retrieved_documents_stand_in_front(parts):
     retrieved = [document[1:-1].tolist()] * 2
     front = ["</s>", *["text", "<break>", "image", "<break>"] * 2]
     drawn = prompts.text_to_image(TEXT, LENGTH, v, retrieved)
-    assert [names(stream, v) for stream in drawn.variants] == [[*front, "text", "<break>"], front]
+    assert [names(variant, v) for variant in drawn.variants] == [[*front, "text", "<break>"], front]
     mask = np.arange(LENGTH) < 2
     for prompt, tail in (
         (prompts.text_infill("<mask>", codes, 4, v, retrieved), ["<mask:0>", "<break>", "image", "</s>", "<mask:0>"]),
@@ -122,18 +122,18 @@ def test_retrieved_documents_stand_in_front(parts):
             prompts.infill(TEXT, codes, mask, v, retrieved),
             ["text", "<break>", "<mask:0>", "image", "</s>", "<mask:0>"],
         ),
-        (prompts.continuation([TEXT], 4, LENGTH, v, retrieved), ["text"]),
+        (prompts.continuation([TEXT], 4, LENGTH, 400, v, retrieved), ["text"]),
     ):
-        (stream,) = prompt.variants
-        assert names(stream, v) == [*front, *tail]
+        (variant,) = prompt.variants
+        assert names(variant, v) == [*front, *tail]
         # A retrieved image keeps its own places.
-        at = stream.tokens.index(v.first_image_code)
-        assert stream.image_positions[at : at + LENGTH] == tuple(range(2, LENGTH + 2))
+        at = variant.tokens.index(v.first_image_code)
+        assert variant.image_positions[at : at + LENGTH] == tuple(range(2, LENGTH + 2))
 
 
 def test_a_continuation_is_split_into_segments(parts):
     v, codes, *_ = parts
-    prompt = prompts.continuation([TEXT, codes], 40, LENGTH, v)
+    prompt = prompts.continuation([TEXT, codes], 40, LENGTH, 400, v)
     assert names(prompt.variants[0], v) == ["</s>", "text", "<break>", "image"]
     words = v.encode_text("zero")
     answer = [v.break_, *words, v.break_, *v.encode_image(codes).tolist()]

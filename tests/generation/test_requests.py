@@ -11,15 +11,14 @@ import pytest
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation import requests as requests_module
+from cm3leon_jax.generation.prompts import prompt_of, region_mask
 from cm3leon_jax.generation.requests import (
     MIDDLE_HALF,
     TASKS,
     Failure,
     Request,
-    prompt_of,
     read_images,
     read_requests,
-    region_mask,
 )
 
 
@@ -75,7 +74,7 @@ def test_the_lines_that_the_readme_shows_are_requests_of_every_task(folder):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", "not JSON (Expecting value at column 1): write one object a line"),
+        ("nonsense", "not JSON (Expecting value at column 1): write one object per line"),
         ("1" * 5000, "not JSON that can be read"),
         ("[1]", "not an object: write one such as"),
         ('{"promt": "x"}', "no such field promt: the task text_to_image has prompt, retrieved, task"),
@@ -144,7 +143,7 @@ def ask(folder, image_tokenizer, vocabulary):
 
     def prompt(sequence_length: int = 160, **line) -> prompts.Prompt:
         (request,), _ = read(folder, line)
-        return prompt_of(request, images, image_tokenizer.config, vocabulary, 6, sequence_length)
+        return prompt_of(request, images, image_tokenizer.config.grid, vocabulary, 6, sequence_length)
 
     return prompt, images[folder / "a.png"], images[folder / "b.png"]
 
@@ -172,7 +171,7 @@ def test_what_the_model_is_given(ask, vocabulary):
     assert prompt(task="vqa", prompt="which one?", **backwards) == prompts.text_after_image(
         a, 6, v, "Question: which one? Answer:"
     )
-    assert prompt(task="continue", segments=["x", {"image": "b.png"}]) == prompts.continuation(["x", b], 24, 16, v)
+    assert prompt(task="continue", segments=["x", {"image": "b.png"}]) == prompts.continuation(["x", b], 6, 16, 160, v)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -11,12 +11,12 @@ from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.sampling import (
     SamplingParams,
     contrastive_scores,
-    draw,
     edit_guided_logits,
     guided_logits,
     keep_top_k,
     keep_top_p,
     process_logits,
+    sample_tokens,
 )
 
 
@@ -103,31 +103,31 @@ def test_scores_of_a_mixed_batch():
     assert not np.isfinite(np.asarray(found))[~legal].any()
 
 
-def shares(logits: jax.Array, number: int = 20_000) -> np.ndarray:
+def frequencies(logits: jax.Array, number: int = 20_000) -> np.ndarray:
     keys = jax.random.split(jax.random.key(0), number)
-    drawn = draw(keys, jnp.broadcast_to(logits, (number, len(logits))), greedy=False)
-    return np.bincount(drawn, minlength=len(logits)) / number
+    sampled = sample_tokens(keys, jnp.broadcast_to(logits, (number, len(logits))), greedy=False)
+    return np.bincount(sampled, minlength=len(logits)) / number
 
 
 def test_samples_follow_the_softmax():
     logits = jnp.array([0.0, 1.0, 2.0, -jnp.inf])
-    np.testing.assert_allclose(shares(logits), jax.nn.softmax(logits), atol=0.015)
+    np.testing.assert_allclose(frequencies(logits), jax.nn.softmax(logits), atol=0.015)
     # More than one block of tokens.
     many = jnp.asarray(random_logits(300))
-    np.testing.assert_allclose(shares(many), jax.nn.softmax(many), atol=0.015)
+    np.testing.assert_allclose(frequencies(many), jax.nn.softmax(many), atol=0.015)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0.5, 60.0))
-def test_what_has_no_probability_is_never_drawn(seed, spread):
+def test_what_has_no_probability_is_never_sampled(seed, spread):
     logits = random_logits(64, 300, seed=seed) * spread
     logits[np.random.default_rng(seed).random(logits.shape) < 0.9] = -np.inf
     logits[:, 17] = 0.0
-    drawn = np.asarray(draw(jax.random.split(jax.random.key(seed), 64), jnp.asarray(logits), greedy=False))
-    assert np.isfinite(logits[np.arange(64), drawn]).all()
+    sampled = np.asarray(sample_tokens(jax.random.split(jax.random.key(seed), 64), jnp.asarray(logits), greedy=False))
+    assert np.isfinite(logits[np.arange(64), sampled]).all()
 
 
 def test_greedy_is_the_likeliest():
     logits = jax.random.normal(jax.random.key(1), (5, 9))
     keys = jax.random.split(jax.random.key(2), 5)
-    np.testing.assert_array_equal(draw(keys, logits, greedy=True), logits.argmax(-1))
+    np.testing.assert_array_equal(sample_tokens(keys, logits, greedy=True), logits.argmax(-1))

@@ -142,7 +142,7 @@ def test_the_model_card_says_what_it_is_and_its_example_runs(make_run, monkeypat
     card = (folder / "README.md").read_text()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(run.model)))
     assert f"| parameters | {parameters:,} |" in card
-    assert "| steps | 7 |" in card and "| tokens | 1,792 (8 sequences of 32 a step) |" in card
+    assert "| steps | 7 |" in card and "| tokens | 1,792 (8 sequences of 32 per step) |" in card
     assert "| captions | 1 | 40 |" in card and "| started from | random numbers |" in card
     assert "| eval_loss | 1.25 |" in card and "Measured at step 5" in card
     monkeypatch.chdir(folder)
@@ -153,15 +153,15 @@ def test_the_model_card_says_what_it_is_and_its_example_runs(make_run, monkeypat
 
 
 def test_what_opt_cannot_express_is_refused_by_name(make_run, tmp_path, capsys):
-    run = make_run(positions="learned+rotary", image_positions=16, layer_norm_epsilon=1e-6)
+    run = make_run(positions="learned+rotary", gated=True, layer_norm_epsilon=1e-6)
     with pytest.raises(UserError) as refused:
-        run.export()
-    for field in ("positions is 'learned+rotary'", "image_positions is 16", "layer_norm_epsilon is 1e-06"):
+        run.export(family="opt")
+    for field in ("positions is 'learned+rotary'", "gated is True", "layer_norm_epsilon is 1e-06"):
         assert f"config.model.{field}" in str(refused.value)
     command = ["export", "--config=examples/digits/demo.py", f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}"]
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert "config.model.image_positions is 16 and can only be 0" in error and error.count("\n") == 1
+    assert "config.model.image_position_embedding is True and can only be False" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -12,9 +12,10 @@ import pytest
 from flax import nnx
 
 from cm3leon_jax.cli import main
+from cm3leon_jax.commands import train
 from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation.restoring import restore_model
+from cm3leon_jax.generation.load import load_model
 from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.progress import read_step_log
@@ -29,7 +30,7 @@ from tests.huggingface.conftest import assert_equal, at, import_folder, imported
 @pytest.mark.parametrize(
     ("changes", "shard_size"),
     [
-        (dict(), "5GB"),
+        (dict(), "2GB"),
         (dict(biases=True, norm_scale_and_bias=True), "20KB"),
         (dict(norm_position="sum", norm_scale_and_bias=True, embedding_dim=16), "20KB"),
     ],
@@ -38,7 +39,7 @@ def test_there_and_back_is_bit_for_bit(make_run, tmp_path, changes, shard_size, 
     run = make_run(**changes)
     folder, there = run.export(shard_size=shard_size), tmp_path / "there"
     config = at(run.config, there)
-    assert import_folder(config, there, folder) == 0
+    import_folder(config, there, folder)
     assert "rows of the embedding table" not in capsys.readouterr().out
     parameters, meta = imported(config, there)
     assert_equal(parameters, nnx.state(run.model))
@@ -47,7 +48,7 @@ def test_there_and_back_is_bit_for_bit(make_run, tmp_path, changes, shard_size, 
     theirs = ImageTokenizer.load(run.config.image_tokenizer.path).fingerprint
     assert meta["corpus"] == {"image_tokenizer": theirs}
     assert ImageTokenizer.load(there / "image_tokenizer").fingerprint == theirs
-    restored = restore_model(config, there)
+    restored = load_model(config, there)
     assert restored.step == 0
     # And out again, to the same bytes.
     again = dataclasses.replace(run, config=config, workdir=there).export(shard_size=shard_size)

@@ -17,7 +17,7 @@ from tokenizers import ByteLevelBPETokenizer
 from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.commands import train
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.generation.restoring import restore_model
+from cm3leon_jax.generation.load import load_model
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.models.transformer import Transformer, abstract_model
 from cm3leon_jax.records import write_record
@@ -188,7 +188,7 @@ def test_an_opt_is_trained_on_with_the_image_tokenizer_that_comes_later(config, 
         config, train=TrainConfig(compilation_cache="", num_tokens=8.0 * 32, eval_every=0, sample_every=0)
     )
     assert train.run(config, there, Namespace(profile="")) == 0
-    assert restore_model(config, there).step == 1
+    assert load_model(config, there).step == 1
     with Checkpoints(there / "checkpoints", keep=1) as checkpoints:
         assert checkpoints.meta(1)["origin"] == "imported parameters"
 
@@ -244,13 +244,13 @@ def test_a_missing_torch_is_one_line(config, folder, tmp_path, monkeypatch):
         (lambda f: (f / "pytorch_model.bin").unlink(), "no weights in"),
         (lambda f: (f / "pytorch_model.bin").write_bytes(b"123"), "pytorch_model.bin is refused"),
         (lambda f: (f / "model.safetensors").write_bytes(b"123"), "model.safetensors is damaged"),
-        (lambda f: edit(f / "config.json", model_type="llama"), "is of model_type 'llama': only 'opt'"),
+        (lambda f: edit(f / "config.json", model_type="gpt2"), "model_type is 'gpt2', not one of 'opt', 'llama'"),
         (lambda f: edit(f / "config.json", tie_word_embeddings=False), "tie_word_embeddings is False"),
         (lambda f: edit(f / "config.json", _remove_final_layer_norm=True), "_remove_final_layer_norm is True"),
         (lambda f: edit(f / "config.json", activation_function="silu"), "activation_function is 'silu'"),
         (lambda f: edit(f / "config.json", hidden_size="32"), "hidden_size is '32'"),
         (lambda f: edit(f / "config.json", max_position_embeddings=65), "embed_positions.weight is (66, 32), by"),
-        (lambda f: edit_weights(f, "model.decoder.layers.1.fc1.bias", None), "layers.1.fc1.bias is absent, by"),
+        (lambda f: edit_weights(f, "model.sampler.layers.1.fc1.bias", None), "layers.1.fc1.bias is absent, by"),
         (
             lambda f: edit_weights(f, "extra", torch.zeros(2)),
             "tensor extra is (2,), by config.json it has to be absent",

@@ -66,7 +66,7 @@ def close(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
 
 
-@pytest.mark.parametrize("on_mesh", [False, True])
+@pytest.mark.parametrize("on_mesh", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_blocks_of_queries_and_groups_of_heads_change_nothing(on_mesh):
     inputs = grouped_inputs(L=256, Dh=16)
     mesh = make_mesh(MeshConfig(replica=1, fsdp=2, tensor=2), jax.devices()[:4])
@@ -83,7 +83,7 @@ def heads_first(kernel, **options):
 
 
 @pytest.mark.parametrize("mesh", [None, MeshConfig(replica=2, fsdp=2, tensor=2)], ids=["one", "eight"])
-@pytest.mark.parametrize("name", ["splash", "tokamax"])
+@pytest.mark.parametrize("name", [pytest.param("splash", marks=pytest.mark.slow), "tokamax"])
 def test_fused_attention_is_the_reference(name, mesh):
     if name == "tokamax":
         pytest.importorskip("tokamax", reason="tokamax is not installed")

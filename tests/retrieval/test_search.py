@@ -89,6 +89,7 @@ def test_neighbors_are_those_of_faiss_in_a_large_datastore(num_devices, clustere
     assert_same_neighbors(found, index.search(queries, 64))
 
 
+@pytest.mark.slow
 @given(
     num_rows=st.integers(1, 300),
     num_queries=st.integers(1, 12),
