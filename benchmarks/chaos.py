@@ -45,6 +45,10 @@ from chaos_comparison import Comparison, compared
 from cm3leon_jax.images import encode_png
 from cm3leon_jax.progress import read_step_log
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from examples.digits import images as digits
+
 T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -56,10 +60,6 @@ PATIENCE = 240.0
 
 CONFIG = """
 from ml_collections import ConfigDict
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from examples.digits import images as digits  # noqa: E402 - the examples lie beside
 
 def get_config():
     config = ConfigDict()

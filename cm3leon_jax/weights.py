@@ -49,10 +49,10 @@ def fingerprint(settings: Any, arrays: Mapping[str, np.ndarray]) -> str:
 def check_shapes(
     expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray], file: Path, fix: str
 ) -> None:
-    """Compares the shapes of arrays with those that a config asks for.
+    """Compares the shapes of arrays with those of a config.
 
     Raises:
-      UserError: names the first array that is missing, not asked for, or of another shape.
+      UserError: names the first array that is missing, unexpected, or of another shape.
     """
     for name in sorted(expected.keys() | arrays.keys()):
         found = arrays[name].shape if name in arrays else "absent"

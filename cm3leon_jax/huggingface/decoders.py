@@ -30,7 +30,7 @@ from cm3leon_jax.huggingface.reading_weights import Index, StoredTensor, open_we
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.huggingface.tensor_map import Shape, TensorMap, check_tensors
 from cm3leon_jax.huggingface.tokenizer_files import read_vocabulary
-from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer, architecture, load_image_tokenizer
 from cm3leon_jax.lock import lock
 from cm3leon_jax.models.config import ModelConfig
 from cm3leon_jax.models.sharding import make_mesh, parameter_name, shardings
