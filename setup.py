@@ -92,7 +92,13 @@ setup(
     packages=find_packages(include=["cm3leon_jax*"]),
     cmdclass={"build_py": BuildWithShipped},
     package_data={
-        "cm3leon_jax": ["py.typed", "page.css.jinja", "evaluation/report.html.jinja", "commands/inspect.html.jinja"]
+        "cm3leon_jax": [
+            "py.typed",
+            "page.css.jinja",
+            "evaluation/report.html.jinja",
+            "commands/inspect.html.jinja",
+            "huggingface/model_card.md.jinja",
+        ]
     },
     install_requires=[
         "jax>=0.10,<0.13",

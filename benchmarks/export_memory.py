@@ -37,7 +37,7 @@ def write_run(root: Path, layers: int, width: int) -> dict[str, float]:
 
     from cm3leon_jax.checkpoints import Checkpoints
     from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
-    from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+    from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
     from cm3leon_jax.models.transformer import abstract_model
     from cm3leon_jax.vocabulary import Vocabulary
 
@@ -46,7 +46,7 @@ def write_run(root: Path, layers: int, width: int) -> dict[str, float]:
     vocabulary = Vocabulary.train(["a"], NUM_TEXT_TOKENS, codes, NUM_MASKS, progress=False)
     vocabulary.save(config.vocabulary.path)
     weights = vqgan.initial_parameters(vqgan.abstract_vqgan(config.image_tokenizer), 0)
-    image_tokenizer = ImageTokenizer(config.image_tokenizer, weights)
+    image_tokenizer = VQGANTokenizer(config.image_tokenizer, weights)
     image_tokenizer.save(config.image_tokenizer.path)
     rng = np.random.default_rng(0)
     _, abstract = abstract_model(config.model, vocabulary.size, SEQUENCE_LENGTH)
@@ -55,6 +55,7 @@ def write_run(root: Path, layers: int, width: int) -> dict[str, float]:
         "vocabulary": vocabulary.fingerprint,
         "corpus": {"tasks": {}, "image_tokenizer": image_tokenizer.fingerprint},
         "config": dataclasses.asdict(config),
+        "origin": "random numbers",
     }
     started = time.perf_counter()
     with Checkpoints(root / "run" / "checkpoints", keep=1) as checkpoints:
@@ -69,18 +70,18 @@ def write_run(root: Path, layers: int, width: int) -> dict[str, float]:
 
 def measured(command: str, root: Path, arguments: Namespace) -> dict[str, float]:
     """Runs one command in this process."""
-    from cm3leon_jax.huggingface import export as huggingface_export
-    from cm3leon_jax.huggingface import importing as huggingface_import
+    from cm3leon_jax.commands import export as export_command
+    from cm3leon_jax.commands import import_ as import_command
 
     workdir = root / ("run" if command == "export" else "again")
     config = run_config(workdir, arguments.layers, arguments.width)
     before, started = megabytes("VmRSS"), time.perf_counter()
     folder = str(root / "folder")
     if command == "export":
-        asked = Namespace(output=folder, dtype=arguments.dtype, shard_size=arguments.shard_size)
-        huggingface_export.run(config, workdir, asked)
+        asked = Namespace(output=folder, family=None, dtype=arguments.dtype, shard_size=arguments.shard_size)
+        export_command.run(config, workdir, asked)
     else:
-        huggingface_import.run(config, workdir, Namespace(source=folder))
+        import_command.run(config, workdir, Namespace(source=folder))
     seconds = time.perf_counter() - started
     return {"resident_before_mb": before, "peak_above_mb": megabytes("VmHWM") - before, "seconds": seconds}
 
@@ -90,13 +91,13 @@ def run_config(workdir: Path, layers: int, width: int):
     from cm3leon_jax.config import Config
     from cm3leon_jax.data.batches.config import BatchConfig
     from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
-    from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+    from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
     from cm3leon_jax.models.config import ModelConfig
 
     return Config(
         corpus=CorpusConfig(path=str(workdir / "corpus")),
         vocabulary=VocabularyConfig(str(workdir / "vocabulary"), NUM_TEXT_TOKENS, NUM_MASKS),
-        image_tokenizer=ImageTokenizerConfig(
+        image_tokenizer=VQGANConfig(
             path=str(workdir / "image_tokenizer"),
             resolution=8,
             in_channels=1,

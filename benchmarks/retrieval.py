@@ -71,7 +71,10 @@ def main() -> None:
             steps = [int(step) for step in arguments.steps.split(",") if step] or [checkpoints.latest_step]
             for step in steps:
                 mesh = make_mesh(config.mesh)
-                graph, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
+                image_length = config.image_tokenizer.image_length
+                graph, abstract = abstract_model(
+                    config.model, vocabulary.size, config.batch.sequence_length, image_length
+                )
                 parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
                 losses = partial(nats, graph=graph, parameters=parameters, vocabulary=vocabulary, mesh=mesh)
                 asked = [name for name in arguments.neighbors.split(",") if name] or list(choices(held_out))

@@ -103,10 +103,10 @@ def ours(task: Task, _: str) -> tuple[Callable[[int], list[float]], Callable[[],
     from cm3leon_jax.data.batches.batch import Batch
     from cm3leon_jax.data.batches.config import BatchConfig
     from cm3leon_jax.models.config import MeshConfig, ModelConfig
+    from cm3leon_jax.models.cpu import keep_freed_memory
     from cm3leon_jax.models.flops import flops_per_token
     from cm3leon_jax.models.sharding import make_mesh
     from cm3leon_jax.training.config import OptimizerConfig, TrainConfig
-    from cm3leon_jax.training.platforms import keep_freed_memory
     from cm3leon_jax.training.step import TrainStep, on_mesh
     from cm3leon_jax.vocabulary import Vocabulary
 
@@ -200,21 +200,19 @@ def leave_weights(parameters: Any, config: Any, vocabulary_size: int, task: Task
     import jax
     import numpy as np
 
-    from cm3leon_jax.huggingface.families.opt_config import opt_config
-    from cm3leon_jax.huggingface.families.opt_names import IN_LAYERS, OUTSIDE_LAYERS
+    from cm3leon_jax.huggingface.families.opt import FAMILY
     from cm3leon_jax.models.sharding import parameter_name
 
     weights = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(parameters)[0]:
         # The last of a path is the array in its variable.
         name, array = parameter_name(path).removesuffix(".value"), np.asarray(leaf)
-        if name in OUTSIDE_LAYERS:
-            weights[OUTSIDE_LAYERS[name].name] = OUTSIDE_LAYERS[name].from_ours(array)
-        else:
-            tensor = IN_LAYERS[name]
-            weights |= {tensor.name.format(n): tensor.from_ours(layer) for n, layer in enumerate(array)}
+        tensor = FAMILY.tensors[name]
+        for key, part in zip(tensor.names(array.shape), array if tensor.is_stacked else [array], strict=True):
+            weights[key] = tensor.from_ours(part)
     np.savez(task.folder / "weights.npz", **weights)
-    described = opt_config(config, vocabulary_size, task.length, "float32")
+    assert FAMILY.write_config is not None
+    described = FAMILY.write_config(config, vocabulary_size, task.length, "float32")
     (task.folder / "config.json").write_text(json.dumps(described))
 
 
@@ -273,13 +271,11 @@ def read_weights(model: Any, task: Task) -> None:
     import torch
 
     with np.load(task.folder / "weights.npz") as weights, torch.no_grad():
-        parameters = dict(model.model.named_parameters())
+        parameters = dict(model.named_parameters())
         if set(weights.files) != set(parameters):
             raise SystemExit(f"the sides differ in {sorted(set(weights.files) ^ set(parameters))}")
         for name in weights.files:
-            array = torch.from_numpy(weights[name])
-            # OPT's table of positions has rows in front of the first.
-            parameters[name][len(parameters[name]) - len(array) :].copy_(array)
+            parameters[name].copy_(torch.from_numpy(weights[name]))
 
 
 def _cpu_seconds() -> float:

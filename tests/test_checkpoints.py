@@ -254,7 +254,8 @@ def test_a_field_that_is_newer_than_the_record_had_its_default():
     del before["model"]["rotary_image_positions"]
     same = Config()
     check_unchanged({"config": before}, {"config": dataclasses.asdict(same)}, [], "the run was")
-    model = dataclasses.replace(same.model, positions="rotary", image_positions=1024, rotary_image_positions=True)
+    changes = dict(positions="rotary", image_position_embedding=True, rotary_image_positions=True)
+    model = dataclasses.replace(same.model, **changes)
     turned = dataclasses.asdict(dataclasses.replace(same, model=model))
     with pytest.raises(UserError, match=r"config.model.rotary_image_positions was False and is True"):
         check_unchanged({"config": before}, {"config": turned}, ["config.model.positions"], "the run was")

@@ -88,7 +88,7 @@ def test_numbers_that_mean_the_same_are_taken(config_of):
         ("pass", {"model.num_layers.x": "3"}, r"--config.model.num_layers.x: x is no field of a int"),
         ("pass", {"model.num_layers": "many"}, r"config.model.num_layers is 'many', a str"),
         ("pass", {"model.num_heads": "7"}, r"config.model.model_dim 1024 does not divide into model.num_heads 7"),
-        ("pass", {"model.image_positions": "7"}, r"config.model.image_positions 7: 0, or the 1024 codes"),
+        ("pass", {"model.ffn_dim": "0"}, r"config.model.ffn_dim is 0: at least 1"),
         ("pass", {"batch.packing": "tight"}, r"config.batch.packing is 'tight'"),
         ("raise ValueError('no disk')", {}, r"mine.py, line 4, cannot be run: ValueError: no disk"),
     ],

@@ -18,18 +18,19 @@ from tokenizers import pre_tokenizers
 
 from cm3leon_jax import cli, config_file
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat
+from cm3leon_jax.commands import export as export_command
+from cm3leon_jax.commands import import_ as import_command
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
+from cm3leon_jax.encoders.base import load_encoder
+from cm3leon_jax.encoders.clip.config import ClipConfig
 from cm3leon_jax.encoders.clip.encoder import parameter_shapes
 from cm3leon_jax.encoders.clip.model import ClipArchitecture, Tower
-from cm3leon_jax.encoders.config import EncoderConfig
-from cm3leon_jax.encoders.loading import load_encoder
 from cm3leon_jax.errors import RestartError, UserError
-from cm3leon_jax.huggingface import export as huggingface_export
-from cm3leon_jax.huggingface import importing as huggingface_import
-from cm3leon_jax.huggingface.families import clip as clip_import
+from cm3leon_jax.huggingface.families import clip
+from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3leon_jax.models.sharding import make_mesh, shardings
 from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.newest_checkpoint import read_newest
@@ -49,7 +50,7 @@ def get_config():
     c.image_tokenizer = dict(resolution=8, in_channels=1, base_channels=4, channel_multipliers=(1, 2),
                              num_res_blocks=1, latent_channels=4, embedding_dim=3, codebook_size=32)
     c.batch = dict(batch_size=4, sequence_length=64)
-    c.model = dict(num_layers=1, model_dim=16, num_heads=2, image_positions=0, compute_dtype="float32", remat="none")
+    c.model = dict(num_layers=1, model_dim=16, num_heads=2, compute_dtype="float32", remat="none")
     c.train = dict(num_tokens=1e4, compilation_cache="")
     return c
 """
@@ -138,8 +139,8 @@ class HuggingFace:
 
     def make(self, base: Path) -> None:
         config = _write_checkpoint(base)
-        asked = Namespace(output=str(base / "exported"), format="huggingface", dtype="float32", shard_size="20KB")
-        huggingface_export.run(config, base / "run", asked)
+        asked = Namespace(output=str(base / "exported"), family=None, dtype="float32", shard_size="20KB")
+        export_command.run(config, base / "run", asked)
         shutil.copytree(base / "exported", base / "foreign")
         (base / "foreign" / "cm3leon.json").unlink()
         _write_clip(base / "clip")
@@ -158,9 +159,9 @@ class HuggingFace:
 
     def run(self, base: Path, work: Path) -> str:
         config = config_file.load(str(base / "config.py"), str(work / "run"))
-        config = dataclasses.replace(config, encoder=EncoderConfig(path=str(work / "encoder")))
+        config = dataclasses.replace(config, encoder=ClipConfig(path=str(work / "encoder")))
         folder, record = work / "folder", work / "folder" / "cm3leon.json"
-        huggingface_import.run(config, work / "run", Namespace(source=str(folder)))
+        import_command.run(config, work / "run", Namespace(source=str(folder)))
         if (work / "encoder").exists():
             assert all(np.isfinite(value).all() for value in load_encoder(work / "encoder").weights.values())  # type: ignore[attr-defined]
         elif record.is_file() and record.read_bytes() == self._record:
@@ -174,7 +175,7 @@ def _write_tokenizers(base: Path) -> Config:
     texts = ["an image of 1, caf\u00e9 \u6570 and a second line"] * 4
     Vocabulary.train(texts, 288, 32, 4, progress=False).save(config.vocabulary.path)
     weights = vqgan.initial_parameters(vqgan.abstract_vqgan(config.image_tokenizer), 0)
-    ImageTokenizer(config.image_tokenizer, weights).save(config.image_tokenizer.path)
+    VQGANTokenizer(config.image_tokenizer, weights).save(config.image_tokenizer.path)
     return config
 
 
@@ -184,11 +185,12 @@ def _write_checkpoint(base: Path) -> Config:
     vocabulary = Vocabulary.load(config.vocabulary.path)
     _, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
     parameters = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), abstract)
-    image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path).fingerprint
+    image_tokenizer = load_image_tokenizer(config.image_tokenizer.path).fingerprint
     meta = {
         "vocabulary": vocabulary.fingerprint,
         "corpus": {"tasks": {}, "image_tokenizer": image_tokenizer},
         "config": dataclasses.asdict(config),
+        "origin": "random numbers",
     }
     with Checkpoints(base / "run" / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(STEP, {"parameters": parameters}, meta)
@@ -220,10 +222,8 @@ def _write_clip(folder: Path) -> None:
     )
     shape = Tower(2, 16, 2, 32)
     shapes = parameter_shapes(ClipArchitecture(8, len(names), 11, 16, 4, text=shape, image=shape))
-    rng, weights = np.random.default_rng(0), {"logit_scale": np.zeros((), np.float32)}
-    for name, tensor in clip_import.names().items():
-        layers = range(shapes[name][0]) if ".blocks." in name else [None]
-        for layer in layers:
-            ours = shapes[name] if layer is None else shapes[name][1:]
-            weights[tensor.name.format(layer)] = rng.standard_normal(tensor.shape(ours)).astype(np.float32)
+    rng, weights = np.random.default_rng(0), {}
+    for name, tensor in clip.tensor_maps().items():
+        for key in tensor.names(shapes[name]):
+            weights[key] = np.asarray(rng.standard_normal(tensor.shape(shapes[name])), np.float32)
     safetensors.numpy.save_file(weights, folder / "model.safetensors")

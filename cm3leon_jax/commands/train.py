@@ -18,11 +18,11 @@ from cm3leon_jax.data.batches.row_fit import row_losses
 from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.generation.samples import SampleImages
 from cm3leon_jax.lock import lock
+from cm3leon_jax.models.cpu import keep_freed_memory
 from cm3leon_jax.models.flops import FLOP_RULE
 from cm3leon_jax.models.transformer import parameter_count
 from cm3leon_jax.training import trainer
 from cm3leon_jax.training.goodput import RunClock
-from cm3leon_jax.training.platforms import keep_freed_memory
 from cm3leon_jax.training.profile import Profile
 from cm3leon_jax.training.run import Images, Start
 from cm3leon_jax.training.transformer import TransformerTraining
@@ -68,7 +68,8 @@ def _samples(training: TransformerTraining) -> SampleImages | None:
 def _announce(training: TransformerTraining, start: Start, samples: str) -> None:
     """Says what is about to run."""
     config, mesh, work, size = training.config, training.mesh, training.work, training.vocabulary.size
-    parameters = parameter_count(config.model, size, config.batch.sequence_length)
+    image_length = config.image_tokenizer.image_length
+    parameters = parameter_count(config.model, size, config.batch.sequence_length, image_length)
     axes = " x ".join(f"{axis} {ways}" for axis, ways in mesh.shape.items())
     documents = sum(s.num_documents for s in training.corpus.splits(config.corpus.train_split).values())
     batch = f"{config.batch.batch_size} x {config.batch.sequence_length} tokens"

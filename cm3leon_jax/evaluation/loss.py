@@ -36,7 +36,12 @@ class EvalLoss:
             retrieval=open_retrieval(corpus, config.retrieval, config.corpus.train_split),
         )
         eval_step = make_eval_step(
-            config.model, model.vocabulary, config.batch.sequence_length, model.mesh, config.train.loss_chunks
+            config.model,
+            model.vocabulary,
+            config.batch.sequence_length,
+            model.mesh,
+            config.train.loss_chunks,
+            config.image_tokenizer.image_length,
         )
         num_batches = -(-self.num_sequences // self.batch_size)
         losses = eval_loss(eval_step, model.parameters, source, num_batches, model.mesh)

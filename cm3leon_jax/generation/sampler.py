@@ -49,10 +49,17 @@ class Completion:
 class Sampler:
     """Completes prompts on the devices of one mesh, with one set of parameters at a time."""
 
-    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, sequence_length: int, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        sequence_length: int,
+        mesh: Mesh,
+        image_length: int | None = None,
+    ) -> None:
         self.sequence_length = sequence_length
         self._vocabulary, self._mesh, self._parameters = vocabulary, mesh, None
-        graph, abstract = abstract_model(config, vocabulary.size, sequence_length)
+        graph, abstract = abstract_model(config, vocabulary.size, sequence_length, image_length)
 
         def unstacked(parameters: nnx.State) -> Transformer:
             return nnx.merge(graph, parameters).unstacked()

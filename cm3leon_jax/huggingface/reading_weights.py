@@ -1,7 +1,8 @@
-"""The tensors of a Hugging Face folder by name, each read in parts: safetensors, or PyTorch's own files."""
+"""The tensors of a Hugging Face folder by name, each read in parts, from safetensors or PyTorch's own files."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +65,11 @@ def weight_files(folder: Path) -> list[Path]:
     raise UserError(f"no weights in {folder}: neither {_SAFETENSORS} nor {_PYTORCH}, nor an index of either")
 
 
-def open_weights(folder: Path, without: tuple[str, ...] = ()) -> dict[str, StoredTensor]:
+def open_weights(folder: Path, ignored: tuple[str, ...] = ()) -> dict[str, StoredTensor]:
     """All tensors of a folder, opened and not read.
 
     Args:
-      folder: with the weights.
-      without: endings of the names of tensors that are left out, of whatever type they are.
+      ignored: patterns of the names of tensors that are skipped, of whatever type they are, such as "*.position_ids".
 
     Raises:
       UserError: if there are no weights, or files are missing, damaged, or could run code when read.
@@ -78,7 +78,7 @@ def open_weights(folder: Path, without: tuple[str, ...] = ()) -> dict[str, Store
     for file in weight_files(folder):
         if not file.is_file():
             raise UserError(f"{file} is damaged: it is no ordinary file")
-        result |= (_open_safetensors if file.suffix == ".safetensors" else _open_pytorch)(file, without)
+        result |= (_open_safetensors if file.suffix == ".safetensors" else _open_pytorch)(file, ignored)
     return result
 
 
@@ -93,6 +93,10 @@ def _parts(index: Path) -> list[str]:
     return names
 
 
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -100,10 +104,10 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _open_safetensors(file: Path, without: tuple[str, ...]) -> dict[str, StoredTensor]:
+def _open_safetensors(file: Path, ignored: tuple[str, ...]) -> dict[str, StoredTensor]:
     try:
         opened = safetensors.safe_open(file, framework="numpy")
-        found = {name: opened.get_slice(name) for name in opened.keys() if not name.endswith(without)}  # noqa: SIM118
+        found = {name: opened.get_slice(name) for name in opened.keys() if not _matches(name, ignored)}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} is damaged ({error}): get it again") from None
 
@@ -115,7 +119,7 @@ def _open_safetensors(file: Path, without: tuple[str, ...]) -> dict[str, StoredT
     return {name: stored(name, tensor) for name, tensor in found.items()}
 
 
-def _open_pytorch(file: Path, without: tuple[str, ...]) -> dict[str, StoredTensor]:
+def _open_pytorch(file: Path, ignored: tuple[str, ...]) -> dict[str, StoredTensor]:
     try:
         import torch
     except ImportError:
@@ -142,7 +146,7 @@ def _open_pytorch(file: Path, without: tuple[str, ...]) -> dict[str, StoredTenso
 
     if not isinstance(found, dict):
         raise UserError(f"{file} holds a {type(found).__name__}, not tensors by name")
-    found = {str(name): tensor for name, tensor in found.items() if not str(name).endswith(without)}
+    found = {str(name): tensor for name, tensor in found.items() if not _matches(str(name), ignored)}
     for name, tensor in found.items():
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             raise UserError(f"{file}: {name} is no tensor of floats")

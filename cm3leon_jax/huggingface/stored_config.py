@@ -1,9 +1,9 @@
-"""Fields of the JSON files of other people's folders: each is read as what it has to be, or named with its file."""
+"""Reads fields of other people's JSON files, each checked against its type, or named with its file."""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,12 @@ class StoredConfig:
     """A JSON object; a field that is absent or null has its default."""
 
     values: Mapping[str, Any]
-    # The file, and in front of the names of fields the part of it, such as "text_config."; they begin every message.
+    # The file, and the part of it that holds the fields, such as "text_config."; they begin every message.
     where: str
     prefix: str = ""
 
     def part(self, *names: str) -> StoredConfig:
-        """The object under the first of these names that says anything; empty if none does."""
+        """The object under the first of these names that has one; empty if none does."""
         for name in names:
             if found := self.values.get(name):
                 if not isinstance(found, dict):
@@ -50,7 +50,7 @@ class StoredConfig:
         return value
 
     def num_layers(self, name: str) -> int:
-        """A number of layers; one that no model has would only take long to be refused."""
+        """A number of layers, up to one that no model has."""
         return self.size(name, most=_MOST_LAYERS)
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -80,6 +80,19 @@ class StoredConfig:
         if type(value) is not str:
             raise self.error(name, value, "a text")
         return value
+
+    def choice(self, name: str, choices: Iterable[str]) -> str:
+        """One of these texts."""
+        value = self.get(name)
+        if value not in list(choices):
+            raise self.error(name, value, f"one of {', '.join(map(repr, choices))}")
+        return value
+
+    def refuse_if(self, name: str, condition: bool) -> None:
+        """Raises for a field whose value no field of ModelConfig says."""
+        if condition:
+            value = reprlib.repr(self.values.get(name))
+            raise UserError(f"{self.where}: {self.prefix}{name} is {value}, which this package's model cannot express")
 
     def error(self, name: str, value: Any, wanted: str) -> UserError:
         """What to raise for a field with a wrong value."""

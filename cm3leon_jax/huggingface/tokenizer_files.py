@@ -41,13 +41,9 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, sequence_length: int) 
 def read_vocabulary(folder: Path, rows: int, config: Config) -> Vocabulary:
     """The vocabulary of a folder; its first ids are the rows of the folder's embedding table.
 
-    One that `cm3leon export` wrote is taken as it is. Around any other, which must be a byte-level BPE whose first ids
-    are OPT's, the ids of images and marks are laid as the config says; ids without a token become `<unused:i>`.
-
-    Args:
-      folder: with tokenizer.json, or vocab.json and merges.txt.
-      rows: the rows of the folder's embedding table.
-      config: the run's.
+    One that `cm3leon export` wrote is taken as it is. Any other, which must be a byte-level BPE whose first ids are
+    OPT's, is followed by the ids of images and special tokens that the config wants; ids without a token become
+    `<unused:i>`.
 
     Raises:
       UserError: if it is missing, damaged or none of these.
@@ -67,7 +63,7 @@ def read_vocabulary(folder: Path, rows: int, config: Config) -> Vocabulary:
 def _vocabulary(found: dict[str, Any], folder: Path, rows: int, config: Config) -> Vocabulary:
     names = {token["content"] for token in found["added_tokens"]}
     if "<image:0>" in names:
-        # A text is never cut, and no marks are put around it, whatever another program stored.
+        # A text is never truncated and gets no special tokens around it, whatever another program stored.
         found |= {"truncation": None, "padding": None, "post_processor": None}
         vocabulary = Vocabulary(json.dumps(found, ensure_ascii=False, sort_keys=True))
         if vocabulary.size != rows:
@@ -96,11 +92,10 @@ def _vocabulary(found: dict[str, Any], folder: Path, rows: int, config: Config) 
 def open_tokenizer(folder: Path, **pair: Any) -> tuple[tokenizers.Tokenizer, bool]:
     """The tokenizer of a folder, and whether it is whole.
 
-    It is not where the folder has vocab.json and merges.txt alone: then nothing is known of how texts are cut.
+    It is not where the folder has vocab.json and merges.txt alone: they do not say how texts are split into words.
 
     Args:
-      folder: with tokenizer.json, or vocab.json and merges.txt.
-      pair: what a BPE of vocab.json and merges.txt is to have beside them.
+      pair: further options of a BPE of vocab.json and merges.txt.
 
     Raises:
       UserError: if there is none, or it cannot be read.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from cm3leon_jax.config_part import AFTER_IMPORT, AT_RESUME, Layers, Part, one_of, require
-from cm3leon_jax.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, Range
+from cm3leon_jax.ranges import NonNegative, Positive, PositiveInt, Range
 
 
 @dataclass(frozen=True)
@@ -16,17 +16,17 @@ class ModelConfig(Part):
     num_layers: Layers = 24
     model_dim: PositiveInt = 1024
     num_heads: PositiveInt = 16
-    # Heads of keys and values, each for a group of query heads (arXiv 2305.13245); 0: num_heads.
-    num_key_value_heads: NonNegativeInt = 0
-    # 0: four times model_dim.
-    ffn_dim: NonNegativeInt = 0
+    # Heads of keys and values, each for a group of query heads (arXiv 2305.13245); None: num_heads.
+    num_key_value_heads: PositiveInt | None = None
+    # None: four times model_dim.
+    ffn_dim: PositiveInt | None = None
     # "gelu" is the exact one, "gelu_tanh" its usual approximation.
     activation: str = "relu"
-    # A second product beside the activated one, multiplied with it: with "silu", SwiGLU (arXiv 2002.05202, section 2).
+    # Multiplies the activation with a second matmul: with "silu", SwiGLU (arXiv 2002.05202, section 2).
     gated: bool = False
     # "layer", or "rms", which neither centers nor shifts (arXiv 1910.07467).
     norm: str = "layer"
-    # "layer" or "rms" normalizes every query and key head before their product, for stability at high learning rates
+    # "layer" or "rms" normalizes every query and key head before the dot product, for stability at high learning rates
     # (arXiv 2302.05442, section 2.1); with one learned scale for all heads, or one per head (Chameleon,
     # arXiv 2405.09818, section 2.3).
     query_key_norm: str = "none"
@@ -40,18 +40,18 @@ class ModelConfig(Part):
     # Where the norm of each sublayer is: on its "input" (with a final norm after the last layer), on its "output"
     # before it is added (Chameleon-34B; a final norm, too), or on the "sum" (OPT-350M).
     norm_position: str = "input"
-    # Width of the token embeddings; 0: model_dim. Others are projected to and from it (OPT-350M).
-    embedding_dim: NonNegativeInt = 0
-    # Whether the embedding table is the output layer's as well, as in the paper and in OPT.
+    # Width of the token embeddings; None: model_dim. Others are projected to and from it (OPT-350M).
+    embedding_dim: PositiveInt | None = None
+    # Whether the embedding table is the LM head as well, as in the paper and in OPT.
     tied_embeddings: bool = True
-    # "learned": a table of absolute positions, the paper's; "rotary": queries and keys are turned by their position
+    # "learned": a table of absolute positions, the paper's; "rotary": queries and keys are rotated by their position
     # (arXiv 2104.09864), which makes "one row up" the same step everywhere in an image; "learned+rotary": both.
     positions: str = "learned"
-    # A second table: the place in its image that follows a code or a mark. A code that moved to the end of a masked
-    # document has lost its place otherwise. 0 leaves it out, as the paper does; else the codes of one image.
-    image_positions: NonNegativeInt = 0
-    # Half of what rotary positions turn goes by the place in the image instead (as in arXiv 2409.12191, section 2.1):
-    # so the same place of two images is always the same distance, and copying from a neighbor is soon learned.
+    # Adds a second position embedding: the raster position of the code that a token predicts. A code that moved to the
+    # end of a masked document has lost its position otherwise. The paper has none.
+    image_position_embedding: bool = False
+    # Half of the rotary pairs are rotated by the image position instead (as in arXiv 2409.12191, section 2.1): so the
+    # same position in two images is always the same distance, and copying from a neighbor is soon learned.
     rotary_image_positions: bool = False
     # Wavelengths of the rotary pairs go up to 2 pi times about this many tokens.
     rotary_base: Annotated[float, Range(above=1)] = 10_000.0
@@ -61,7 +61,7 @@ class ModelConfig(Part):
     # The type of activations; parameters are float32.
     compute_dtype: Annotated[str, AFTER_IMPORT] = "bfloat16"
     # What the backward pass computes again: "full", each layer from its input; "save_attention", all but attention,
-    # whose inputs and output are kept; "save_dots", all but the matrix products; "none", nothing.
+    # whose inputs and output are kept; "save_dots", all but the matmuls; "none", nothing.
     remat: Annotated[str, AT_RESUME] = "full"
     scan_layers: Annotated[bool, AT_RESUME] = True
 
@@ -69,7 +69,7 @@ class ModelConfig(Part):
         super().__post_init__()
         require(
             "rotary" not in self.positions or self.head_dim % 2 == 0,
-            f"model.positions is {self.positions!r}, which turns pairs, but a head is {self.head_dim} wide",
+            f"model.positions is {self.positions!r}, which rotates pairs, but a head is {self.head_dim} wide",
         )
         require(
             self.model_dim % self.num_heads == 0,
@@ -90,8 +90,9 @@ class ModelConfig(Part):
         )
         one_of("model", self, "positions", "learned", "rotary", "learned+rotary")
         require(
-            not self.rotary_image_positions or ("rotary" in self.positions and self.image_positions > 0),
-            "model.rotary_image_positions turns by image position: it needs rotary positions and model.image_positions",
+            not self.rotary_image_positions or ("rotary" in self.positions and self.image_position_embedding),
+            "model.rotary_image_positions rotates by image position: it needs rotary positions and "
+            "model.image_position_embedding",
         )
         one_of("model", self, "remat", "full", "save_attention", "save_dots", "none")
         one_of("model", self, "compute_dtype", "bfloat16", "float32")
@@ -119,11 +120,11 @@ class ModelConfig(Part):
 
 @dataclass(frozen=True)
 class MeshConfig(Part):
-    """How many ways each mesh axis splits; one of them may be -1, which takes the devices that are left."""
+    """The size of each mesh axis; one of them may be -1, which takes the devices that are left."""
 
-    # Copies of the parameters; 0: one a slice, or as many more as the topology needs (model/sharding.py says when).
-    replica: Annotated[int, Range(at_least=-1)] = 0
-    # Ways in which each copy is shared out, over devices with different data.
+    # Copies of the parameters; None: one per slice, or more where the topology needs them (models/sharding.py).
+    replica: Annotated[int, Range(at_least=1, other=-1)] | None = None
+    # Devices with different data over which each copy is sharded.
     fsdp: Annotated[int, Range(at_least=1, other=-1)] = -1
-    # Ways in which the work of each layer is shared out, over devices with the same data.
+    # Devices with the same data over which the work of each layer is sharded.
     tensor: Annotated[int, Range(at_least=1, other=-1)] = 1

@@ -1,4 +1,9 @@
-"""Rows of a table by id, when the table's columns are shared out over the devices that hold other rows of a batch."""
+"""Embedding lookup under FSDP, and the collectives that move an embedding table.
+
+A table is sharded along its columns over the devices that hold other rows of the batch. Every device gathers the
+columns of its rows once and looks up its part of the batch. Left to XLA, each would look up its few columns for all
+tokens of the batch, and the gradient would be all-reduced whole.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +19,8 @@ from cm3leon_jax.models.sharding import BATCH_AXES, RULES
 _SCATTERED_WIDTH = 4096
 
 
-def gather_columns(table: Float[Array, "V e"]) -> Float[Array, "V E"]:
-    """Inside of `shard_map`: all columns of a table of which each device has some; its gradient is reduce-scattered."""
-    transposed = jax.lax.all_gather(_padded(table.T), RULES["embed"], axis=0, tiled=True)
-    return transposed[:, : table.shape[0]].T
-
-
-def scatter_columns(transposed: Float[Array, "E V"]) -> Float[Array, "V e"]:
-    """Inside of `shard_map`: the sum over the devices of a turned table, each getting its columns."""
-    scattered = jax.lax.psum_scatter(_padded(transposed), RULES["embed"], scatter_dimension=0, tiled=True)
-    return scattered[:, : transposed.shape[1]].T
-
-
-def sent_width(num_rows: int) -> int:
-    """How long the rows of a turned table are on their way between devices."""
-    # Short ones would mostly be padding, and cost little either way.
-    return num_rows if num_rows < _SCATTERED_WIDTH else num_rows + -num_rows % _SCATTERED_WIDTH
-
-
-def _padded(rows: Float[Array, "e V"]) -> Float[Array, "e W"]:
-    return jnp.pad(rows, ((0, 0), (0, sent_width(rows.shape[1]) - rows.shape[1])))
-
-
 def embed(table: Float[Array, "V E"], ids: Int[Array, "B L"], rows_axis: str) -> Float[Array, "B L E"]:
-    """The row of each id; `rows_axis` is the logical name of the table's rows.
-
-    On a mesh every device gathers the columns of its rows once and looks up its part of the batch. Left to XLA, each
-    would look up its few columns for all tokens of the batch, and the gradient would be all-reduced whole.
-    """
+    """The row of each id; `rows_axis` is the logical name of the table's rows."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return table[ids]
@@ -49,13 +28,12 @@ def embed(table: Float[Array, "V E"], ids: Int[Array, "B L"], rows_axis: str) ->
     batch = BATCH_AXES if ids.shape[0] % (mesh.shape["replica"] * mesh.shape["fsdp"]) == 0 else None
 
     def local(table: Array, ids: Array) -> Array:
-        whole = gather_columns(table)
+        table = gather_columns(table)
         if rows is None:
-            return whole[ids]
-        here = ids - jax.lax.axis_index(rows) * whole.shape[0]
-        is_here = (here >= 0) & (here < whole.shape[0])
-        found = jnp.where(is_here[..., None], whole[jnp.where(is_here, here, 0)], 0)
-        return jax.lax.psum(found, rows)
+            return table[ids]
+        row = ids - jax.lax.axis_index(rows) * table.shape[0]
+        is_local = (row >= 0) & (row < table.shape[0])
+        return jax.lax.psum(jnp.where(is_local[..., None], table[jnp.where(is_local, row, 0)], 0), rows)
 
     return jax.shard_map(
         local,
@@ -63,3 +41,25 @@ def embed(table: Float[Array, "V E"], ids: Int[Array, "B L"], rows_axis: str) ->
         out_specs=PartitionSpec(batch),
         check_vma=False,
     )(table, ids)
+
+
+def gather_columns(table: Float[Array, "V e"]) -> Float[Array, "V E"]:
+    """Inside `shard_map`: all columns of a column-sharded table; its gradient is reduce-scattered."""
+    transposed = jax.lax.all_gather(_padded(table.T), RULES["embed"], axis=0, tiled=True)
+    return transposed[:, : table.shape[0]].T
+
+
+def scatter_columns(transposed: Float[Array, "E V"]) -> Float[Array, "V e"]:
+    """Inside `shard_map`: the sum over devices of a transposed table, column-sharded."""
+    scattered = jax.lax.psum_scatter(_padded(transposed), RULES["embed"], scatter_dimension=0, tiled=True)
+    return scattered[:, : transposed.shape[1]].T
+
+
+def sent_width(num_rows: int) -> int:
+    """The padded length of a transposed table's rows when they are sent between devices."""
+    # Short ones would mostly be padding, and cost little either way.
+    return num_rows if num_rows < _SCATTERED_WIDTH else num_rows + -num_rows % _SCATTERED_WIDTH
+
+
+def _padded(rows: Float[Array, "e V"]) -> Float[Array, "e W"]:
+    return jnp.pad(rows, ((0, 0), (0, sent_width(rows.shape[1]) - rows.shape[1])))

@@ -1,10 +1,10 @@
-"""Floating-point operations of a model, by formula.
+"""FLOPs of a model by formula (as in PaLM, arXiv 2204.02311, appendix B, but for the causal half).
 
-A matrix product of a token with a matrix of n numbers takes 2n FLOPs forward and 4n backward (towards the token and
-towards the matrix). Attention multiplies each query with the keys it sees, and their weights with the values: 4 S H Dh
-for S keys of H heads of size Dh. A causal mask lets through half of them on average, so a token costs
-2 H Dh S a layer forward, and 6 H Dh S forward and backward. Packed documents see fewer keys; by convention that is not
-subtracted, so that the count depends on the shape alone (as in PaLM, arXiv 2204.02311, appendix B, but for the half).
+A matmul of a token with a matrix of n numbers takes 2n FLOPs forward and 4n backward (with respect to the token and to
+the matrix). Attention takes 4 S H Dh for S keys of H heads of size Dh: queries times keys, and weights times values. A
+causal mask lets through half of them on average, so a token costs 2 H Dh S per layer forward, and 6 H Dh S forward and
+backward. Packed documents see fewer keys; by convention that is not subtracted, so that the count depends on the shape
+alone.
 """
 
 from __future__ import annotations
@@ -12,50 +12,48 @@ from __future__ import annotations
 from cm3leon_jax.models.config import ModelConfig
 
 FLOP_RULE = (
-    "6 FLOPs a token for each parameter in a matrix product (the output layer too, embedding look-ups not), and "
+    "6 FLOPs per token for each parameter in a matmul (the LM head too, embedding lookups not), and "
     "6 x layers x heads x head size x sequence length for causal attention; recomputation counts nothing"
 )
 
 
 def layer_matrices(config: ModelConfig) -> dict[str, int]:
-    """Numbers in each matrix of one layer."""
+    """The number of parameters in each matrix of one layer."""
     D, H, K, Dh, F = config.model_dim, config.num_heads, config.key_value_heads, config.head_dim, config.hidden_dim
     attention = {"query": D * H * Dh, "key": D * K * Dh, "value": D * K * Dh, "output": H * Dh * D}
     return attention | {"up": D * F, "down": F * D} | ({"gate": D * F} if config.gated else {})
 
 
 def output_matrices(config: ModelConfig, vocabulary_size: int) -> int:
-    """Numbers in the matrices outside of the layers: the output layer, and projections of embeddings."""
+    """The number of parameters in the matrices outside of the layers: the LM head, and projections of embeddings."""
     D, E = config.model_dim, config.token_dim
     return vocabulary_size * E + (2 * D * E if E != D else 0)
 
 
 def attention_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
-    """Forward FLOPs of causal attention in one layer."""
+    """Forward FLOPs per token of causal attention in one layer."""
     return 2.0 * config.num_heads * config.head_dim * sequence_length
 
 
 def flops_per_token(config: ModelConfig, vocabulary_size: int, sequence_length: int) -> float:
-    """Training FLOPs a token, forward and backward, by `FLOP_RULE`."""
+    """Training FLOPs per token, forward and backward, by `FLOP_RULE`."""
     layer = 6.0 * sum(layer_matrices(config).values()) + 3.0 * attention_flops_per_token(config, sequence_length)
     return config.num_layers * layer + 6.0 * output_matrices(config, vocabulary_size)
 
 
 def recomputed_flops_per_token(config: ModelConfig, sequence_length: int, has_kernel: bool) -> float:
-    """FLOPs a token that the backward pass spends on what it did not keep, by `config.remat`.
+    """FLOPs per token that the backward pass spends on what it did not keep, by `config.remat`.
 
-    The last product of a layer is never computed again: what it gives is the next layer's input, which is kept.
+    The last matmul of a layer is never computed again: its output is the next layer's input, which is kept.
 
     Args:
-      config: the model.
-      sequence_length: tokens of a row.
-      has_kernel: whether attention is fused, so that no score is kept: its backward pass makes them once more, and of
+      has_kernel: whether attention is fused, so that no logits are kept: its backward pass computes them again, and of
         its forward pass it needs sums that no policy keeps.
     """
     matrices, attention = layer_matrices(config), attention_flops_per_token(config, sequence_length)
     again = {
         "full": 2.0 * (sum(matrices.values()) - matrices["down"]) + attention,
-        # Queries, keys, values and what attention gives are kept; its weights are not.
+        # Queries, keys, values and the output of attention are kept; its weights are not.
         "save_attention": 2.0 * (matrices["output"] + matrices["up"] + matrices.get("gate", 0))
         + (attention if has_kernel else attention / 2),
         "save_dots": attention,

@@ -1,7 +1,7 @@
-"""Attention kernels that never write their scores to memory: splash on TPUs, tokamax on GPUs.
+"""Attention kernels that never write their logits to memory (FlashAttention, arXiv 2205.14135): splash and tokamax.
 
-A kernel is no operation that XLA could split over devices, so each runs under `shard_map` on what a device holds: its
-rows, and its heads. The kernels are imported where they are used, since each is for one platform.
+XLA cannot shard a kernel over devices, so each runs under `shard_map` on a device's rows and heads. The kernels are
+imported where they are used, since each is for one platform: splash for TPUs, tokamax for GPUs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.models.sharding import RULES
 
-# Tokens of a block are a multiple of this, the lanes of a TPU's vector unit.
+# Tokens per block are a multiple of this, the lanes of a TPU's vector unit.
 _LANES = 128
 _LONGEST_BLOCK = 1024
 
@@ -32,7 +32,7 @@ def splash_attention(
     document_start: Int[Array, "B L"],
     interpret: bool = False,
 ) -> Float[Array, "B H L Dh"]:
-    """Pallas's splash attention: blocks above the diagonal are skipped; documents are told apart by their start.
+    """Pallas's splash attention: blocks above the diagonal are skipped; a document's start is its segment id.
 
     `interpret` runs it where there is no TPU, slowly.
     """
@@ -52,7 +52,7 @@ def splash_attention(
 
     def local(query: Array, key: Array, value: Array, document_start: Array) -> Array:
         B, H, L, Dh = query.shape
-        # The query heads of a key head are one kernel call.
+        # One kernel call per key head, for its group of query heads.
         grouped = query.reshape(B, key.shape[1], -1, L, Dh)
         causal = masks.MultiHeadMask([masks.CausalMask((L, L))] * grouped.shape[2])
         kernel = splash.make_splash_mqa(
@@ -60,19 +60,19 @@ def splash_attention(
             block_sizes=blocks,
             head_shards=1,
             q_seq_shards=1,
-            # What the backward pass needs beside the inputs has the name of the output: a policy keeps both or neither.
+            # The residuals have the name of the output, so that a remat policy keeps both or neither.
             residual_checkpoint_name="attention",
             interpret=interpret,
         )
         segments = splash.SegmentIds(document_start, document_start)
-        of_key_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-        return jax.vmap(of_key_heads)(grouped, key, value, segments).reshape(B, H, L, Dh)
+        per_key_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+        return jax.vmap(per_key_head)(grouped, key, value, segments).reshape(B, H, L, Dh)
 
     return _on_every_device(local, query * query.shape[-1] ** -0.5, key, value, document_start)
 
 
 def splash_block(length: int) -> int:
-    """Tokens of a block: the longest multiple of 128 up to 1,024 that divides the sequence."""
+    """Tokens per block: the longest multiple of 128 up to 1,024 that divides the sequence."""
     fitting = [block for block in range(_LANES, _LONGEST_BLOCK + 1, _LANES) if length % block == 0]
     if not fitting:
         raise UserError(
@@ -90,8 +90,8 @@ def tokamax_attention(
 ) -> Float[Array, "B H L Dh"]:
     """The first of tokamax's kernels that takes this GPU and these shapes.
 
-    A query's keys begin at its document's start: a number a query, where a mask has one a pair. Its public function
-    knows only masks, so its kernels are called as that function calls them (tokamax 0.0.12).
+    A query's keys begin at its document's start: one number per query, where a mask has one per pair. Its public
+    function takes only masks, so its kernels are called as that function calls them (tokamax 0.0.12).
     """
     try:
         from absl import flags
@@ -103,7 +103,7 @@ def tokamax_attention(
         ) from None
 
     if not flags.FLAGS.is_parsed():
-        # It would read our command line as its own.
+        # Otherwise it parses our command line as its own.
         flags.FLAGS.mark_as_parsed()
 
     def local(query: Array, key: Array, value: Array, document_start: Array) -> Array:
@@ -112,8 +112,8 @@ def tokamax_attention(
         refusals = []
         for name in _TOKAMAX_KERNELS:
             try:
-                mixed = api.IMPLEMENTATIONS[name](*tokens_first, mask=mask)
-                return jnp.swapaxes(mixed, 1, 2)
+                out = api.IMPLEMENTATIONS[name](*tokens_first, mask=mask)
+                return jnp.swapaxes(out, 1, 2)
             except (KeyError, NotImplementedError) as error:
                 refusals.append(f"{name}: {error}")
         raise UserError(f"tokamax has no attention for this device ({'; '.join(refusals)}): set it to 'xla'")
@@ -122,7 +122,7 @@ def tokamax_attention(
 
 
 def _on_every_device(local: Callable[..., Array], *arrays: Array) -> Array:
-    """Runs a kernel on the rows and heads of each device of the context's mesh; without a mesh, on all of them."""
+    """Runs a kernel on each device's rows and heads of the context's mesh; without a mesh, on all of them."""
     if jax.sharding.get_abstract_mesh().empty:
         return local(*arrays)
     heads, rows = PartitionSpec(RULES["batch"], RULES["heads"]), PartitionSpec(RULES["batch"])

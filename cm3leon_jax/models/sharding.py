@@ -1,8 +1,8 @@
-"""From the logical names of axes to the axes of the device mesh: one table, and the mesh itself.
+"""The device mesh, and one table from the logical names of axes to the axes of the mesh.
 
-replica   holds different data and a copy of every parameter: slices, hosts, or groups of chips
-fsdp      holds different data and a share of every parameter
-tensor    shares the work of a layer, and the sequence between layers
+replica   data parallel: different data, a copy of every parameter (slices, hosts, or groups of chips)
+fsdp      fully sharded data parallel (ZeRO-3, arXiv 1910.02054): different data, a shard of every parameter
+tensor    tensor parallel (arXiv 1909.08053) in a layer, sequence parallel (arXiv 2205.05198) between layers
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH_AXES = ("replica", "fsdp")
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
-# Parameters are split over "fsdp" along the model dimension and over "tensor" along what a layer works on in parallel;
+# Parameters are sharded over "fsdp" along the model dimension, over "tensor" along heads, feed-forward or vocabulary;
 # activations over the batch, and over "tensor" along the same or, between layers, along the sequence.
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
@@ -40,14 +40,14 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "sequence": "tensor",
 }
 
-# A step of decoding reads every weight once, for a few tokens: split only where the work is split, never gathered.
+# A decoding step reads every weight once, for a few tokens: weights are sharded where the work is, and never gathered.
 DECODING_RULES = RULES | {"embed": None}
 
 BATCH_SPEC = PartitionSpec(BATCH_AXES)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the devices (all by default), laid along their network; `replica` goes across slices first."""
+    """A mesh over the devices (all by default) that follows their network; `replica` goes across slices first."""
     devices = jax.devices() if devices is None else devices
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     sizes = _mesh_sizes(config, len(devices), slices, devices[0].device_kind)
@@ -61,8 +61,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 def _mesh_sizes(config: MeshConfig, num_devices: int, num_slices: int, device_kind: str) -> tuple[int, ...]:
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
-    if sizes["replica"] == 0:
-        sizes["replica"] = num_slices * _replicas_of_a_slice(num_devices // num_slices, device_kind)
+    if sizes["replica"] is None:
+        sizes["replica"] = num_slices * _replicas_per_slice(num_devices // num_slices, device_kind)
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
         raise UserError(f"config.mesh: only one of {', '.join(MESH_AXES)} may be -1, but {' and '.join(free)} are")
@@ -75,12 +75,12 @@ def _mesh_sizes(config: MeshConfig, num_devices: int, num_slices: int, device_ki
     if sizes["replica"] % num_slices:
         raise UserError(
             f"config.mesh.replica {sizes['replica']} does not divide among {num_slices} slices: parameters are "
-            f"shared out inside a slice alone, so take a multiple of {num_slices}"
+            f"sharded inside a slice alone, so take a multiple of {num_slices}"
         )
     return tuple(sizes.values())
 
 
-def _replicas_of_a_slice(num_devices: int, device_kind: str) -> int:
+def _replicas_per_slice(num_devices: int, device_kind: str) -> int:
     """Copies of the parameters in a slice by default: the fewest with which its gradients are reduce-scattered.
 
     Over a whole v5e slice of 64 chips or more the TPU's compiler (libtpu 0.0.52) makes an all-reduce of every weight's
@@ -96,10 +96,7 @@ def platform() -> str:
 
 
 def with_logical_constraint(x: Array, *logical_axes: str | None) -> Array:
-    """An activation, laid on the mesh of the context as RULES say; without a mesh, or where nothing divides, as it is.
-
-    The model names axes with this and knows no mesh.
-    """
+    """Shards an activation over the context's mesh as RULES say; no-op without a mesh, or where nothing divides."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -118,19 +115,19 @@ def _axes_that_divide(
 
 
 def check_batch_divides(batch_size: int, mesh: Mesh, num_microbatches: int = 1) -> None:
-    """A batch must give every device that holds other data the same number of sequences, in every microbatch."""
+    """Refuses a batch that does not give every data-parallel device as many sequences, in every microbatch."""
     num_parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     if batch_size % (num_parts * num_microbatches):
         parts = f" and {num_microbatches} microbatches" if num_microbatches > 1 else ""
         raise UserError(
-            f"config.batch.batch_size {batch_size} does not divide by the {num_parts} ways of the mesh axes "
+            f"config.batch.batch_size {batch_size} does not divide by the size {num_parts} of the mesh axes "
             f"{' and '.join(BATCH_AXES)}{parts}: take a multiple of {num_parts * num_microbatches}, "
             "or change config.mesh"
         )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """How a batch lies on the mesh."""
+    """The sharding of a batch."""
     return NamedSharding(mesh, BATCH_SPEC)
 
 
@@ -140,13 +137,13 @@ def global_array(array: Shaped[np.ndarray, "..."], sharding: NamedSharding) -> S
 
 
 def process_local_rows(batch_size: int, mesh: Mesh) -> list[int]:
-    """The rows of a batch that devices of this process hold, in order."""
+    """The rows of a batch on the devices of this process, in order."""
     held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return sorted({row for index in held if index for row in range(batch_size)[index[0]]})
 
 
 def cache_sharding(num_rows: int, mesh: Mesh) -> NamedSharding:
-    """How keys and values, [B H S Dh], lie on the mesh; too few rows to share out stay on every device."""
+    """The sharding of keys and values, [B K S Dh]; too few rows to shard are replicated."""
     return NamedSharding(mesh, PartitionSpec(_axes_that_divide(BATCH_AXES, num_rows, mesh.shape), RULES["heads"]))
 
 
@@ -176,7 +173,7 @@ def _parameter_spec(name: str, parameter: nnx.Variable, mesh: Mesh, rules: Rules
     axes = parameter.get_metadata("logical_axes")
     shape = parameter.get_value().shape
     if len(shape) == len(axes) + 1:
-        # The parameters of a stack of layers have one axis more than their layer gave them.
+        # Stacked layers have one axis more than their layer named.
         axes = ("layers", *axes)
     spec = [rules[axis] for axis in axes]
     for dimension, (axis, mesh_axis, size) in enumerate(zip(axes, spec, shape, strict=True)):

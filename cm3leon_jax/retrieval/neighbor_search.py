@@ -76,22 +76,8 @@ def find_neighbors(
     """
     folder, train_split = corpus.path / "retrieval", source.train_split
     plan = _plan(config, train_split, corpus, encoder)
-    if is_coordinator():
-        _drop_incomplete(folder, corpus)
-    barrier("records of arrays without their files are gone")
-    if all_processes((folder / "manifest.json").exists()):
-        manifest = read_neighbors_manifest(folder)
-        _check_same_plan(folder, manifest, plan, corpus)
-        if is_coordinator():
-            log.info(f"the neighbors {folder} are complete: nothing to do")
+    if manifest := _resume(folder, plan, corpus):
         return manifest
-    if (folder / "plan.json").exists():
-        fix = f"delete {folder} and run `cm3leon prepare` again"
-        found = read_record(folder / "plan.json", "the plan of the neighbors", NeighborsPlan, fix)
-        _check_same_plan(folder, found, plan, corpus)
-    if is_coordinator():
-        write_json(folder / "plan.json", plan)
-
     tasks = {task.name: task for task in open_mixture(source)}
     sources = {name: task.get("source", {}) for name, task in corpus.manifest["tasks"].items()}
     check_sources(sources, tuple(tasks.values()), corpus.path)
@@ -121,6 +107,30 @@ def find_neighbors(
         write_record(folder / "manifest.json", manifest)
     wait_for(folder / "manifest.json")
     return read_neighbors_manifest(folder)
+
+
+def _resume(folder: Path, plan: dict[str, Any], corpus: PreparedCorpus) -> dict[str, Any] | None:
+    """Checks that what is there was found by the same plan; returns the manifest if nothing is missing.
+
+    Raises:
+      UserError: if it was found by another plan.
+    """
+    if is_coordinator():
+        _drop_incomplete(folder, corpus)
+    barrier("records of arrays without their files are gone")
+    if all_processes((folder / "manifest.json").exists()):
+        manifest = read_neighbors_manifest(folder)
+        _check_same_plan(folder, manifest, plan, corpus)
+        if is_coordinator():
+            log.info(f"the neighbors {folder} are complete: nothing to do")
+        return manifest
+    if (folder / "plan.json").exists():
+        fix = f"delete {folder} and run `cm3leon prepare` again"
+        found = read_record(folder / "plan.json", "the plan of the neighbors", NeighborsPlan, fix)
+        _check_same_plan(folder, found, plan, corpus)
+    if is_coordinator():
+        write_json(folder / "plan.json", plan)
+    return None
 
 
 def neighbor_summary(manifest: dict[str, Any]) -> str:

@@ -21,10 +21,15 @@ EvalStep = Callable[[nnx.State, Batch], LossSums]
 
 
 def make_eval_step(
-    model: ModelConfig, vocabulary: Vocabulary, sequence_length: int, mesh: Mesh, loss_chunks: int = 0
+    model: ModelConfig,
+    vocabulary: Vocabulary,
+    sequence_length: int,
+    mesh: Mesh,
+    loss_chunks: int = 0,
+    image_length: int | None = None,
 ) -> EvalStep:
     """A compiled function: (parameters, batch) -> summed cross-entropy."""
-    graph, abstract = abstract_model(model, vocabulary.size, sequence_length)
+    graph, abstract = abstract_model(model, vocabulary.size, sequence_length, image_length)
 
     def evaluate(parameters: nnx.State, batch: Batch) -> LossSums:
         return objective_loss(graph, parameters, batch, vocabulary, least_chunks=loss_chunks)[1]

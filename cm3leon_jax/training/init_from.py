@@ -65,7 +65,7 @@ def load_from_run(
                 _check_shape(config, meta, other)
                 theirs = _vocabulary_of(meta, other, vocabulary)
                 length = meta["config"]["batch"]["sequence_length"]
-                _, abstract = abstract_model(config.model, theirs.size, length)
+                _, abstract = abstract_model(config.model, theirs.size, length, config.image_tokenizer.image_length)
                 known = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
             except DamagedCheckpoint as damage:
                 damages.append(damage)
@@ -132,7 +132,7 @@ def _joined(fresh: Any, known: Any, rows: Int[np.ndarray, "R"]) -> Any:
 
 def _check_shape(config: Config, meta: Mapping[str, Any], other: Path) -> None:
     theirs, ours = ModelConfig(**meta["config"]["model"]), config.model
-    # Where 0 stands for a value that follows from the others.
+    # Where None stands for a value that follows from the others.
     derived = ("num_key_value_heads", "key_value_heads"), ("ffn_dim", "hidden_dim"), ("embedding_dim", "token_dim")
     values = [
         dataclasses.asdict(model) | {name: getattr(model, value) for name, value in derived} for model in (theirs, ours)

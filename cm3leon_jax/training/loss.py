@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from cm3leon_jax.models.cpu import contract_tokens
 from cm3leon_jax.models.embedding import gather_columns, scatter_columns
 from cm3leon_jax.models.sharding import BATCH_AXES, BATCH_SPEC
 from cm3leon_jax.vocabulary import Vocabulary
@@ -153,10 +154,8 @@ def _on_every_device(
             # Computed once, not for each of its two matmuls.
             gradient = jax.lax.optimization_barrier(gradient)
             d_hidden = jax.lax.psum(jnp.einsum("nV,VE->nE", gradient, whole), "tensor")
-            # Transposes the smaller side explicitly: contracting both first axes takes XLA twice as long on a CPU.
-            features = jax.lax.optimization_barrier(tokens[0].T)
-            here = jnp.einsum("En,nV->EV", features, gradient, preferred_element_type=jnp.float32)
-            return d_table + here, (*losses, d_hidden)
+            d_table += contract_tokens("nE,nV->EV", tokens[0], gradient, jnp.float32)
+            return d_table, (*losses, d_hidden)
 
         def by_chunk(part: Array) -> Array:
             return part.reshape(num_chunks, -1, *part.shape[2:])

@@ -89,14 +89,15 @@ class TrainStep:
     """The compiled functions of a run on one mesh, and the abstract state to restore into."""
 
     def __init__(self, config: Config, vocabulary: Vocabulary, mesh: Mesh) -> None:
-        length, train = config.batch.sequence_length, config.train
-        self.graph, _ = abstract_model(config.model, vocabulary.size, length)
+        length, train, image_length = config.batch.sequence_length, config.train, config.image_tokenizer.image_length
+        self.graph, _ = abstract_model(config.model, vocabulary.size, length, image_length)
         self._mesh, self._batch_shape = mesh, (config.batch.batch_size, length)
         update_rule = optimizer(config.optimizer, config.num_steps)
         schedule = learning_rate(config.optimizer, config.num_steps)
 
         def init() -> TrainState:
-            parameters = nnx.state(Transformer(config.model, vocabulary.size, length, nnx.Rngs(train.seed)))
+            model = Transformer(config.model, vocabulary.size, length, nnx.Rngs(train.seed), image_length)
+            parameters = nnx.state(model)
             return {
                 "parameters": parameters,
                 "optimizer": update_rule.init(parameters),

@@ -146,7 +146,8 @@ class TransformerTraining:
     def _eval_loss(self) -> Callable[[int, TrainState], Mapping[str, float]]:
         config, source = self.config, self.source(self.config.corpus.held_out_split)
         length, train = config.batch.sequence_length, config.train
-        eval_step = make_eval_step(config.model, self.vocabulary, length, self.mesh, train.loss_chunks)
+        image_length = config.image_tokenizer.image_length
+        eval_step = make_eval_step(config.model, self.vocabulary, length, self.mesh, train.loss_chunks, image_length)
         return lambda step, state: eval_loss(eval_step, state["parameters"], source, train.eval_batches, self.mesh)
 
     def _init(self, checkpoints: Checkpoints) -> Start:

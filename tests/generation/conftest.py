@@ -29,7 +29,12 @@ def tiny_config(tiny_images) -> Config:
         image_tokenizer=tiny_images,
         batch=BatchConfig(sequence_length=160),
         model=ModelConfig(
-            num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", image_positions=16, position_init_std=0.1
+            num_layers=2,
+            model_dim=32,
+            num_heads=4,
+            compute_dtype="float32",
+            image_position_embedding=True,
+            position_init_std=0.1,
         ),
         mesh=MeshConfig(fsdp=1),
         sampling=SamplingConfig(max_text_tokens=6, batch_size=8),
@@ -37,15 +42,15 @@ def tiny_config(tiny_images) -> Config:
 
 
 def random_model(config: Config, vocabulary, image_tokenizer, mesh: MeshConfig) -> TrainedModel:
-    length = config.batch.sequence_length
-    model = Transformer(config.model, vocabulary.size, length, nnx.Rngs(0))
+    length, image_length = config.batch.sequence_length, config.image_tokenizer.image_length
+    model = Transformer(config.model, vocabulary.size, length, nnx.Rngs(0), image_length)
     # Big random outputs, so that answers depend on everything that a token may attend to.
     for index, parameter in enumerate((model.blocks.attention.output, model.blocks.feed_forward.down)):
         parameter.set_value(jax.random.normal(jax.random.key(index), parameter.get_value().shape))
-    size = max(1, mesh.replica) * mesh.fsdp * mesh.tensor
+    size = (mesh.replica or 1) * mesh.fsdp * mesh.tensor
     devices = make_mesh(mesh, jax.devices()[:size])
     graph, parameters = nnx.split(model)
-    sampler = Sampler(config.model, vocabulary, length, devices)
+    sampler = Sampler(config.model, vocabulary, length, devices, image_length)
     sampler.load(parameters)
     return TrainedModel(3, graph, parameters, sampler, devices, vocabulary, image_tokenizer)
 

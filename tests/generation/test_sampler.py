@@ -33,10 +33,10 @@ def model(vocabulary) -> Transformer:
         compute_dtype="float32",
         init_std=0.05,
         positions="learned+rotary",
-        image_positions=IMAGE_LENGTH,
+        image_position_embedding=True,
         position_init_std=0.1,
     )
-    model = Transformer(config, vocabulary.size, LENGTH, nnx.Rngs(0))
+    model = Transformer(config, vocabulary.size, LENGTH, nnx.Rngs(0), IMAGE_LENGTH)
     # Big random outputs, so that completions depend on everything that a token may attend to.
     for index, parameter in enumerate((model.blocks.attention.output, model.blocks.feed_forward.down)):
         parameter.set_value(jax.random.normal(jax.random.key(index), parameter.get_value().shape))
@@ -44,8 +44,8 @@ def model(vocabulary) -> Transformer:
 
 
 def sampler_on(model, vocabulary, mesh: MeshConfig) -> Sampler:
-    size = max(1, mesh.replica) * mesh.fsdp * mesh.tensor
-    sampler = Sampler(model.config, vocabulary, LENGTH, make_mesh(mesh, jax.devices()[:size]))
+    size = (mesh.replica or 1) * mesh.fsdp * mesh.tensor
+    sampler = Sampler(model.config, vocabulary, LENGTH, make_mesh(mesh, jax.devices()[:size]), IMAGE_LENGTH)
     sampler.load(nnx.state(model))
     return sampler
 

@@ -22,7 +22,7 @@ def sampler_of(vocabulary, mesh: MeshConfig, std: float = 1.0) -> Sampler:
     model = Transformer(config, vocabulary.size, LENGTH, nnx.Rngs(0))
     for index, parameter in enumerate((model.blocks.attention.output, model.blocks.feed_forward.down)):
         parameter.set_value(std * jax.random.normal(jax.random.key(index), parameter.get_value().shape))
-    size = max(1, mesh.replica) * mesh.fsdp * mesh.tensor
+    size = (mesh.replica or 1) * mesh.fsdp * mesh.tensor
     sampler = Sampler(config, vocabulary, LENGTH, make_mesh(mesh, jax.devices()[:size]))
     sampler.load(nnx.state(model))
     return sampler

@@ -14,11 +14,11 @@ import pytest
 from flax import nnx
 
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat
+from cm3leon_jax.commands import export as export_command
+from cm3leon_jax.commands import import_ as import_command
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches.config import BatchConfig
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
-from cm3leon_jax.huggingface import export as huggingface_export
-from cm3leon_jax.huggingface import importing as huggingface_import
 from cm3leon_jax.models.config import MeshConfig, ModelConfig
 from cm3leon_jax.models.sharding import make_mesh, shardings
 from cm3leon_jax.models.transformer import Transformer, abstract_model
@@ -48,10 +48,12 @@ class Run:
     vocabulary: Vocabulary
     model: Transformer
 
-    def export(self, name: str = "exported", dtype: str = "float32", shard_size: str = "5GB") -> Path:
+    def export(
+        self, name: str = "exported", dtype: str = "float32", shard_size: str = "2GB", family: str | None = None
+    ) -> Path:
         output = self.workdir / name
-        arguments = Namespace(output=str(output), format="huggingface", dtype=dtype, shard_size=shard_size)
-        assert huggingface_export.run(self.config, self.workdir, arguments) == 0
+        arguments = Namespace(output=str(output), family=family, dtype=dtype, shard_size=shard_size)
+        export_command.run(self.config, self.workdir, arguments)
         return output
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
@@ -71,8 +73,8 @@ def logits(model: Transformer, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(whole(parameters, tokens))
 
 
-def import_folder(config: Config, workdir: Path, source: Path) -> int:
-    return huggingface_import.run(config, workdir, Namespace(source=str(source)))
+def import_folder(config: Config, workdir: Path, source: Path) -> None:
+    import_command.run(config, workdir, Namespace(source=str(source)))
 
 
 def at(config: Config, workdir: Path) -> Config:
@@ -110,10 +112,9 @@ def assert_equal(found, expected):
 
 
 def by_shape(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter, of one layer where there are several."""
+    """The shape of every parameter."""
     _, abstract = abstract_model(config, 20, 6)
-    found = flat(nnx.to_pure_dict(abstract))
-    return {name: leaf.shape[1:] if name.startswith("blocks.") else leaf.shape for name, leaf in found.items()}
+    return {name: leaf.shape for name, leaf in flat(nnx.to_pure_dict(abstract)).items()}
 
 
 def random_model(config: ModelConfig, vocabulary_size: int, sequence_length: int) -> Transformer:
@@ -155,6 +156,7 @@ def make_run(tmp_path, tiny_model, image_tokenizer) -> Callable[..., Run]:
                 "image_tokenizer": image_tokenizer.fingerprint,
             },
             "config": dataclasses.asdict(config),
+            "origin": "random numbers",
         }
         with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
             checkpoints.save(STEP, {"parameters": nnx.state(transformer)}, meta)

@@ -13,7 +13,8 @@ from flax import nnx
 from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.cli import main
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
+from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3leon_jax.vocabulary import Vocabulary
 
 SHAPES = [
@@ -123,7 +124,7 @@ def test_what_the_folder_holds_beside_weights(make_run, image_tokenizer):
     (run.workdir / "evaluation.json").write_text('{"step": 7, "eval_loss": 1.25}')
     folder = run.export()
     assert Vocabulary.load(folder).fingerprint == run.vocabulary.fingerprint
-    assert ImageTokenizer.load(folder / "image_tokenizer").fingerprint == image_tokenizer.fingerprint
+    assert load_image_tokenizer(folder / "image_tokenizer").fingerprint == image_tokenizer.fingerprint
     record = json.loads((folder / "cm3leon.json").read_text())
     assert record["step"] == 7 and record["sequence_length"] == 32
     assert record["vocabulary"] == run.vocabulary.fingerprint
@@ -142,7 +143,7 @@ def test_the_model_card_says_what_it_is_and_its_example_runs(make_run, monkeypat
     card = (folder / "README.md").read_text()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(run.model)))
     assert f"| parameters | {parameters:,} |" in card
-    assert "| steps | 7 |" in card and "| tokens | 1,792 (8 sequences of 32 a step) |" in card
+    assert "| steps | 7 |" in card and "| tokens | 1,792 (8 sequences of 32 per step) |" in card
     assert "| captions | 1 | 40 |" in card and "| started from | random numbers |" in card
     assert "| eval_loss | 1.25 |" in card and "Measured at step 5" in card
     monkeypatch.chdir(folder)
@@ -153,15 +154,15 @@ def test_the_model_card_says_what_it_is_and_its_example_runs(make_run, monkeypat
 
 
 def test_what_opt_cannot_express_is_refused_by_name(make_run, tmp_path, capsys):
-    run = make_run(positions="learned+rotary", image_positions=16, layer_norm_epsilon=1e-6)
+    run = make_run(positions="learned+rotary", gated=True, layer_norm_epsilon=1e-6)
     with pytest.raises(UserError) as refused:
-        run.export()
-    for field in ("positions is 'learned+rotary'", "image_positions is 16", "layer_norm_epsilon is 1e-06"):
+        run.export(family="opt")
+    for field in ("positions is 'learned+rotary'", "gated is True", "layer_norm_epsilon is 1e-06"):
         assert f"config.model.{field}" in str(refused.value)
     command = ["export", "--config=examples/digits/demo.py", f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}"]
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert "config.model.image_positions is 16 and can only be 0" in error and error.count("\n") == 1
+    assert "config.model.image_position_embedding is True and can only be False" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -187,7 +188,7 @@ def test_another_config_vocabulary_or_image_tokenizer_is_refused(make_run, image
     with pytest.raises(UserError, match=r"model.num_heads was 4 and is 2"):
         model = dataclasses.replace(run.config.model, num_heads=2)
         dataclasses.replace(run, config=dataclasses.replace(run.config, model=model)).export()
-    other = ImageTokenizer(image_tokenizer.config, {n: w + 1 for n, w in image_tokenizer.weights.items()})
+    other = VQGANTokenizer(image_tokenizer.config, {n: w + 1 for n, w in image_tokenizer.weights.items()})
     other.save(run.config.image_tokenizer.path)
     with pytest.raises(UserError, match=r"holds the image tokenizer .*, the model was trained with"):
         run.export()

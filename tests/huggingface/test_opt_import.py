@@ -244,7 +244,7 @@ def test_a_missing_torch_is_one_line(config, folder, tmp_path, monkeypatch):
         (lambda f: (f / "pytorch_model.bin").unlink(), "no weights in"),
         (lambda f: (f / "pytorch_model.bin").write_bytes(b"123"), "pytorch_model.bin is refused"),
         (lambda f: (f / "model.safetensors").write_bytes(b"123"), "model.safetensors is damaged"),
-        (lambda f: edit(f / "config.json", model_type="llama"), "is of model_type 'llama': only 'opt'"),
+        (lambda f: edit(f / "config.json", model_type="gpt2"), "model_type is 'gpt2', not one of 'opt', 'llama'"),
         (lambda f: edit(f / "config.json", tie_word_embeddings=False), "tie_word_embeddings is False"),
         (lambda f: edit(f / "config.json", _remove_final_layer_norm=True), "_remove_final_layer_norm is True"),
         (lambda f: edit(f / "config.json", activation_function="silu"), "activation_function is 'silu'"),

@@ -16,7 +16,7 @@ V, L = 128, 24
 
 def build(config: ModelConfig) -> Transformer:
     """A model whose zero-initialized outputs are filled, so that every layer matters."""
-    model = Transformer(config, V, L, nnx.Rngs(0))
+    model = Transformer(config, V, L, nnx.Rngs(0), image_length=4)
     for index, parameter in enumerate((model.blocks.attention.output, model.blocks.feed_forward.down)):
         parameter.set_value(0.1 * jax.random.normal(jax.random.key(index), parameter.get_value().shape))
     return model
@@ -99,8 +99,8 @@ def test_scanned_looped_and_rematerialized_layers_agree(tiny_model, remat):
     [
         dict(positions="learned"),
         dict(positions="rotary"),
-        dict(positions="learned+rotary", image_positions=4),
-        dict(positions="rotary", image_positions=4, rotary_image_positions=True),
+        dict(positions="learned+rotary", image_position_embedding=True),
+        dict(positions="rotary", image_position_embedding=True, rotary_image_positions=True),
         dict(biases=True, norm_scale_and_bias=True, activation="gelu"),
         dict(biases=True, norm_position="sum", embedding_dim=16),
         dict(

@@ -1,11 +1,8 @@
-"""A Hugging Face folder of the CLIP architecture as the run's encoder: ViT-B/32, B/16, L/14 and every other size.
-
-Reads config.json, the weights, tokenizer.json (or vocab.json and merges.txt) and, where it is there,
-preprocessor_config.json; writes the folder config.encoder.path.
-"""
+"""CLIP (arXiv 2103.00020) as the run's encoder: ViT-B/32, B/16, L/14 and every other size."""
 
 from __future__ import annotations
 
+import logging
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,21 +14,31 @@ from jaxtyping import Float32
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 from cm3leon_jax.config import Config
-from cm3leon_jax.encoders.base import CONFIG_FILE
+from cm3leon_jax.encoders.base import load_encoder
 from cm3leon_jax.encoders.clip.encoder import ClipEncoder, parameter_shapes
 from cm3leon_jax.encoders.clip.inputs import ImageNormalization, SpecialTokenIds
 from cm3leon_jax.encoders.clip.model import ACTIVATIONS, CHANNELS, ClipArchitecture, Tower
-from cm3leon_jax.encoders.loading import load_encoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_object
-from cm3leon_jax.huggingface.families.opt_names import OptTensor
 from cm3leon_jax.huggingface.reading_weights import StoredTensor, open_weights
 from cm3leon_jax.huggingface.stored_config import StoredConfig
+from cm3leon_jax.huggingface.tensor_map import (
+    MATRIX,
+    SCALAR,
+    TRANSPOSED,
+    VECTOR,
+    TensorMap,
+    attention_maps,
+    check_tensors,
+    linear_maps,
+    norm_maps,
+)
 from cm3leon_jax.huggingface.tokenizer_files import open_tokenizer
 from cm3leon_jax.lock import lock
 from cm3leon_jax.progress import Progress
+from cm3leon_jax.weights import CONFIG_FILE
 
-MODEL_TYPE = "clip"
+log = logging.getLogger(__name__)
 
 # What transformers takes where a config says nothing: ViT-B/32.
 _TEXT_DEFAULTS = {
@@ -62,83 +69,70 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 # How the published tokenizer cuts a text into words.
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
-_AS_IT_IS, _TRANSPOSED, _VECTOR = ((0,), (1,)), ((1,), (0,)), ((0,),)
 _CONVOLUTION = ((3,), (2,), (0,), (1,))
-_TO_HEADS, _FROM_HEADS, _HEADS = ((1, 2), (0,)), ((2,), (0, 1)), ((0, 1),)
-_LOGIT_SCALE = "logit_scale"
-_NORMS = {
-    "text": {"final_norm": "final_layer_norm"},
-    # Misspelt, as published.
-    "image": {"first_norm": "pre_layrnorm", "final_norm": "post_layernorm"},
-}
-_IN_LAYERS = {
-    "attention_norm.scale": OptTensor("layer_norm1.weight", _VECTOR),
-    "attention_norm.bias": OptTensor("layer_norm1.bias", _VECTOR),
-    "attention.query": OptTensor("self_attn.q_proj.weight", _TO_HEADS),
-    "attention.query_bias": OptTensor("self_attn.q_proj.bias", _HEADS),
-    "attention.key": OptTensor("self_attn.k_proj.weight", _TO_HEADS),
-    "attention.key_bias": OptTensor("self_attn.k_proj.bias", _HEADS),
-    "attention.value": OptTensor("self_attn.v_proj.weight", _TO_HEADS),
-    "attention.value_bias": OptTensor("self_attn.v_proj.bias", _HEADS),
-    "attention.output": OptTensor("self_attn.out_proj.weight", _FROM_HEADS),
-    "attention.output_bias": OptTensor("self_attn.out_proj.bias", _VECTOR),
-    "feed_forward_norm.scale": OptTensor("layer_norm2.weight", _VECTOR),
-    "feed_forward_norm.bias": OptTensor("layer_norm2.bias", _VECTOR),
-    "feed_forward.up": OptTensor("mlp.fc1.weight", _TRANSPOSED),
-    "feed_forward.up_bias": OptTensor("mlp.fc1.bias", _VECTOR),
-    "feed_forward.down": OptTensor("mlp.fc2.weight", _TRANSPOSED),
-    "feed_forward.down_bias": OptTensor("mlp.fc2.bias", _VECTOR),
-}
 
 
-def names() -> dict[str, OptTensor]:
-    """Where each parameter lies, but the temperature; "{}" stands for the layer."""
+def tensor_maps() -> dict[str, TensorMap]:
+    """Where each parameter of `clip.Clip` lies."""
     found = {
-        "text.token_embedding": OptTensor("text_model.embeddings.token_embedding.weight", _AS_IT_IS),
-        "image.patch_embedding": OptTensor("vision_model.embeddings.patch_embedding.weight", _CONVOLUTION),
-        "image.class_embedding": OptTensor("vision_model.embeddings.class_embedding", _VECTOR),
+        "logit_scale": TensorMap("logit_scale", SCALAR),
+        "text.token_embedding": TensorMap("text_model.embeddings.token_embedding.weight", MATRIX),
+        "text.projection": TensorMap("text_projection.weight", TRANSPOSED),
+        "image.patch_embedding": TensorMap("vision_model.embeddings.patch_embedding.weight", _CONVOLUTION),
+        "image.class_embedding": TensorMap("vision_model.embeddings.class_embedding", VECTOR),
+        "image.projection": TensorMap("visual_projection.weight", TRANSPOSED),
+        **norm_maps(
+            {
+                "text.final_norm": "text_model.final_layer_norm",
+                # Misspelled, as published.
+                "image.first_norm": "vision_model.pre_layrnorm",
+                "image.final_norm": "vision_model.post_layernorm",
+            }
+        ),
     }
-    for ours, theirs, projection in (("text", "text", "text"), ("image", "vision", "visual")):
-        model = f"{theirs}_model"
-        found[f"{ours}.position_embedding"] = OptTensor(f"{model}.embeddings.position_embedding.weight", _AS_IT_IS)
-        found[f"{ours}.projection"] = OptTensor(f"{projection}_projection.weight", _TRANSPOSED)
-        for name, norm in _NORMS[ours].items():
-            found[f"{ours}.{name}.scale"] = OptTensor(f"{model}.{norm}.weight", _VECTOR)
-            found[f"{ours}.{name}.bias"] = OptTensor(f"{model}.{norm}.bias", _VECTOR)
-        for name, tensor in _IN_LAYERS.items():
-            found[f"{ours}.blocks.{name}"] = OptTensor(f"{model}.encoder.layers.{{}}.{tensor.name}", tensor.axes)
+    for ours, theirs in (("text", "text_model"), ("image", "vision_model")):
+        found[f"{ours}.position_embedding"] = TensorMap(f"{theirs}.embeddings.position_embedding.weight", MATRIX)
+        block, layer = f"{ours}.blocks.", f"{theirs}.encoder.layers.{{}}."
+        found |= attention_maps(block + "attention", layer + "self_attn")
+        mlp = {block + "feed_forward.up": layer + "mlp.fc1", block + "feed_forward.down": layer + "mlp.fc2"}
+        found |= linear_maps(TRANSPOSED, mlp)
+        norms = {block + "attention_norm": layer + "layer_norm1", block + "feed_forward_norm": layer + "layer_norm2"}
+        found |= norm_maps(norms)
     return found
 
 
-def run(config: Config, folder: Path, stored: Mapping[str, Any]) -> int:
-    """Imports a folder, given the object in its config.json."""
-    with lock(config.encoder.path, "import"):
-        return _run(config, folder, stored)
+class ClipFamily:
+    """Reads config.json, the weights, the tokenizer and, where it is there, preprocessor_config.json."""
+
+    def import_folder(self, config: Config, workdir: Path, folder: Path, stored: Mapping[str, Any]) -> None:
+        """Writes the encoder to config.encoder.path, given the object in the folder's config.json."""
+        del workdir
+        path = Path(config.encoder.path)
+        with lock(path, "import"):
+            architecture = read_architecture(stored, folder)
+            tokenizer_json, special_tokens = read_tokenizer(folder, stored, architecture)
+            colors = read_colors(folder, architecture)
+            weights = read_parameters(architecture, open_weights(folder, ignored=("*.position_ids",)), folder)
+            encoder = ClipEncoder(architecture, weights, tokenizer_json, special_tokens, colors)
+            _check_tokenizer_works(encoder, folder)
+            if not (path / CONFIG_FILE).exists():
+                encoder.save(path)
+                count = sum(value.size for value in weights.values())
+                log.info(f"imported the encoder {encoder.fingerprint} with {count:,} parameters into {path}")
+            elif load_encoder(path).fingerprint == encoder.fingerprint:
+                log.info(f"the encoder {path} is that of {folder} already: nothing to do")
+            else:
+                raise UserError(
+                    f"config.encoder.path {path} holds another encoder than the folder's: name another path, or delete "
+                    "it"
+                )
 
 
-def _run(config: Config, folder: Path, stored: Mapping[str, Any]) -> int:
-    path = Path(config.encoder.path)
-    architecture = read_architecture(stored, folder)
-    tokenizer_json, special_tokens = read_tokenizer(folder, stored, architecture)
-    colors = read_colors(folder, architecture)
-    weights = read_parameters(architecture, open_weights(folder, without=(".position_ids",)), folder)
-    encoder = ClipEncoder(architecture, weights, tokenizer_json, special_tokens, colors)
-    _refuse_a_tokenizer_that_fails(encoder, folder)
-    if (path / CONFIG_FILE).exists():
-        if load_encoder(path).fingerprint != encoder.fingerprint:
-            raise UserError(
-                f"config.encoder.path {path} holds another encoder than the folder's: name another path, or delete it"
-            )
-        print(f"the encoder {path} is that of {folder} already: nothing to do")
-        return 0
-    encoder.save(path)
-    count = sum(value.size for value in weights.values())
-    print(f"imported the encoder {encoder.fingerprint} with {count:,} parameters into {path}")
-    return 0
+FAMILY = ClipFamily()
 
 
-def _refuse_a_tokenizer_that_fails(encoder: ClipEncoder, folder: Path) -> None:
-    """Cuts a text: whether the parts of a tokenizer work together shows when they do."""
+def _check_tokenizer_works(encoder: ClipEncoder, folder: Path) -> None:
+    """Tokenizes a text: only then shows whether the parts of a tokenizer work together."""
     try:
         encoder.tokenizer(["a red square, 1 ünï 数"])
     except Exception as error:  # The library raises a bare Exception.
@@ -161,7 +155,7 @@ def read_architecture(stored: Mapping[str, Any], folder: Path) -> ClipArchitectu
     return ClipArchitecture(
         embedding_dim=whole.size("projection_dim", 512),
         vocabulary_size=text.size("vocab_size"),
-        # A text stands between two marks.
+        # A text stands between two special tokens.
         max_text_tokens=text.size("max_position_embeddings", least=3),
         resolution=resolution,
         patch_size=patch_size,
@@ -178,34 +172,12 @@ def read_parameters(
     Raises:
       UserError: names the first tensor that is missing, has another shape, or has no place in the model.
     """
-    shapes, table = parameter_shapes(architecture), names()
-    del shapes[_LOGIT_SCALE]
-    layers = {name: shape[0] if ".blocks." in name else None for name, shape in shapes.items()}
-    expected: dict[str, tuple[int, ...]] = {_LOGIT_SCALE: ()}
-    for name, shape in shapes.items():
-        tensor, count = table[name], layers[name]
-        keys = [tensor.name] if count is None else [tensor.name.format(layer) for layer in range(count)]
-        expected |= dict.fromkeys(keys, tensor.shape(shape if count is None else shape[1:]))
-    for key in sorted(expected.keys() | weights.keys()):
-        found = weights[key].shape if key in weights else "absent"
-        if found != expected.get(key, "absent"):
-            raise UserError(
-                f"{folder}: tensor {key} is {found}, by config.json it has to be {expected.get(key, 'absent')}: they "
-                "do not belong together"
-            )
-
-    def read(tensor: OptTensor, key: str, shape: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
-        return np.ascontiguousarray(tensor.to_ours(weights[key].read, shape, (slice(None),) * len(shape)))
-
-    result = {_LOGIT_SCALE: np.asarray(weights[_LOGIT_SCALE].read(()), np.float32)}
+    shapes, table, result = parameter_shapes(architecture), tensor_maps(), {}
+    check_tensors(table, shapes, weights, folder)
     progress = Progress("import", len(shapes), unit="parameter")
     for name, shape in shapes.items():
-        tensor, count = table[name], layers[name]
-        if count is None:
-            result[name] = read(tensor, tensor.name, shape)
-        else:
-            parts = (read(tensor, tensor.name.format(layer), shape[1:]) for layer in range(count))
-            result[name] = np.stack(list(parts))
+        stored = [weights[key] for key in table[name].names(shape)]
+        result[name] = np.ascontiguousarray(table[name].read(stored, shape, (slice(None),) * len(shape)))
         progress.advance()
     progress.close()
     return result
@@ -214,15 +186,15 @@ def read_parameters(
 def read_tokenizer(
     folder: Path, stored: Mapping[str, Any], architecture: ClipArchitecture
 ) -> tuple[str, SpecialTokenIds]:
-    """The tokenizer as JSON of the `tokenizers` library, and the ids of its marks."""
+    """The tokenizer as JSON of the `tokenizers` library, and the ids of its special tokens."""
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).exists():
             found |= read_object(folder / name, "the tokenizer's config")
     special = StoredConfig(found, f"{folder}/tokenizer_config.json or special_tokens_map.json")
-    tokenizer = _tokenizer(folder, _mark(special, "unk_token", _END))
-    start, end = _mark(special, "bos_token", _START), _mark(special, "eos_token", _END)
-    pad = _mark(special, "pad_token", end)
+    tokenizer = _tokenizer(folder, _special_token(special, "unk_token", _END))
+    start, end = _special_token(special, "bos_token", _START), _special_token(special, "eos_token", _END)
+    pad = _special_token(special, "pad_token", end)
     ids = tokenizer.get_vocab(with_added_tokens=True)
     absent, largest = [name for name in (start, end, pad) if name not in ids], max(ids.values(), default=0)
     if absent or largest >= architecture.vocabulary_size:
@@ -283,7 +255,7 @@ def _tower(part: StoredConfig) -> Tower:
     )
 
 
-def _mark(special: StoredConfig, name: str, default: str) -> str:
+def _special_token(special: StoredConfig, name: str, default: str) -> str:
     """A special token, which one file writes as a text and the other as an object."""
     if isinstance(special.get(name), dict):
         return special.part(name).text("content", default)
