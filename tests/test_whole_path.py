@@ -159,7 +159,7 @@ def test_with_neighbors_from_raw_documents_to_a_report(run, capsys):
     for name in ("train-text-tokenizer", "train-image-tokenizer", "train-encoder", "prepare", "inspect", "train"):
         workdir = run(name, *RETRIEVING, workdir="retrieving")
     out = capsys.readouterr().out
-    assert "neighbors a document" in out and "by image, " in out
+    assert "neighbors per document" in out and "by image, " in out
     assert "retrieval: 1 neighbor before each document" in out
     run("evaluate", *RETRIEVING, workdir="retrieving")
     numbers = json.loads((workdir / "evaluation.json").read_text())
