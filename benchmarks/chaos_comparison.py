@@ -12,7 +12,8 @@ from chaos_program import row_sums
 
 from cm3leon_jax import config_file
 from cm3leon_jax.checkpoints import Checkpoints
-from cm3leon_jax.data.batches.source import BatchSource, open_retrieval
+from cm3leon_jax.data.batches.row_plan import open_retrieval
+from cm3leon_jax.data.batches.source import BatchSource
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.progress import read_step_log
 from cm3leon_jax.vocabulary import Vocabulary

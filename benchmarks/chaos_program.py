@@ -45,7 +45,7 @@ def noted(source: BatchSource, first_step: int, num_steps: int, prefetch: int = 
     numbered = enumerate(batches.iterate(source, first_step, num_steps, prefetch), start=first_step + 1)
     with (folder / f"{time.time_ns()}-process-{process}.jsonl").open("w", buffering=1) as file:
         for step, batch in numbered:
-            rows = list(zip(source._rows, row_sums(batch), strict=True))
+            rows = list(zip(source.rows, row_sums(batch), strict=True))
             file.write(json.dumps({"step": step, "rows": rows}) + "\n")
             yield batch
 

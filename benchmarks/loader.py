@@ -34,7 +34,8 @@ from packing import synthetic_corpus
 
 from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
 from cm3leon_jax.data.batches.objective import apply_span_masks, positions_in_image, sample_spans, segments
-from cm3leon_jax.data.batches.source import BatchSource, iterate, open_retrieval
+from cm3leon_jax.data.batches.row_plan import open_retrieval
+from cm3leon_jax.data.batches.source import BatchSource, iterate
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.retrieval.config import RetrievalConfig
 from cm3leon_jax.vocabulary import Vocabulary
@@ -150,7 +151,7 @@ def _grain_batches(
     retrieval = open_retrieval(corpus, RETRIEVAL, "train")
     assert retrieval is not None
     kept, _ = retrieval.lists.of_split("pairs", "train")
-    memory = retrieval.lists.memory
+    memory = retrieval.lists.documents
 
     def example(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         drawn = rng.permutation(kept[index])[: RETRIEVAL.num_drawn]
@@ -177,7 +178,7 @@ def _inlined(corpus: PreparedCorpus, vocabulary: Vocabulary, count: int) -> list
     retrieval = open_retrieval(corpus, RETRIEVAL, "train")
     assert retrieval is not None
     kept, _ = retrieval.lists.of_split("pairs", "train")
-    memory = retrieval.lists.memory
+    memory = retrieval.lists.documents
     return [
         _framed([memory.stored(place) for place in kept[index, :2].tolist()] + [documents.stored(index)], vocabulary)
         for index in range(count)

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
-from cm3leon_jax.data.batches.source import BatchSource, open_retrieval
+from cm3leon_jax.data.batches.row_plan import open_retrieval
+from cm3leon_jax.data.batches.source import BatchSource
 from cm3leon_jax.data.corpus.array_files import read_files_record
 from cm3leon_jax.data.corpus.neighbors import (
     RETRIEVAL_FORMAT,
@@ -43,9 +44,9 @@ def main() -> None:
     vocabulary = Vocabulary.train(texts, num_text_tokens=512, num_image_codes=8192, num_masks=64, progress=False)
     with tempfile.TemporaryDirectory() as folder:
         corpus = synthetic_corpus(Path(folder), vocabulary, arguments.documents)
-        print("neighbors  packing  length   real tokens   examples a row   rows begun inside   neighbors kept")
+        print("neighbors  packing           length   real tokens   examples a row   rows begun inside   neighbors kept")
         for num_drawn, draw in ((0, "fixed"), (2, "uniform"), (2, "fixed"), (3, "fixed")):
-            for packing in ("stream", "whole"):
+            for packing in ("concat_then_split", "best_fit"):
                 for length in (4096, 4224):
                     _measure(corpus, vocabulary, num_drawn, draw, packing, length, arguments.rows)
 
@@ -123,15 +124,15 @@ def _measure(
         # An example stands between two `</s>`.
         ends = int((found.tokens == vocabulary.end).sum() + (found.targets[:, -1] == vocabulary.end).sum())
         is_whole = (found.tokens != vocabulary.pad) & (found.positions == 0)
-        examples += int(is_whole.sum()) if packing == "whole" else ends // 2
+        examples += int(is_whole.sum()) if packing == "best_fit" else ends // 2
         begun += int((found.tokens[:, 0] != vocabulary.end).sum())
         breaks += int((found.targets == vocabulary.break_).sum())
     wanted = num_drawn / 2 if draw == "uniform" else num_drawn
     # Beside the one of its own, a document has two breaks for each neighbor.
-    kept = (breaks / examples - 1) / 2 / wanted if wanted and packing == "whole" else 1.0
+    kept = (breaks / examples - 1) / 2 / wanted if wanted and packing == "best_fit" else 1.0
     what = f"0 to {num_drawn}" if draw == "uniform" else f"{num_drawn}"
     print(
-        f"{what:<11} {packing:<8} {length:>6} {real / (rows * length):13.1%} {examples / rows:16.2f} "
+        f"{what:<11} {packing:<17} {length:>6} {real / (rows * length):13.1%} {examples / rows:16.2f} "
         f"{begun / rows:18.1%} {kept:17.1%}"
     )
 

@@ -102,7 +102,7 @@ def _held_out(config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary) ->
 def choices(held_out: HeldOut) -> dict[str, Int[np.ndarray, "documents k"]]:
     """Which neighbors stand in front, in each comparison."""
     n, most = held_out.neighbors.shape
-    random = np.random.default_rng(0).integers(0, len(held_out.lists.memory), (n, most))
+    random = np.random.default_rng(0).integers(0, len(held_out.lists.documents), (n, most))
     named = {"none": held_out.neighbors[:, :0]}
     for count in range(1, most + 1):
         # The best stands nearest to the document.
@@ -117,7 +117,7 @@ def rows_with(
     end, mark = np.array([vocabulary.end]), np.array([vocabulary.break_])
     rows = []
     for document, mine in zip(held_out.documents, places.tolist(), strict=True):
-        front = [part for place in mine if place != NONE for part in (held_out.lists.memory.document(place), mark)]
+        front = [part for place in mine if place != NONE for part in (held_out.lists.documents.document(place), mark)]
         rows.append(np.concatenate([end, *front, document, end]).astype(np.int32))
     return rows
 

@@ -124,7 +124,7 @@ def ours(task: Task, _: str) -> tuple[Callable[[int], list[float]], Callable[[],
             init_std=WEIGHT_STD,
             position_init_std=WEIGHT_STD,
         ),
-        batch=BatchConfig(batch_size=task.batch, sequence_length=task.length, packing="stream"),
+        batch=BatchConfig(batch_size=task.batch, sequence_length=task.length, packing="concat_then_split"),
         optimizer=OptimizerConfig(
             peak_learning_rate=LEARNING_RATE,
             warmup_steps=0,

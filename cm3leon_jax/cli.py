@@ -40,7 +40,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train-text-tokenizer": Command(
-        "cm3leon_jax.data.corpus.text_tokenizer", "learn the vocabulary from the mixture's texts", ("vocabulary",)
+        "cm3leon_jax.commands.train_text_tokenizer", "learn the vocabulary from the mixture's texts", ("vocabulary",)
     ),
     "train-image-tokenizer": Command(
         "cm3leon_jax.image_tokenizers.vqgan.training",

@@ -52,14 +52,16 @@ class Config:
 
     def __post_init__(self) -> None:
         require(
-            self.batch.packing == "stream" or self.batch.sequence_length > self.image_tokenizer.image_length,
+            self.batch.packing == "concat_then_split" or self.batch.sequence_length > self.image_tokenizer.image_length,
             f"batch.sequence_length {self.batch.sequence_length} holds no image of "
-            f"{self.image_tokenizer.image_length} codes, and whole packing cuts none; make it longer",
+            f"{self.image_tokenizer.image_length} codes, and best-fit packing cuts none; make it longer",
         )
         # A document and its neighbors, each an image, at least one text token and a break, after one `</s>`.
         least = (self.retrieval.num_drawn + 1) * (self.image_tokenizer.image_length + 2)
         require(
-            not self.retrieval.enabled or self.batch.packing == "stream" or least <= self.batch.sequence_length,
+            not self.retrieval.enabled
+            or self.batch.packing == "concat_then_split"
+            or least <= self.batch.sequence_length,
             f"retrieval.num_drawn {self.retrieval.num_drawn} does not fit batch.sequence_length "
             f"{self.batch.sequence_length}: {self.retrieval.num_drawn + 1} images of "
             f"{self.image_tokenizer.image_length} codes with their texts take at least {least}; lower the one or "

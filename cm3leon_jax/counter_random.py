@@ -1,16 +1,34 @@
-"""Random numbers as a pure function of a key: nothing here has state, so any position can be asked for at once.
+"""Random numbers as a pure function of a key: nothing here has state, so any position can be looked up at once.
 
-The mixing function is SplitMix64's finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+The mixing function is SplitMix64's finalizer (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 2014); the permutation is a Feistel network with cycle walking.
 """
 
 from __future__ import annotations
+
+from enum import IntEnum, unique
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FEISTEL_ROUNDS = 6
+
+
+@unique
+class Stream(IntEnum):
+    """What a random number decides; part of its key, so that no two decisions share one."""
+
+    DOCUMENT_ORDER = 1
+    BLOCK_ORDER = 2
+    SPAN_COUNT = 11
+    WHOLE_SEGMENTS = 12
+    SPANS = 13
+    MASKS = 21
+    ROW_ORDER = 22
+    NEIGHBORS = 23
+    NEIGHBOR_ORDER = 31
+    NEIGHBOR_COUNT = 32
 
 
 def _mix(x: np.ndarray | np.uint64) -> np.ndarray | np.uint64:

@@ -1,13 +1,7 @@
-"""One id space for text and images: text tokens, image codes, and the marks of the CM3 objective.
+"""One id space for text and images: text tokens, image codes, and the special tokens of the CM3 objective.
 
-    0..3                    <s> <pad> </s> <unk>
-    4..4+T                  text tokens: a byte-level BPE, so any string can be written
-    4+T..4+T+K              image codes <image:0> .. <image:K-1>
-    4+T+K                   <break>, between two segments of a document
-    4+T+K+1                 <eoss>, the end of an infilled span
-    4+T+K+2..               <mask:0> <mask:1> ..
-
-On disk it is one `tokenizer.json` of the `tokenizers` library.
+`IdSpace` says which ids are which, wherever a layout has them; docs/ids.md shows our own layout. On disk it is one
+`tokenizer.json` of the `tokenizers` library, whose names of special tokens tell the layout.
 """
 
 from __future__ import annotations
@@ -15,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +32,105 @@ Ids = Int[Any, "..."]
 Mask = Bool[Any, "..."]
 
 
+@dataclass(frozen=True)
+class IdSpace:
+    """Which ids are text tokens, image codes and special tokens, in any layout."""
+
+    text: tuple[range, ...]
+    # The id of each image code.
+    image: range | tuple[int, ...]
+    masks: range
+    start: int
+    pad: int
+    end: int
+    unknown: int
+    break_: int
+    eoss: int
+    # Rows of the embedding table.
+    size: int
+
+    @classmethod
+    def of_names(cls, names: Mapping[str, int]) -> IdSpace:
+        """The layout of a tokenizer, by the names of its special tokens; all other ids are text.
+
+        Raises:
+          UserError: if a special token is missing, or the ids are not 0, 1, 2, ...
+        """
+        special = (*SPECIAL_TOKENS, "<break>", "<eoss>")
+        if missing := [name for name in (*special, "<image:0>", "<mask:0>") if name not in names]:
+            raise UserError(f"the vocabulary has no {missing[0]}: it was not made by `cm3leon train-text-tokenizer`")
+        if sorted(names.values()) != list(range(len(names))):
+            raise UserError(f"the ids of the vocabulary's {len(names):,} tokens are not 0 .. {len(names) - 1:,}")
+        image_ids, mask_ids = _numbered(names, "image"), _numbered(names, "mask")
+        masks = range(mask_ids[0], mask_ids[0] + len(mask_ids))
+        if list(masks) != mask_ids:
+            raise UserError("the ids of the vocabulary's <mask:0>, <mask:1>, .. do not follow each other")
+        taken = {*image_ids, *mask_ids, *(names[name] for name in special)}
+        contiguous = range(image_ids[0], image_ids[0] + len(image_ids))
+        start, pad, end, unknown = (names[name] for name in SPECIAL_TOKENS)
+        return cls(
+            text=tuple(_ranges(index for index in range(len(names)) if index not in taken)),
+            image=contiguous if list(contiguous) == image_ids else tuple(image_ids),
+            masks=masks,
+            start=start,
+            pad=pad,
+            end=end,
+            unknown=unknown,
+            break_=names["<break>"],
+            eoss=names["<eoss>"],
+            size=-(-len(names) // _PADDED_TO) * _PADDED_TO,
+        )
+
+    @cached_property
+    def _image_ranges(self) -> tuple[range, ...]:
+        return (self.image,) if isinstance(self.image, range) else tuple(_ranges(sorted(self.image)))
+
+    def is_text(self, ids: Ids) -> Mask:
+        """Which ids are text tokens; special tokens are not."""
+        return _is_within(ids, self.text)
+
+    def is_image(self, ids: Ids) -> Mask:
+        """Which ids are image codes."""
+        return _is_within(ids, self._image_ranges)
+
+    def encode_image(self, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """Ids of the image tokenizer's codes."""
+        if isinstance(self.image, range):
+            return codes.astype(np.int32) + self.image.start
+        return np.asarray(self.image, np.int32)[codes]
+
+    def decode_image(self, ids: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """The image tokenizer's codes of ids that are image codes."""
+        if isinstance(self.image, range):
+            return ids.astype(np.int32) - self.image.start
+        order = np.argsort(self.image).astype(np.int32)
+        return order[np.searchsorted(np.asarray(self.image)[order], ids)]
+
+
+def _numbered(names: Mapping[str, int], kind: str) -> list[int]:
+    """The ids of `<kind:0>`, `<kind:1>`, .."""
+    count = sum(re.fullmatch(rf"<{kind}:\d+>", name) is not None for name in names)
+    wanted = [f"<{kind}:{index}>" for index in range(count)]
+    if missing := [name for name in wanted if name not in names]:
+        raise UserError(f"the vocabulary has no {missing[0]}, but {count} of its kind")
+    return [names[name] for name in wanted]
+
+
+def _ranges(ids: Iterable[int]) -> list[range]:
+    """Ascending ids as ranges."""
+    found: list[range] = []
+    for index in ids:
+        if found and found[-1].stop == index:
+            found[-1] = range(found[-1].start, index + 1)
+        else:
+            found.append(range(index, index + 1))
+    return found
+
+
+def _is_within(ids: Ids, ranges: Sequence[range]) -> Mask:
+    return reduce(lambda found, each: found | each, ((ids >= each.start) & (ids < each.stop) for each in ranges))
+
+
 def padded_size(num_text_tokens: int, num_image_codes: int, num_masks: int) -> int:
     """Rows of the embedding table: all ids, rounded up to a multiple of 128 so that it shards and tiles well."""
     size = NUM_SPECIAL + num_text_tokens + num_image_codes + 2 + num_masks
@@ -45,6 +140,7 @@ def padded_size(num_text_tokens: int, num_image_codes: int, num_masks: int) -> i
 class Vocabulary:
     """Encodes text and image codes to ids and back."""
 
+    # In our own layout, and in OPT's.
     start, pad, end, unknown = range(NUM_SPECIAL)
 
     def __init__(self, tokenizer_json: str) -> None:
@@ -52,41 +148,21 @@ class Vocabulary:
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
         # A text that spells "<break>" must stay text.
         self._tokenizer.encode_special_tokens = True
-        names = [token["content"] for token in json.loads(tokenizer_json)["added_tokens"]]
-        self.num_image_codes = sum(bool(re.fullmatch(r"<image:\d+>", name)) for name in names)
-        self.num_masks = sum(bool(re.fullmatch(r"<mask:\d+>", name)) for name in names)
-        self.first_image_code = self._id("<image:0>")
-        self.num_text_tokens = self.first_image_code - NUM_SPECIAL
-        self.break_ = self._id("<break>")
-        self.eoss = self._id("<eoss>")
-        self.first_mask = self._id("<mask:0>")
-        self.size = padded_size(self.num_text_tokens, self.num_image_codes, self.num_masks)
-        self._check_places()
-
-    def _check_places(self) -> None:
-        """Ids are told apart by where they lie, so a file in which one lies elsewhere is no vocabulary."""
-        places = dict(enumerate(SPECIAL_TOKENS))
-        places |= {self.first_image_code + code: f"<image:{code}>" for code in range(self.num_image_codes)}
-        places[self.first_image_code + self.num_image_codes] = "<break>"
-        places[self.break_ + 1] = "<eoss>"
-        places |= {self.break_ + 2 + index: f"<mask:{index}>" for index in range(self.num_masks)}
-        for place, name in places.items():
-            if self._tokenizer.token_to_id(name) != place:
-                raise UserError(f"the vocabulary has {name} at id {self._tokenizer.token_to_id(name)}, not {place}")
-        if (found := self._tokenizer.get_vocab_size()) != self.first_mask + self.num_masks:
-            raise UserError(f"the vocabulary has {found} tokens for {self.first_mask + self.num_masks} ids")
-
-    def _id(self, token: str) -> int:
-        token_id = self._tokenizer.token_to_id(token)
-        if token_id is None:
-            raise UserError(f"the vocabulary has no {token}: it was not made by `cm3leon train-text-tokenizer`")
-        return token_id
+        self.ids = IdSpace.of_names(self._tokenizer.get_vocab(with_added_tokens=True))
+        self.start, self.pad, self.end, self.unknown = self.ids.start, self.ids.pad, self.ids.end, self.ids.unknown
+        self.break_, self.eoss, self.first_mask = self.ids.break_, self.ids.eoss, self.ids.masks.start
+        self.num_text_tokens = sum(map(len, self.ids.text))
+        self.num_image_codes, self.num_masks = len(self.ids.image), len(self.ids.masks)
+        self.first_image_code = self.ids.image[0]
+        self.size = self.ids.size
+        self.is_text, self.is_image = self.ids.is_text, self.ids.is_image
+        self.encode_image, self.decode_image = self.ids.encode_image, self.ids.decode_image
 
     @classmethod
     def train(
         cls, texts: Iterable[str], num_text_tokens: int, num_image_codes: int, num_masks: int, progress: bool = True
     ) -> Vocabulary:
-        """Learns a byte-level BPE from `texts` and lays the other ids behind it."""
+        """Learns a byte-level BPE from `texts`; the other ids follow its own."""
         tokenizer = tokenizers.Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -105,10 +181,10 @@ class Vocabulary:
     def around(
         cls, text_tokenizer: dict[str, Any], num_text_tokens: int, num_image_codes: int, num_masks: int
     ) -> Vocabulary:
-        """Lays the other ids behind those of a byte-level BPE, given as the JSON object of its `tokenizer.json`.
+        """Adds the other ids after those of a byte-level BPE, given as the JSON object of its `tokenizer.json`.
 
-        Its first ids must be `SPECIAL_TOKENS`. What it marks as special beyond them stays a name of its id, but is read
-        out of no text.
+        Its first ids must be `SPECIAL_TOKENS`. What it has as special beyond them stays a name of its id, but no text
+        is encoded to it.
         """
         state = {
             **text_tokenizer,
@@ -116,18 +192,18 @@ class Vocabulary:
         }
         vocab, added = state["model"]["vocab"], state["added_tokens"]
         vocab |= {token["content"]: token["id"] for token in added}
-        # A small corpus yields fewer merges than asked for; the id space keeps its size all the same, so that the
+        # A small corpus yields fewer merges than wanted; the id space keeps its size all the same, so that the
         # shape of the model follows from the config alone.
         taken = set(vocab.values())
         for index in range(NUM_SPECIAL + num_text_tokens):
             if index not in taken:
                 vocab[f"<unused:{index}>"] = index
-        marks = (
+        special = (
             [f"<image:{code}>" for code in range(num_image_codes)]
             + ["<break>", "<eoss>"]
             + [f"<mask:{i}>" for i in range(num_masks)]
         )
-        names = [*enumerate(SPECIAL_TOKENS), *enumerate(marks, start=NUM_SPECIAL + num_text_tokens)]
+        names = [*enumerate(SPECIAL_TOKENS), *enumerate(special, start=NUM_SPECIAL + num_text_tokens)]
         plain = [token for token in added if not token["special"] and token["id"] >= NUM_SPECIAL]
         state["added_tokens"] = [
             {
@@ -142,7 +218,7 @@ class Vocabulary:
             for index, name in names
         ]
         state["added_tokens"] = sorted(plain + state["added_tokens"], key=lambda token: token["id"])
-        # A text is never cut, and no marks are put around it: the layouts of documents say where marks stand.
+        # A text is never truncated, and no special tokens are put around it: the layouts of documents add them.
         state |= {"truncation": None, "padding": None, "post_processor": None}
         return cls(json.dumps(state, ensure_ascii=False, sort_keys=True))
 
@@ -173,11 +249,11 @@ class Vocabulary:
         return self.first_mask + index
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of a text; nothing in it is read as a mark."""
+        """Ids of a text; nothing in it is read as a special token."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode_text(self, ids: Sequence[int]) -> str:
-        """The text of the text tokens among `ids`; marks and image codes are left out."""
+        """The text of the text tokens among `ids`; special tokens and image codes are skipped."""
         found = np.asarray(ids, np.int64)
         return self._tokenizer.decode(found[self.is_text(found)].tolist(), skip_special_tokens=True)
 
@@ -185,26 +261,10 @@ class Vocabulary:
         """One id as a person reads it."""
         return self._tokenizer.id_to_token(token) or f"<id:{token}>"
 
-    def encode_image(self, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        """Ids of the image tokenizer's codes."""
-        return codes.astype(np.int32) + self.first_image_code
-
-    def decode_image(self, ids: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        """The image tokenizer's codes of image ids."""
-        return ids.astype(np.int32) - self.first_image_code
-
-    def is_image(self, ids: Ids) -> Mask:
-        """Which ids are image codes."""
-        return (ids >= self.first_image_code) & (ids < self.first_image_code + self.num_image_codes)
-
-    def is_text(self, ids: Ids) -> Mask:
-        """Which ids are text tokens (marks are not)."""
-        return (ids >= NUM_SPECIAL) & (ids < self.first_image_code)
-
     def check_fingerprint(self, found: str, what: str) -> None:
         """Refuses something that was made with another vocabulary."""
         if found != self.fingerprint:
             raise UserError(
                 f"{what} was made with another vocabulary (fingerprint {found}, this one is {self.fingerprint}): "
-                "point config.vocabulary.path to the vocabulary it was made with, or make it anew with this one"
+                "point config.vocabulary.path to the vocabulary it was made with, or make it again with this one"
             )

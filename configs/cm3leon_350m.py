@@ -1,6 +1,6 @@
 """CM3Leon 350M as published (arXiv 2309.02591, Table 3): 1.4T tokens, batch 8.4M, with three retrieved documents.
 
-Register your captioned images as a seqio mixture (see `cm3leon_jax/data/sources/tasks.py`), then run, with its name:
+Register your captioned images as a seqio mixture (see docs/add_a_source.md), then run, with its name:
 
     cm3leon train-text-tokenizer  --config=configs/cm3leon_350m.py --workdir=DIR --config.corpus.mixture=NAME
     cm3leon train-image-tokenizer --config=configs/cm3leon_350m.py --workdir=DIR --config.corpus.mixture=NAME
@@ -38,7 +38,7 @@ def get_config(pod: str = "") -> ConfigDict:
     config.vocabulary = dict(num_text_tokens=56_320, num_masks=512)
     config.image_tokenizer = dict(resolution=256, channel_multipliers=(1, 1, 2, 4), codebook_size=8192)
     config.retrieval = dict(enabled=True, num_by_text=2, num_by_image=2, num_drawn=3)
-    config.batch = dict(batch_size=2048, sequence_length=4224, packing="whole")
+    config.batch = dict(batch_size=2048, sequence_length=4224, packing="best_fit")
     config.model = dict(num_layers=24, model_dim=1024, num_heads=16)
     config.optimizer = dict(peak_learning_rate=6e-4, warmup_steps=1500)
     config.train = dict(num_tokens=1.4e12)

@@ -154,7 +154,7 @@ def write_neighbors(
         "encoder": "an encoder",
         "corpus": documents_identity(corpus),
         "settings": list_settings(config),
-        "memory": memory,
+        "datastore": memory,
         "fingerprint": "some lists",
         "num_rows": 0,
         "neighbors": lists,

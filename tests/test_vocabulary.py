@@ -1,12 +1,13 @@
 """The id space: any text goes there and back, nothing in a text is read as a mark, and transformers reads the file."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.vocabulary import Vocabulary, padded_size
+from cm3leon_jax.vocabulary import IdSpace, Vocabulary, padded_size
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,41 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"tokenizer.json is damaged"):
         Vocabulary.load(tmp_path)
+
+
+def in_order(names: list[str]) -> IdSpace:
+    return IdSpace.of_names({name: index for index, name in enumerate(names)})
+
+
+def test_ids_follow_from_names_wherever_a_layout_has_them():
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    images = [f"<image:{code}>" for code in (2, 0, 3)]
+    ids = in_order([*special, *images, "a", "<mask:0>", "<mask:1>", "b", "c", "<image:1>", "<eoss>", "<break>"])
+    assert ids.text == (range(7, 8), range(10, 12)) and ids.masks == range(8, 10)
+    assert (ids.end, ids.break_, ids.eoss, ids.size) == (2, 14, 13, 128)
+    everything = np.arange(128)
+    assert np.flatnonzero(ids.is_image(everything)).tolist() == [4, 5, 6, 12]
+    assert np.flatnonzero(ids.is_text(everything)).tolist() == [7, 10, 11]
+    codes = np.array([[0, 1], [2, 3]])
+    assert ids.encode_image(codes).tolist() == [[5, 12], [4, 6]]
+    np.testing.assert_array_equal(ids.decode_image(ids.encode_image(codes)), codes)
+    np.testing.assert_array_equal(jax.jit(ids.is_image)(everything), ids.is_image(everything))
+
+
+def test_our_layout_has_ranges(vocabulary):
+    ids, first = vocabulary.ids, vocabulary.first_image_code
+    assert ids.text == (range(4, first),) and ids.image == range(first, first + vocabulary.num_image_codes)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["<image:0>", "<break>", "<mask:0>"], "has no <eoss>"),
+        (["<image:1>", "<break>", "<eoss>", "<mask:0>"], "has no <image:0>"),
+        (["<image:0>", "<break>", "<eoss>"], "has no <mask:0>"),
+        (["<image:0>", "<break>", "<eoss>", "<mask:0>", "a", "<mask:1>"], "do not follow each other"),
+    ],
+)
+def test_a_layout_without_a_special_token_is_refused(names, message):
+    with pytest.raises(UserError, match=message):
+        in_order(["<s>", "<pad>", "</s>", "<unk>", *names])

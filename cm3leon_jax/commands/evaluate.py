@@ -12,8 +12,8 @@ from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.evaluation.context import EvaluationContext, stage
 from cm3leon_jax.evaluation.metrics import build_metrics, headlines, measure
-from cm3leon_jax.evaluation.report import Report, write_report
-from cm3leon_jax.files import write_json
+from cm3leon_jax.evaluation.report import render_report
+from cm3leon_jax.files import atomic_write, write_json
 from cm3leon_jax.generation.load import load_model
 from cm3leon_jax.progress import read_step_log
 
@@ -27,14 +27,14 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
         model = load_model(config, workdir)
     evaluation = EvaluationContext(config, model, PreparedCorpus.open(config.corpus.path, model.vocabulary))
     values = measure(metrics, evaluation)
-    report = Report.of(evaluation, workdir.name, values, headlines(metrics), read_step_log(workdir / "metrics.jsonl"))
+    page = render_report(evaluation, workdir.name, values, headlines(metrics), read_step_log(workdir / "metrics.jsonl"))
     if not is_coordinator():
         return
     # A perplexity may be infinite, which JSON has no word for.
-    write_json(
-        workdir / "evaluation.json", {name: value if math.isfinite(value) else None for name, value in values.items()}
-    )
-    write_report(report, workdir / "report.html")
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    write_json(workdir / "evaluation.json", finite)
+    with atomic_write(workdir / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
     for name, value in values.items():
         log.info(f"  {name:<44} {value:,.4g}")
     log.info(f"{workdir / 'evaluation.json'} and {workdir / 'report.html'} are written")

@@ -20,7 +20,8 @@ from cm3leon_jax import pages
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.row_fit import row_losses
-from cm3leon_jax.data.batches.source import BatchSource, Retrieval, open_retrieval
+from cm3leon_jax.data.batches.row_plan import Retrieval, open_retrieval
+from cm3leon_jax.data.batches.source import BatchSource
 from cm3leon_jax.data.corpus.check import check_corpus
 from cm3leon_jax.data.corpus.neighbors import NONE
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
@@ -120,7 +121,7 @@ def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int
     for kind, group in groupby(zip(_kinds(ids, vocabulary), ids.tolist(), strict=True), lambda pair: pair[0]):
         run = [token for _, token in group]
         start += len(run)
-        # A sequence of stream packing may be cut inside an image, at both its ends.
+        # A sequence of concat-then-split packing may be cut inside an image, at both its ends.
         ends_segment = start < len(ids) and int(ids[start]) in edges
         if kind == "text":
             result.append(Piece(kind, vocabulary.decode_text(run)))
@@ -187,8 +188,8 @@ def _neighbors(
         if place == NONE:
             continue
         found_by = "text" if rank < retrieval.config.num_by_text else "image"
-        origin, number = retrieval.lists.memory.origin(place)
-        ids = retrieval.lists.memory.document(place)
+        origin, number = retrieval.lists.documents.origin(place)
+        ids = retrieval.lists.documents.document(place)
         yield Shown(f"by {found_by}, {score:.2f}, {origin} {number}", pieces(ids, vocabulary, corpus.image_length))
 
 

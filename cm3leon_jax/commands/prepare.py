@@ -1,18 +1,19 @@
-"""From raw documents to a prepared corpus: token shards and, for retrieval, vectors and neighbor lists.
+"""Turns raw documents into a prepared corpus: token shards and, for retrieval, vectors and neighbor lists.
 
-Each stage goes on where an interrupted run of it stopped, and leaves alone what is complete. Several processes that
-share a file system share the work; the files are the same as those of one.
+Each stage goes on where an interrupted run of it stopped, and leaves alone what is complete. Several processes on one
+file system divide the work; the files are the same as those of one.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches.row_fit import row_losses
+from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
-from cm3leon_jax.data.corpus.shard_writer import DocumentTokenizer
 from cm3leon_jax.data.corpus.tokenizing import summary, write_token_shards
 from cm3leon_jax.data.sources.reading import changes_since
 from cm3leon_jax.distributed import barrier, is_coordinator
@@ -24,6 +25,8 @@ from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.retrieval.neighbor_search import find_neighbors, neighbor_summary
 from cm3leon_jax.vocabulary import Vocabulary
 
+log = logging.getLogger(__name__)
+
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """The command `prepare`."""
@@ -31,7 +34,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
         return _run(config)
 
 
-def _tell_older_states(config: Config, sources: dict[str, dict[str, str]]) -> None:
+def _log_older_states(config: Config, sources: dict[str, dict[str, str]]) -> None:
     """Says which of the tokenizers and encoders were made from another state of the documents."""
     encoder = Path(config.encoder.path)
     records = {
@@ -42,7 +45,7 @@ def _tell_older_states(config: Config, sources: dict[str, dict[str, str]]) -> No
     }
     for what, file in records.items():
         if file.exists() and (changes := changes_since(read_json(file, f"the record of {what}"), sources)):
-            print(f"{what} was made from an older state of the documents ({changes}); it goes on being used")
+            log.info(f"{what} was made from an older state of the documents ({changes}); it goes on being used")
 
 
 def _run(config: Config) -> int:
@@ -55,16 +58,16 @@ def _run(config: Config) -> int:
     encoder = load_encoder(config.encoder.path) if config.retrieval.enabled else None
     if is_coordinator():
         remove_partial_files(config.corpus.path)
-    barrier("the left-overs of interrupted runs are removed")
+    barrier("partial files of interrupted runs are removed")
     manifest = write_token_shards(config.corpus, tokens)
     if is_coordinator():
         corpus = PreparedCorpus.open(config.corpus.path)
-        print(summary(manifest))
-        print(row_losses(corpus, tokens.vocabulary, config.batch, config.corpus.train_split), flush=True)
-        _tell_older_states(config, {name: task["source"] for name, task in manifest["tasks"].items()})
+        log.info(summary(manifest))
+        log.info(row_losses(corpus, tokens.vocabulary, config.batch, config.corpus.train_split))
+        _log_older_states(config, {name: task["source"] for name, task in manifest["tasks"].items()})
     if encoder is not None:
         corpus, mesh = PreparedCorpus.open(config.corpus.path), make_mesh(config.mesh)
         found = find_neighbors(config.retrieval, config.corpus, corpus, tokens, encoder, mesh)
         if is_coordinator():
-            print(neighbor_summary(found))
+            log.info(neighbor_summary(found))
     return 0

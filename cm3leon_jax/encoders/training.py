@@ -23,7 +23,7 @@ from jaxtyping import Bool, Int64
 from cm3leon_jax.checkpoints import check_unchanged
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.manifest import OfBiEncoder
-from cm3leon_jax.data.corpus.pair_sample import PairSample, load_pair_sample
+from cm3leon_jax.data.corpus.training_samples import PairSample, load_pair_sample
 from cm3leon_jax.data.sources.reading import provenance_of
 from cm3leon_jax.encoders.base import CONFIG_FILE, Encoder
 from cm3leon_jax.encoders.clip import training as clip_training
@@ -126,7 +126,14 @@ def _train(config: Config, workdir: Path, vocabulary: Vocabulary, record: dict[s
             f"config.encoder_training.batch_size is {training.batch_size}: it must be a multiple of the {ways} ways "
             "of the mesh axes replica and fsdp"
         )
-    pairs, held_out = split_sample(load_pair_sample(config))
+    pairs, held_out = split_sample(
+        load_pair_sample(
+            config.corpus,
+            Path(config.encoder.path) / "sample",
+            config.encoder_training.num_pairs,
+            config.encoder.resolution,
+        )
+    )
     if training.batch_size > len(pairs.texts):
         raise UserError(
             f"config.encoder_training.batch_size is {training.batch_size}: at most the {len(pairs.texts)} pairs "

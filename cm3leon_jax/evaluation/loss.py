@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cm3leon_jax.data.batches.source import BatchSource, open_retrieval
+from cm3leon_jax.data.batches.row_plan import open_retrieval
+from cm3leon_jax.data.batches.source import BatchSource
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.models.sharding import check_batch_divides, process_local_rows
 from cm3leon_jax.ranges import PositiveInt

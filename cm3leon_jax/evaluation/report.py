@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ from matplotlib.figure import Figure
 
 from cm3leon_jax import pages
 from cm3leon_jax.evaluation.context import EvaluationContext
-from cm3leon_jax.files import atomic_write
 
 # Most held-out documents that the page shows.
 _MOST_SHOWN = 24
@@ -27,74 +24,44 @@ _CURVES = (
 )
 
 
-@dataclass(frozen=True)
-class Report:
-    """Contents of the page. Images are pixels; those of a held-out document have the index of its text."""
+def render_report(
+    evaluation: EvaluationContext,
+    title: str,
+    values: Mapping[str, float],
+    headlines: Mapping[str, str],
+    log: Sequence[Mapping[str, Any]],
+) -> str:
+    """Renders the page; samples what no metric has sampled, so all processes of a run call this.
 
-    title: str
-    # Metrics by name, and those in large type with what each is a fraction of.
-    values: Mapping[str, float]
-    headlines: Mapping[str, str]
-    # Lines of metrics.jsonl.
-    log: Sequence[Mapping[str, Any]]
-    prompts: Sequence[str]
-    sampled: UInt8[np.ndarray, "prompts samples R R C"]
-    originals: UInt8[np.ndarray, "o R R C"]
-    reconstructions: UInt8[np.ndarray, "o R R C"]
-    held_out: UInt8[np.ndarray, "n R R C"]
-    infilled: UInt8[np.ndarray, "n R R C"]
-    texts: Sequence[str]
-    captions: Sequence[str]
-    captions_left_to_right: Sequence[str]
-    # Which codes of an image an infill replaces.
-    mask: Bool[np.ndarray, "codes"]
-
-    @classmethod
-    def of(
-        cls,
-        evaluation: EvaluationContext,
-        title: str,
-        values: Mapping[str, float],
-        headlines: Mapping[str, str],
-        log: Sequence[Mapping[str, Any]],
-    ) -> Report:
-        """Samples what no metric has sampled; all processes of a run call this."""
-        shown, sampled = slice(0, _MOST_SHOWN), evaluation.sampled_images
-        return cls(
-            title=title,
-            values=values,
-            headlines=headlines,
-            log=log,
-            prompts=evaluation.prompts,
-            sampled=sampled.reshape(len(evaluation.prompts), -1, *sampled.shape[1:]),
-            originals=evaluation.originals[shown],
-            reconstructions=evaluation.reconstructions[shown],
-            held_out=evaluation.held_out_images[shown],
-            infilled=evaluation.infilled_images[shown],
-            texts=evaluation.held_out.texts[shown],
-            captions=evaluation.captions[shown],
-            captions_left_to_right=evaluation.captions_left_to_right[shown],
-            mask=evaluation.mask,
-        )
-
-
-def write_report(report: Report, path: Path) -> None:
-    """Renders the page."""
-    held_out, hidden = _urls(report.held_out), _urls(masked_images(report.held_out, report.mask))
-    page = pages.render(
+    Args:
+      values: metrics by name.
+      headlines: those in large type, with what each is a fraction of.
+      log: lines of metrics.jsonl.
+    """
+    shown = slice(0, _MOST_SHOWN)
+    texts, images = evaluation.held_out.texts[shown], evaluation.held_out_images[shown]
+    sampled = _urls(evaluation.sampled_images)
+    per_prompt = len(sampled) // len(evaluation.prompts)
+    held_out, hidden = _urls(images), _urls(masked_images(images, evaluation.mask))
+    infilled = _urls(evaluation.infilled_images[shown])
+    originals, reconstructions = _urls(evaluation.originals[shown]), _urls(evaluation.reconstructions[shown])
+    captions, left_to_right = evaluation.captions[shown], evaluation.captions_left_to_right[shown]
+    return pages.render(
         "evaluation",
         "report.html.jinja",
-        report=report,
-        image=pages.ImageStyle.of(report.held_out.shape[1]),
-        headlines=[(report.values[name], words) for name, words in report.headlines.items() if name in report.values],
-        sampled=[(prompt, _urls(images)) for prompt, images in zip(report.prompts, report.sampled, strict=True)],
-        reconstructions=list(zip(_urls(report.originals), _urls(report.reconstructions), strict=True)),
-        infills=list(zip(held_out, hidden, _urls(report.infilled), report.texts, strict=True)),
-        captions=list(zip(held_out, report.texts, report.captions, report.captions_left_to_right, strict=True)),
-        curves=loss_curves(report.log),
+        title=title,
+        values=values,
+        image=pages.ImageStyle.of(images.shape[1]),
+        headlines=[(values[name], words) for name, words in headlines.items() if name in values],
+        sampled=[
+            (prompt, sampled[index * per_prompt : (index + 1) * per_prompt])
+            for index, prompt in enumerate(evaluation.prompts)
+        ],
+        reconstructions=list(zip(originals, reconstructions, strict=True)),
+        infills=list(zip(held_out, hidden, infilled, texts, strict=True)),
+        captions=list(zip(held_out, texts, captions, left_to_right, strict=True)),
+        curves=loss_curves(log),
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 def _urls(images: UInt8[np.ndarray, "n R R C"]) -> list[str]:

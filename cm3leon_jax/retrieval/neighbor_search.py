@@ -18,6 +18,7 @@ from jaxtyping import Float16
 
 from cm3leon_jax.data.corpus.array_files import open_arrays, read_files_record
 from cm3leon_jax.data.corpus.config import CorpusConfig
+from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.manifest import NeighborsPlan
 from cm3leon_jax.data.corpus.neighbors import (
     NONE,
@@ -32,9 +33,8 @@ from cm3leon_jax.data.corpus.neighbors import (
     read_neighbors_manifest,
     scores_file,
 )
+from cm3leon_jax.data.corpus.plan import check_sources
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
-from cm3leon_jax.data.corpus.shard_writer import DocumentTokenizer
-from cm3leon_jax.data.corpus.tokenizing import check_sources
 from cm3leon_jax.data.sources.reading import open_mixture
 from cm3leon_jax.distributed import all_processes, barrier, is_coordinator
 from cm3leon_jax.encoders.base import Encoder
@@ -76,22 +76,8 @@ def find_neighbors(
     """
     folder, train_split = corpus.path / "retrieval", source.train_split
     plan = _plan(config, train_split, corpus, encoder)
-    if is_coordinator():
-        _drop_incomplete(folder, corpus)
-    barrier("records of arrays without their files are gone")
-    if all_processes((folder / "manifest.json").exists()):
-        manifest = read_neighbors_manifest(folder)
-        _check_same_plan(folder, manifest, plan, corpus)
-        if is_coordinator():
-            log.info(f"the neighbors {folder} are complete: nothing to do")
+    if manifest := _resume(folder, plan, corpus):
         return manifest
-    if (folder / "plan.json").exists():
-        fix = f"delete {folder} and run `cm3leon prepare` again"
-        found = read_record(folder / "plan.json", "the plan of the neighbors", NeighborsPlan, fix)
-        _check_same_plan(folder, found, plan, corpus)
-    if is_coordinator():
-        write_json(folder / "plan.json", plan)
-
     tasks = {task.name: task for task in open_mixture(source)}
     sources = {name: task.get("source", {}) for name, task in corpus.manifest["tasks"].items()}
     check_sources(sources, tuple(tasks.values()), corpus.path)
@@ -99,7 +85,7 @@ def find_neighbors(
         write_vectors(corpus, tasks[task], split, tokenizer, encoder, config, first_process=number)
     for record in _records(corpus, vectors_record):
         wait_for(record)
-    documents = DatastoreDocuments(corpus, tuple(plan["memory"]), train_split)
+    documents = DatastoreDocuments(corpus, tuple(plan["datastore"]), train_split)
     if is_coordinator() and not (folder / DATASTORE_RECORD).exists():
         write_datastore(corpus, documents, train_split, config.both_modalities)
     wait_for(folder / DATASTORE_RECORD)
@@ -123,9 +109,33 @@ def find_neighbors(
     return read_neighbors_manifest(folder)
 
 
+def _resume(folder: Path, plan: dict[str, Any], corpus: PreparedCorpus) -> dict[str, Any] | None:
+    """Checks that what is there was found by the same plan; returns the manifest if nothing is missing.
+
+    Raises:
+      UserError: if it was found by another plan.
+    """
+    if is_coordinator():
+        _drop_incomplete(folder, corpus)
+    barrier("records of arrays without their files are gone")
+    if all_processes((folder / "manifest.json").exists()):
+        manifest = read_neighbors_manifest(folder)
+        _check_same_plan(folder, manifest, plan, corpus)
+        if is_coordinator():
+            log.info(f"the neighbors {folder} are complete: nothing to do")
+        return manifest
+    if (folder / "plan.json").exists():
+        fix = f"delete {folder} and run `cm3leon prepare` again"
+        found = read_record(folder / "plan.json", "the plan of the neighbors", NeighborsPlan, fix)
+        _check_same_plan(folder, found, plan, corpus)
+    if is_coordinator():
+        write_json(folder / "plan.json", plan)
+    return None
+
+
 def neighbor_summary(manifest: dict[str, Any]) -> str:
     """Formats one line per task and split: how many of its documents have neighbors."""
-    lines = [f"datastore of {manifest['num_rows']:,} documents ({', '.join(manifest['memory'])})"]
+    lines = [f"datastore of {manifest['num_rows']:,} documents ({', '.join(manifest['datastore'])})"]
     for name, found in manifest["neighbors"].items():
         per_document = found["num_neighbors"] / max(1, found["num_documents"])
         lines.append(
@@ -153,7 +163,7 @@ def _plan(config: RetrievalConfig, train_split: str, corpus: PreparedCorpus, enc
         "encoder": encoder.fingerprint,
         "corpus": documents_identity(corpus),
         "settings": list_settings(config),
-        "memory": list(datastore_tasks(config, corpus, train_split)),
+        "datastore": list(datastore_tasks(config, corpus, train_split)),
     }
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     return plan | {"fingerprint": digest[:16]}

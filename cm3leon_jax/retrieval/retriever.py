@@ -62,7 +62,7 @@ class Retriever:
         # Of this process alone: each process of a run retrieves for prompts of its own.
         devices = jax.local_devices()
         mesh = jax.make_mesh((len(devices),), ("shard",), (jax.sharding.AxisType.Auto,), devices=devices)
-        return cls(encoder, Search(datastore.vectors, mesh), datastore, lists.memory, config.retrieval)
+        return cls(encoder, Search(datastore.vectors, mesh), datastore, lists.documents, config.retrieval)
 
     def by_text(self, texts: Sequence[str], count: int) -> list[list[Neighbor]]:
         """Finds the nearest documents of each text, best first; fewer where fewer are near enough."""

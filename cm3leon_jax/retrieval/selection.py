@@ -44,7 +44,7 @@ class Hits:
 
 def select_neighbors(
     candidates: Hits,
-    own_rows: Int64[np.ndarray, "n"],
+    document_rows: Int64[np.ndarray, "n"],
     own_vectors: Float32[np.ndarray, "n dim"],
     selected: Hits,
     count: int,
@@ -55,7 +55,7 @@ def select_neighbors(
 
     Args:
       candidates: hits of each document's query, best first.
-      own_rows: row of each document itself in the datastore; -1 if it has none.
+      document_rows: row of each document itself in the datastore; -1 if it has none.
       own_vectors: embedding of each document; zeros where there is only a query.
       selected: neighbors selected before, by another query.
       count: upper bound on the neighbors of each document.
@@ -73,7 +73,7 @@ def select_neighbors(
                 similarity = np.maximum(similarity, np.einsum("nkd,nd->nk", others, vector).max(axis=1))
         # A row with a zero vector can be among the hits of two queries without being similar to itself.
         is_repeated = (selected.rows == row[:, None]).any(axis=1) | (found.rows == row[:, None]).any(axis=1)
-        is_good = (row != NONE) & (row != own_rows) & ~is_repeated & (num_found < count)
+        is_good = (row != NONE) & (row != document_rows) & ~is_repeated & (num_found < count)
         is_good &= (score >= min_similarity) & (score <= max_similarity) & (similarity <= max_similarity)
         document, slot = np.flatnonzero(is_good), num_found[is_good]
         found.rows[document, slot] = row[is_good]

@@ -22,14 +22,10 @@ from tqdm import tqdm
 
 from cm3leon_jax import counter_random
 from cm3leon_jax.data.corpus.array_files import open_arrays, save_arrays
+from cm3leon_jax.data.corpus.document_tokenizer import DecodedDocument, DocumentTokenizer
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
-from cm3leon_jax.data.corpus.shard_writer import (
-    DecodedDocument,
-    DocumentTokenizer,
-    read_shard_record,
-    shard_metadata_file,
-)
-from cm3leon_jax.data.sources.reading import Share, SkippedExample, TaskReader
+from cm3leon_jax.data.corpus.shard_writer import read_shard_record, shard_metadata_file
+from cm3leon_jax.data.sources.reading import ShardSlice, SkippedExample, TaskReader
 from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.documents import Document
 from cm3leon_jax.encoders.base import Encoder, l2_normalize
@@ -94,7 +90,7 @@ def write_vectors(
         return
     size = corpus.manifest["examples_per_shard"]
     # A single pass over all of them: opening a task at a later document reads all documents before it.
-    numbered = ((index // size, example) for index, example in task.share(split, Share(size, missing[0], step)))
+    numbered = ((index // size, example) for index, example in task.numbered(split, ShardSlice(size, missing[0], step)))
     by_shard = itertools.groupby((pair for pair in numbered if pair[0] in missing), key=operator.itemgetter(0))
     for shard in missing:
         record = records[shard]
@@ -117,7 +113,7 @@ def _decoded(
 ) -> Iterator[tuple[str, DecodedDocument]]:
     """Yields text and decoded images of each example that became a document of the corpus."""
     for example in examples:
-        decoded = tokenizer.open(example)
+        decoded = tokenizer.decode(example)
         if isinstance(example, Document) and isinstance(decoded, DecodedDocument):
             yield example.text, decoded
 

@@ -17,7 +17,8 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.config_part import changeable
 from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.row_fit import row_losses
-from cm3leon_jax.data.batches.source import BatchSource, Retrieval, iterate, open_retrieval
+from cm3leon_jax.data.batches.row_plan import Retrieval, open_retrieval
+from cm3leon_jax.data.batches.source import BatchSource, iterate
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.models.flops import flops_per_token
@@ -65,7 +66,7 @@ class TransformerTraining:
         vocabulary = Vocabulary.load(config.vocabulary.path)
         corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
         retrieval = open_retrieval(corpus, config.retrieval, config.corpus.train_split)
-        row_losses(corpus, vocabulary, config.batch, config.corpus.train_split).refuse_most_images()
+        row_losses(corpus, vocabulary, config.batch, config.corpus.train_split).check_most_images_fit()
         mesh = make_mesh(config.mesh)
         check_batch_divides(config.batch.batch_size, mesh, config.train.num_microbatches)
         return cls(config, workdir, vocabulary, corpus, retrieval, mesh, TrainStep(config, vocabulary, mesh))

@@ -8,7 +8,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from cm3leon_jax.data.sources.base import add_task
+from cm3leon_jax.data.sources import add_task
 from examples.digits import images as digits
 
 

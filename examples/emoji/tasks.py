@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from cm3leon_jax.data.sources.base import CAPTIONED, TracedSource, add_task
+from cm3leon_jax.data.sources import CAPTIONED, TracedSource, add_task
 from cm3leon_jax.images import encode_png
 from examples.emoji import images as emoji
 

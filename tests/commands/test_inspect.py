@@ -90,7 +90,7 @@ def config(tmp_path, corpus, vocabulary, tiny_images):
     )
 
 
-@pytest.mark.parametrize("packing", ["whole", "stream"])
+@pytest.mark.parametrize("packing", ["best_fit", "concat_then_split"])
 def test_prints_and_writes_a_page(config, tmp_path, corpus, monkeypatch, capsys, packing):
     monkeypatch.setattr(inspection.PreparedCorpus, "open", lambda path, vocabulary: corpus)
     config = replace(config, batch=replace(config.batch, packing=packing))

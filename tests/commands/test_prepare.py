@@ -105,7 +105,7 @@ def test_neighbors_are_near_and_none_is_the_document_itself(config, vocabulary, 
             found = [place for place in mine if place != NONE]
             assert len(set(found)) == len(found) > 0
             own = number_in(documents.document(index), vocabulary)
-            others = [number_in(lists.memory.document(place), vocabulary) for place in found]
+            others = [number_in(lists.documents.document(place), vocabulary) for place in found]
             assert own not in others
             # Words and images go by threes.
             assert all((other - own) % 3 == 0 for other in others)
@@ -142,7 +142,7 @@ def test_only_the_training_split_of_the_named_tasks_is_searched(config):
     run(config)
     corpus, lists = opened(config)
     (task,) = corpus.manifest["tasks"]
-    assert len(lists.memory) == corpus.task_split(task, "train").num_documents
+    assert len(lists.documents) == corpus.task_split(task, "train").num_documents
     with pytest.raises(UserError, match="datastore_tasks names 'else'"):
         run(replace(config, retrieval=replace(RETRIEVAL, datastore_tasks=("else",))))
 

@@ -12,7 +12,7 @@ import pytest
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
-from cm3leon_jax.data.corpus.pair_sample import PairSample
+from cm3leon_jax.data.corpus.training_samples import PairSample
 from cm3leon_jax.data.sources import reading
 from cm3leon_jax.documents import Document, ImageSegment, TextSegment
 from cm3leon_jax.encoders import training as train_encoder
@@ -106,7 +106,7 @@ def test_squares_and_their_captions_find_each_other(config, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_finished_encoder_is_left_alone_and_goes_on_when_asked(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_encoder, "load_pair_sample", lambda config: sample(48))
+    monkeypatch.setattr(train_encoder, "load_pair_sample", lambda *_: sample(48))
     path = Path(config.encoder.path)
     assert run(config, tmp_path, Namespace()) == 0
     first = load_encoder(path).fingerprint
@@ -170,7 +170,7 @@ def test_an_encoder_from_elsewhere_is_not_overwritten(config, clip_encoder, tmp_
     [(dict(batch_size=12), "must be a multiple of the 8 ways"), (dict(batch_size=64), "at most the 32 pairs")],
 )
 def test_a_batch_that_cannot_be_is_refused(config, tmp_path, monkeypatch, values, message):
-    monkeypatch.setattr(train_encoder, "load_pair_sample", lambda config: sample(48))
+    monkeypatch.setattr(train_encoder, "load_pair_sample", lambda *_: sample(48))
     with pytest.raises(UserError, match=message):
         run(changed(config, **values), tmp_path, Namespace())
 

@@ -20,12 +20,12 @@ def found(datastore: np.ndarray, queries: np.ndarray, count: int) -> Hits:
 
 
 def select(
-    datastore, queries, own, own_rows=None, selected=None, count=3, max_similarity=0.9, min_similarity=0.0
+    datastore, queries, own, document_rows=None, selected=None, count=3, max_similarity=0.9, min_similarity=0.0
 ) -> Hits:
-    own_rows = np.full(len(queries), NONE) if own_rows is None else own_rows
+    document_rows = np.full(len(queries), NONE) if document_rows is None else document_rows
     selected = selected or Hits.none(len(queries), 0, DIM)
     return select_neighbors(
-        found(datastore, queries, len(datastore)), own_rows, own, selected, count, max_similarity, min_similarity
+        found(datastore, queries, len(datastore)), document_rows, own, selected, count, max_similarity, min_similarity
     )
 
 
@@ -42,9 +42,11 @@ def test_every_choice_keeps_the_rules_and_leaves_out_nothing_better(
 ):
     rng = np.random.default_rng(seed)
     datastore, queries, own = (l2_normalize(rng.normal(size=(n, DIM))) for n in (datastore_size, 5, 5))
-    own_rows = rng.integers(-1, datastore_size, 5)
+    document_rows = rng.integers(-1, datastore_size, 5)
     candidates = found(datastore, queries, datastore_size)
-    result = select_neighbors(candidates, own_rows, own, Hits.none(5, 0, DIM), count, max_similarity, min_similarity)
+    result = select_neighbors(
+        candidates, document_rows, own, Hits.none(5, 0, DIM), count, max_similarity, min_similarity
+    )
     for document in range(5):
         expected: list[int] = []
         for row in candidates.rows[document]:
@@ -54,7 +56,7 @@ def test_every_choice_keeps_the_rules_and_leaves_out_nothing_better(
                 *(float(datastore[row] @ datastore[other]) for other in expected),
             ]
             if (
-                row != own_rows[document]
+                row != document_rows[document]
                 and min_similarity <= score <= max_similarity
                 and max(similarities) <= max_similarity
             ):
@@ -75,7 +77,7 @@ def test_a_copy_of_the_document_is_never_taken_though_its_query_scores_low():
 def test_the_document_itself_is_never_taken():
     datastore = l2_normalize(np.random.default_rng(0).normal(size=(4, DIM)))
     result = select(
-        datastore, datastore, datastore, own_rows=np.arange(4), count=4, max_similarity=1.1, min_similarity=-1.0
+        datastore, datastore, datastore, document_rows=np.arange(4), count=4, max_similarity=1.1, min_similarity=-1.0
     )
     assert all(row not in rows for row, rows in enumerate(result.rows.tolist()))
 

@@ -17,9 +17,9 @@ class ObjectiveConfig(Part):
     span_count: str = "poisson"
     mean_spans: Positive = 1.0
     max_spans: PositiveInt = 16
-    # Share of the masked documents in which whole segments (a caption, an image) are masked instead of random spans.
-    # Random spans almost never cover a whole caption (1 in 20,000), so without this share neither the unconditional
-    # stream of guidance (`<mask:0> <break> image`) nor captioning by infill would be trained. At a half, a captioned
+    # Fraction of the masked documents in which whole segments (a caption, an image) are masked instead of random spans.
+    # Random spans almost never cover a whole caption (1 in 20,000), so without this fraction neither the unconditional
+    # branch of guidance (`<mask:0> <break> image`) nor captioning by infill would be trained. At a half, a captioned
     # image loses its whole caption 16% of the time, about the drop rate of classifier-free guidance elsewhere, and
     # the other half keeps training infill inside images.
     segment_mask_prob: Fraction = 0.5
@@ -40,11 +40,11 @@ class BatchConfig(Part):
     # Sequences over all devices, and tokens in each.
     batch_size: Annotated[PositiveInt, AFTER_IMPORT] = 2048
     sequence_length: PositiveInt = 4096
-    # "whole": whole documents side by side, attention stays inside each; "stream": the paper's way, one stream of
-    # documents cut anywhere, attention over all of the block.
-    packing: Annotated[str, AFTER_IMPORT] = "whole"
+    # "best_fit": whole documents, attention stays inside each; "concat_then_split": the paper's way, documents end to
+    # end cut anywhere, attention over all of the row.
+    packing: Annotated[str, AFTER_IMPORT] = "best_fit"
     seed: Annotated[Seed, AFTER_IMPORT] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("batch", self, "packing", "whole", "stream")
+        one_of("batch", self, "packing", "best_fit", "concat_then_split")

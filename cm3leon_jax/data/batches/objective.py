@@ -17,19 +17,18 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, UInt64
 
 from cm3leon_jax import counter_random
+from cm3leon_jax.counter_random import Stream
 from cm3leon_jax.data.batches.config import ObjectiveConfig
 from cm3leon_jax.vocabulary import Vocabulary
 
-# A masked span costs its mark in place, its mark at the tail, and the `<eoss>` behind it.
+# A masked span costs its sentinel in place, its sentinel at the end of the sequence, and the `<eoss>` after it.
 SENTINELS_PER_SPAN = 3
-
-_COUNT, _WHOLE, _SPANS = 11, 12, 13
 
 Span = tuple[int, int]
 
 
 def span_counts(objective: ObjectiveConfig, num_masks: int, *key: int | np.ndarray) -> Int64[np.ndarray, "..."]:
-    """How many spans are drawn for each key (array parts of the key give an array of counts)."""
+    """The number of spans for each key; array parts of the key give an array of counts."""
     most = min(objective.max_spans, num_masks)
     if objective.span_count == "none":
         return np.zeros(np.broadcast_shapes(*(np.shape(part) for part in key)), np.int64)
@@ -38,56 +37,56 @@ def span_counts(objective: ObjectiveConfig, num_masks: int, *key: int | np.ndarr
     counts = np.arange(most)
     log_probability = counts * np.log(objective.mean_spans) - objective.mean_spans
     log_probability -= np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, most)))])
-    uniform = counter_random.uniform(*key, _COUNT)
+    uniform = counter_random.uniform(*key, Stream.SPAN_COUNT)
     return np.asarray(np.searchsorted(np.cumsum(np.exp(log_probability)), uniform, side="right"))
 
 
 @dataclass(frozen=True)
 class SpanMasks:
-    """What decides the masks of n sequences, drawn for many at once; `sample_spans` finishes one."""
+    """The random part of the masks of n sequences, sampled for all at once; `sample_spans` finishes one."""
 
-    # Spans, at most.
+    # Most spans of each.
     counts: Int64[np.ndarray, "n"]
     # Whether whole segments are masked, where there are several.
     is_whole: Bool[np.ndarray, "n"]
-    # Where the generator of each begins.
+    # The key of each one's generator.
     keys: UInt64[np.ndarray, "n"]
 
 
 def sample_span_masks(objective: ObjectiveConfig, num_masks: int, *key: int | np.ndarray) -> SpanMasks:
-    """The draws for each key, whose array parts have one entry a sequence."""
+    """Samples the masks of each key, whose array parts have one entry per sequence."""
     return SpanMasks(
         span_counts(objective, num_masks, *key),
-        counter_random.uniform(*key, _WHOLE) < objective.segment_mask_prob,
-        counter_random.hash64(*key, _SPANS),
+        counter_random.uniform(*key, Stream.WHOLE_SEGMENTS) < objective.segment_mask_prob,
+        counter_random.hash64(*key, Stream.SPANS),
     )
 
 
 def separator_indices(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> list[int]:
-    """Where the marks between segments stand (`<break>`, `</s>`)."""
+    """Indices of `<break>` and `</s>`."""
     return np.flatnonzero((tokens == vocabulary.break_) | (tokens == vocabulary.end)).tolist()
 
 
 def segments_between(separators: list[int], start: int, stop: int) -> list[Span]:
-    """The segments of the stretch `start` .. `stop` of a sequence with these marks, counted from `start`."""
+    """The segments of tokens `start` .. `stop` of a sequence with these separators, counted from `start`."""
     inside = separators[bisect_left(separators, start) : bisect_left(separators, stop)]
     edges = [start - 1, *inside, stop]
     return [(left + 1 - start, right - start) for left, right in pairwise(edges) if right > left + 1]
 
 
 def segments(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> list[Span]:
-    """The stretches between marks, as (start, stop); empty ones are left out."""
+    """The non-empty segments between separators, as (start, stop)."""
     return segments_between(separator_indices(tokens, vocabulary), 0, len(tokens))
 
 
 def sample_spans(length: int, parts: list[Span], count: int, is_whole: bool, rng: np.random.Generator) -> list[Span]:
-    """Draws at most `count` spans that do not touch each other's tokens, in order of position.
+    """Samples at most `count` disjoint spans, in order of position.
 
     Args:
       length: tokens of the sequence that is masked.
       parts: its segments.
       is_whole: whether the spans are segments, where there are several.
-      rng: where the draw comes from.
+      rng: source of randomness.
     """
     if count == 0 or not parts:
         return []
@@ -96,7 +95,7 @@ def sample_spans(length: int, parts: list[Span], count: int, is_whole: bool, rng
         chosen = rng.permutation(len(parts))[: min(count, len(parts) - 1)]
         return sorted(parts[i] for i in chosen.tolist())
     spans: list[Span] = []
-    # More candidates than spans, since some fall on a mark or on a span already taken.
+    # More candidates than spans, since some fall on a separator or on a span already taken.
     for ends in rng.random((count**2, 2)).tolist():
         start, stop = _clip_to_segment(math.floor(min(ends) * length), round(max(ends) * length), parts)
         if stop > start and all(stop <= other_start or start >= other_stop for other_start, other_stop in spans):
@@ -107,13 +106,13 @@ def sample_spans(length: int, parts: list[Span], count: int, is_whole: bool, rng
 
 
 def _clip_to_segment(start: int, stop: int, parts: list[Span]) -> Span:
-    """The part of a span that lies in the segment it overlaps most."""
+    """The part of a span in the segment it overlaps most."""
     clipped = [(max(start, part_start), min(stop, part_stop)) for part_start, part_stop in parts]
     return max(clipped, key=lambda span: span[1] - span[0])
 
 
 def positions_in_image(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> Int32[np.ndarray, "n"]:
-    """For each image code, 1 + the place in its image that follows it (so 2, 3, ..); 0 for every other token."""
+    """For each image code, 1 + the position in its image of what follows it (so 2, 3, ..); 0 for every other token."""
     is_code = np.zeros(len(tokens) + 2, bool)
     is_code[1:-1] = vocabulary.is_image(tokens)
     edges = np.flatnonzero(is_code[1:] != is_code[:-1]).tolist()
@@ -132,16 +131,16 @@ def apply_span_masks(
     vocabulary: Vocabulary,
     limit: int | None = None,
 ) -> tuple[Int32[np.ndarray, "m"], Int32[np.ndarray, "m"]]:
-    """Replaces each span by its mark and appends mark, span and `<eoss>` at the end.
+    """Replaces each span by its sentinel and appends sentinel, span and `<eoss>` at the end.
 
     Args:
       tokens: the sequence.
-      places: its `image_positions`; a moved code keeps its own, and a mark gets the place that follows it.
+      positions: its `positions_in_image`; a moved code keeps its own, a sentinel gets the position that follows it.
       spans: what moves, in order.
-      limit: longest result; what is over is cut from the end of the source, so that every tail survives.
+      limit: longest result; tokens before the first moved span are dropped for it, and only then the end.
 
     Returns:
-      Tokens and places.
+      Tokens and positions.
     """
     end_of_span = _one(vocabulary.eoss), _one(0)
     source: list[tuple[np.ndarray, np.ndarray]] = []
@@ -155,7 +154,7 @@ def apply_span_masks(
     source.append((tokens[last:], positions[last:]))
     kept = len(tokens) + sum(1 + start - stop for start, stop in spans)
     moved_tokens, moved_positions = zip(*source, *tail, strict=True)
-    return _cut_out(_joined(moved_tokens), kept, limit), _cut_out(_joined(moved_positions), kept, limit)
+    return _limited(_joined(moved_tokens), kept, limit), _limited(_joined(moved_positions), kept, limit)
 
 
 def _one(value: int) -> Int32[np.ndarray, "1"]:
@@ -166,8 +165,8 @@ def _joined(parts: Sequence[np.ndarray]) -> Int32[np.ndarray, "n"]:
     return np.concatenate(parts, dtype=np.int32)
 
 
-def _cut_out(sequence: Int32[np.ndarray, "n"], stop: int, limit: int | None) -> Int32[np.ndarray, "m"]:
-    """At most `limit` of a sequence: what is over is missing before `stop`, then at the end."""
+def _limited(sequence: Int32[np.ndarray, "n"], stop: int, limit: int | None) -> Int32[np.ndarray, "m"]:
+    """Truncates to `limit` tokens: drops those just before `stop`, and if that is not enough, the end."""
     if limit is None or len(sequence) <= limit:
         return sequence
     start = max(0, stop - (len(sequence) - limit))

@@ -1,8 +1,8 @@
-"""Which document stands at each position of the endless training sequence.
+"""The order of documents in the endless training sequence.
 
-The sequence is cut into windows of a fixed number of documents. In each window every task has its share of the
+The sequence is cut into shuffle blocks of a fixed number of documents. In each block every task has its fraction of the
 mixture's rates, each task goes through its documents in a new order every epoch, and no document comes twice before all
-of its task have come once. Any window can be computed alone.
+of its task have come once. Any block can be computed alone.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from cm3leon_jax import counter_random
+from cm3leon_jax.counter_random import Stream
 
 SHUFFLE_BLOCK = 1 << 14
-
-_ORDER, _BLOCK_ORDER = 1, 2
 
 
 @dataclass(frozen=True)
 class DocumentReferences:
-    """The documents of a window, in order: which task, which pass over it, and which of its documents."""
+    """The documents of a block, in order: which task, which pass over it, and which of its documents."""
 
     task: Int64[np.ndarray, "n"]
     epoch: Int64[np.ndarray, "n"]
@@ -36,27 +35,29 @@ class DocumentOrder:
         self.tasks = tuple(num_documents)
         self._sizes = tuple(num_documents[task] for task in self.tasks)
         total = sum(rates[task] for task in self.tasks)
-        self._shares = tuple(rates[task] / total for task in self.tasks)
+        self._fractions = tuple(rates[task] / total for task in self.tasks)
         self._seed = seed
 
-    def _taken(self, position: int) -> list[int]:
-        """How many documents each task has given before `position`."""
-        counts = [int(np.floor(position * share)) for share in self._shares]
-        # What rounding leaves goes to the largest share, which a window always gives far more than that.
-        counts[int(np.argmax(self._shares))] += position - sum(counts)
+    def _num_consumed(self, position: int) -> list[int]:
+        """Documents of each task before `position`."""
+        counts = [int(np.floor(position * fraction)) for fraction in self._fractions]
+        # The remainder of rounding goes to the largest task, which has far more documents in a block than that.
+        counts[int(np.argmax(self._fractions))] += position - sum(counts)
         return counts
 
-    def window(self, index: int) -> DocumentReferences:
-        """The documents of window `index`."""
+    def block(self, index: int) -> DocumentReferences:
+        """The documents of block `index`."""
         tasks, epochs, documents = [], [], []
-        starts, stops = self._taken(index * SHUFFLE_BLOCK), self._taken((index + 1) * SHUFFLE_BLOCK)
+        starts, stops = self._num_consumed(index * SHUFFLE_BLOCK), self._num_consumed((index + 1) * SHUFFLE_BLOCK)
         for task, (start, stop) in enumerate(zip(starts, stops, strict=True)):
             position = np.arange(start, stop, dtype=np.int64)
             epoch, within = np.divmod(position, self._sizes[task])
-            document = counter_random.permutation_at(within, self._sizes[task], self._seed, _ORDER, task, epoch)
+            document = counter_random.permutation_at(
+                within, self._sizes[task], self._seed, Stream.DOCUMENT_ORDER, task, epoch
+            )
             tasks.append(np.full(len(position), task, np.int64))
             epochs.append(epoch)
             documents.append(document)
         size = sum(map(len, tasks))
-        mixed = counter_random.permutation_at(np.arange(size), size, self._seed, _BLOCK_ORDER, index)
-        return DocumentReferences(*(np.concatenate(parts)[mixed] for parts in (tasks, epochs, documents)))
+        shuffled = counter_random.permutation_at(np.arange(size), size, self._seed, Stream.BLOCK_ORDER, index)
+        return DocumentReferences(*(np.concatenate(parts)[shuffled] for parts in (tasks, epochs, documents)))

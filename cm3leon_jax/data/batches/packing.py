@@ -1,4 +1,4 @@
-"""Which documents share a row: planned from lengths alone, so that any row of any step can be found without reading."""
+"""Packing: which documents share a row, from their lengths alone."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def best_fit_rows(lengths: Int64[np.ndarray, "n"], row_length: int) -> list[list
     return rows
 
 
-def stream_rows(lengths: Int64[np.ndarray, "n"], row_length: int) -> list[list[tuple[int, int, int]]]:
-    """Cuts the documents, laid end to end, into rows of exactly `row_length` tokens (the last may be shorter).
+def concat_then_split_rows(lengths: Int64[np.ndarray, "n"], row_length: int) -> list[list[tuple[int, int, int]]]:
+    """Cuts the concatenated documents into rows of exactly `row_length` tokens (the last may be shorter).
 
     Returns:
       The pieces (document, start, stop) of each row.

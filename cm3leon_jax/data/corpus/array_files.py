@@ -65,7 +65,7 @@ def save_array(file: Path, array: np.ndarray) -> int:
 
 
 def save_arrays(record: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes files beside a record, by their names, then the record that says they are complete."""
+    """Writes files next to a record, by their names, then the record that says they are complete."""
     write_files_record(record, {name: save_array(record.with_name(name), array) for name, array in arrays.items()})
 
 

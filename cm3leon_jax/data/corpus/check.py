@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cm3leon_jax.data.corpus.array_files import check_file, read_files_record
 from cm3leon_jax.data.corpus.neighbors import NeighborLists, read_neighbors_manifest
-from cm3leon_jax.data.corpus.prepared import PreparedCorpus, TaskSplit, mend_shard, token_dtype, tokens_file
+from cm3leon_jax.data.corpus.prepared import PreparedCorpus, TaskSplit, fix_shard, token_dtype, tokens_file
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -55,14 +55,14 @@ def _checks(corpus: PreparedCorpus, vocabulary: Vocabulary, train_split: str) ->
 
 def _check_shard(folder: Path, shard: int, files: dict[str, Any], vocabulary: Vocabulary) -> None:
     file = tokens_file(folder, shard)
-    check_file(file, files["tokens"], mend_shard(file))
+    check_file(file, files["tokens"], fix_shard(file))
     # Alone it would be shard 0.
     split = TaskSplit(folder, [files], token_dtype(vocabulary.size), first_shard=shard)  # type: ignore[list-item]
     for index in range(split.num_documents):
-        ids = split.stored(index, anew=True)
+        ids = split.stored(index, recheck=True)
         if len(ids) and int(ids.max()) >= vocabulary.size:
             raise UserError(
-                f"{file} holds the id {int(ids.max())}, the vocabulary {vocabulary.size}: {mend_shard(file)}"
+                f"{file} holds the id {int(ids.max())}, the vocabulary {vocabulary.size}: {fix_shard(file)}"
             )
 
 

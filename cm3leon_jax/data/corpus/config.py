@@ -26,7 +26,7 @@ class CorpusConfig(Part):
     examples_per_shard: PositiveInt = 1 << 17
     # Images encoded in one call of the image tokenizer.
     encode_batch_size: PositiveInt = 128
-    # Original images kept beside each split, to be looked at.
+    # Original images kept with each split, to be looked at.
     num_sample_images: NonNegativeInt = 32
     # Most of a task's documents that may be skipped because something is odd about them, as a fraction of all.
     max_skipped_fraction: Fraction = 0.1

@@ -25,8 +25,8 @@ class ShardFiles(TypedDict):
 
 
 @with_config(OPEN)
-class Skipped(TypedDict):
-    """Documents that were left out, by reason; the first of them one by one."""
+class SkippedCounts(TypedDict):
+    """Documents that were skipped, by reason; the first of them one by one."""
 
     by_reason: dict[str, Count]
     first: list[dict[str, Any]]
@@ -42,7 +42,7 @@ class ShardRecord(TypedDict):
     num_tokens: Count
     num_text_tokens: Count
     num_image_tokens: Count
-    skipped: Skipped
+    skipped: SkippedCounts
     last: bool
     files: ShardFiles
 
@@ -57,7 +57,7 @@ class SplitEntry(TypedDict):
     num_image_tokens: Count
     num_shards: _NumShards
     shards: list[ShardFiles]
-    skipped: Skipped
+    skipped: SkippedCounts
 
 
 @with_config(OPEN)
@@ -126,7 +126,7 @@ class OfBiEncoder(TypedDict):
 
 
 @with_config(OPEN)
-class Plan(TypedDict):
+class CorpusPlan(TypedDict):
     """CORPUS/plan.json: what the tokens on disk depend on."""
 
     format_version: int
@@ -155,7 +155,7 @@ class NeighborsPlan(TypedDict):
     encoder: str
     corpus: dict[str, Any]
     settings: dict[str, Any]
-    memory: Annotated[list[Name], Field(min_length=1)]
+    datastore: Annotated[list[Name], Field(min_length=1)]
     fingerprint: str
 
 

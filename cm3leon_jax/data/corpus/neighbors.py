@@ -1,11 +1,11 @@
-"""The neighbor lists of a prepared corpus: which training documents may stand in front of each document.
+"""The neighbor lists of a prepared corpus: which training documents may precede each document.
 
-    CORPUS/retrieval/manifest.json                     encoder, settings, and the tasks of the memory
-    CORPUS/retrieval/TASK/SPLIT/neighbors-00000.npy   int64 [documents, kept]: places in the memory; -1 is none
+    CORPUS/retrieval/manifest.json                     encoder, settings, and the tasks of the datastore
+    CORPUS/retrieval/TASK/SPLIT/neighbors-00000.npy   int64 [documents, kept]: datastore indices; -1 is none
     CORPUS/retrieval/TASK/SPLIT/scores-00000.npy       float32 [documents, kept]: products of query and neighbor
     CORPUS/retrieval/TASK/SPLIT/lists-00000.json       the checksums of both
 
-The memory is the training documents of its tasks, end to end. Of the kept neighbors, the first were found by a
+The datastore is the training documents of its tasks, end to end. Of the kept neighbors, the first were found by a
 document's text, the others by its images. `retrieval/neighbor_search.py` writes these files.
 """
 
@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64, UInt
 
 from cm3leon_jax import counter_random
+from cm3leon_jax.counter_random import Stream
 from cm3leon_jax.data.corpus.array_files import open_array, save_arrays
 from cm3leon_jax.data.corpus.manifest import NeighborsManifest
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
@@ -35,35 +36,33 @@ from cm3leon_jax.retrieval.config import RetrievalConfig
 RETRIEVAL_FORMAT = 2
 NONE = -1
 
-_ORDER, _NUMBER = 31, 32
-
-# The fields of the config that decide the lists; the others say what training draws from them.
+# The fields of the config that decide the lists; the others say what training samples from them.
 LIST_FIELDS = tuple(
     field.name for field in dataclasses.fields(RetrievalConfig) if field.name not in ("enabled", "num_drawn", "draw")
 )
 
 
 def neighbors_file(folder: Path, shard: int) -> Path:
-    """Where a shard's neighbors lie."""
+    """The file of a shard's neighbors."""
     return folder / f"neighbors-{shard:05d}.npy"
 
 
 def scores_file(folder: Path, shard: int) -> Path:
-    """Where their scores lie."""
+    """The file of their scores."""
     return folder / f"scores-{shard:05d}.npy"
 
 
 def lists_record(folder: Path, shard: int) -> Path:
-    """Where the record of a shard's lists lies."""
+    """The record of a shard's lists."""
     return folder / f"lists-{shard:05d}.json"
 
 
 def save_lists(
-    folder: Path, shard: int, places: Int64[np.ndarray, "n kept"], scores: Float32[np.ndarray, "n kept"]
+    folder: Path, shard: int, neighbors: Int64[np.ndarray, "n kept"], scores: Float32[np.ndarray, "n kept"]
 ) -> None:
     """Writes the lists of a shard."""
     names = neighbors_file(folder, shard).name, scores_file(folder, shard).name
-    save_arrays(lists_record(folder, shard), dict(zip(names, (places, scores), strict=True)))
+    save_arrays(lists_record(folder, shard), dict(zip(names, (neighbors, scores), strict=True)))
 
 
 def list_settings(config: RetrievalConfig) -> dict[str, Any]:
@@ -88,14 +87,14 @@ def datastore_tasks(config: RetrievalConfig, corpus: PreparedCorpus, train_split
     )
     if not found:
         raise UserError(
-            f"the memory is empty: {', '.join(wanted)} of {corpus.path} have no documents in {train_split!r}; "
+            f"the datastore is empty: {', '.join(wanted)} of {corpus.path} have no documents in {train_split!r}; "
             "name other tasks in config.retrieval.datastore_tasks"
         )
     return found
 
 
 class DatastoreDocuments:
-    """The documents that can be neighbors, by their place in the memory."""
+    """The documents that can be neighbors, by datastore index."""
 
     def __init__(self, corpus: PreparedCorpus, tasks: tuple[str, ...], train_split: str) -> None:
         self.tasks = tasks
@@ -110,8 +109,8 @@ class DatastoreDocuments:
         """Tokens of each document, int32."""
         return np.concatenate([split.lengths for split in self._splits])
 
-    def first_place(self, task: str) -> int | None:
-        """The place of a task's first document; None if the task is not in the memory."""
+    def first_index(self, task: str) -> int | None:
+        """The index of a task's first document; None if the task is not in the datastore."""
         return self._first[self.tasks.index(task)] if task in self.tasks else None
 
     def origin(self, index: int) -> tuple[str, int]:
@@ -120,7 +119,7 @@ class DatastoreDocuments:
         return self.tasks[task], int(index - self._first[task])
 
     def stored(self, index: int) -> UInt[np.ndarray, "n"]:
-        """The tokens of one document as they lie in the file, not copied."""
+        """The tokens of one document in the type of the file, not copied."""
         task = bisect_right(self._first, index) - 1
         return self._splits[task].stored(int(index - self._first[task]))
 
@@ -135,7 +134,7 @@ class NeighborLists:
     def __init__(self, corpus: PreparedCorpus, manifest: Mapping[str, Any], train_split: str) -> None:
         self._corpus, self.manifest = corpus, manifest
         self._opened: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
-        self.memory = DatastoreDocuments(corpus, tuple(manifest["memory"]), train_split)
+        self.documents = DatastoreDocuments(corpus, tuple(manifest["datastore"]), train_split)
 
     @classmethod
     def open(cls, corpus: PreparedCorpus, config: RetrievalConfig, train_split: str) -> NeighborLists:
@@ -172,7 +171,7 @@ class NeighborLists:
 
     def _open(self, task: str, split: str) -> tuple[np.ndarray, np.ndarray]:
         folder = self._corpus.path / "retrieval" / task / split
-        fix = "delete that file and run `cm3leon prepare` again, which writes it anew"
+        fix = "delete that file and run `cm3leon prepare` again, which writes it again"
         entry = self.manifest["neighbors"].get(f"{task}/{split}", {"shards": []})
         num_documents = [
             shard["num_documents"] for shard in self._corpus.manifest["tasks"][task]["splits"][split]["shards"]
@@ -180,17 +179,17 @@ class NeighborLists:
         num_kept = sum(self.manifest["settings"][name] for name in ("num_by_text", "num_by_image"))
         if len(entry["shards"]) != len(num_documents):
             raise UserError(f"{folder.parent.parent / 'manifest.json'} does not tell of the lists in {folder}: {fix}")
-        places: list[np.ndarray] = []
+        neighbors: list[np.ndarray] = []
         scores: list[np.ndarray] = []
         for shard, checksums in enumerate(entry["shards"]):
-            for file, found in ((neighbors_file(folder, shard), places), (scores_file(folder, shard), scores)):
+            for file, found in ((neighbors_file(folder, shard), neighbors), (scores_file(folder, shard), scores)):
                 found.append(open_array(file, checksums.get(file.name, 0), fix))
                 if found[-1].shape != (num_documents[shard], num_kept):
                     raise UserError(f"{file} does not fit its documents: {fix}")
-            if places[-1].size and not (places[-1].min() >= NONE and places[-1].max() < len(self.memory)):
+            if neighbors[-1].size and not (neighbors[-1].min() >= NONE and neighbors[-1].max() < len(self.documents)):
                 raise UserError(f"{neighbors_file(folder, shard)} names documents that are not there: {fix}")
         # One shard, the usual case, stays on disk.
-        return (places[0], scores[0]) if len(places) == 1 else (np.concatenate(places), np.concatenate(scores))
+        return (neighbors[0], scores[0]) if len(neighbors) == 1 else (np.concatenate(neighbors), np.concatenate(scores))
 
 
 def read_neighbors_manifest(folder: Path) -> dict[str, Any]:
@@ -242,22 +241,22 @@ def _shards_checksum(entry: Mapping[str, Any]) -> int:
     return zlib.crc32(np.array([[shard["tokens"], shard["offsets"]] for shard in entry["shards"]], "<u4").tobytes())
 
 
-def draw_neighbors(
+def sample_neighbors(
     kept: Int64[np.ndarray, "n kept"], config: RetrievalConfig, *key: int | np.ndarray
-) -> Int64[np.ndarray, "n drawn"]:
-    """Which of the kept neighbors stand in front, and in which order; -1 where there is none.
+) -> Int64[np.ndarray, "n retrieved"]:
+    """Samples which of the kept neighbors precede a document, and in which order; -1 where there is none.
 
     Args:
       kept: neighbors of n documents.
-      config: says how many are drawn: `num_drawn` (arXiv 2309.02591, section 2.2: 3 of the 4), or 0 to `num_drawn`
+      config: says how many: `num_drawn` (arXiv 2309.02591, section 2.2: 3 of the 4), or 0 to `num_drawn`
         (arXiv 2211.12561).
-      key: decides the draw; array parts have one entry a document.
+      key: of the randomness; array parts have one entry per document.
     """
     columns = [part[:, None] if isinstance(part, np.ndarray) else part for part in key]
-    lots = counter_random.uniform(*columns, _ORDER, np.arange(kept.shape[1]))
-    order = np.argsort(np.where(kept == NONE, np.inf, lots), axis=1, kind="stable")[:, : config.num_drawn]
-    drawn = np.take_along_axis(kept, order, axis=1)
+    lottery = counter_random.uniform(*columns, Stream.NEIGHBOR_ORDER, np.arange(kept.shape[1]))
+    order = np.argsort(np.where(kept == NONE, np.inf, lottery), axis=1, kind="stable")[:, : config.num_drawn]
+    sampled = np.take_along_axis(kept, order, axis=1)
     if config.draw == "uniform":
-        counts = np.floor(counter_random.uniform(*key, _NUMBER) * (config.num_drawn + 1))
-        drawn = np.where(np.arange(drawn.shape[1]) < np.reshape(counts, (-1, 1)), drawn, NONE)
-    return drawn.astype(np.int64)
+        counts = np.floor(counter_random.uniform(*key, Stream.NEIGHBOR_COUNT) * (config.num_drawn + 1))
+        sampled = np.where(np.arange(sampled.shape[1]) < np.reshape(counts, (-1, 1)), sampled, NONE)
+    return sampled.astype(np.int64)

@@ -45,23 +45,23 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
 
 
 def tokens_file(folder: Path, shard: int) -> Path:
-    """Where a shard's tokens lie."""
+    """The file of a shard's tokens."""
     return folder / f"tokens-{shard:05d}.bin"
 
 
 def offsets_file(folder: Path, shard: int) -> Path:
-    """Where a shard's offsets lie."""
+    """The file of a shard's offsets."""
     return folder / f"offsets-{shard:05d}.npy"
 
 
 def checksums_file(folder: Path, shard: int) -> Path:
-    """Where the checksums of a shard's documents lie."""
+    """The file of the checksums of a shard's documents."""
     return folder / f"checksums-{shard:05d}.npy"
 
 
-def mend_shard(file: Path) -> str:
+def fix_shard(file: Path) -> str:
     """What to do about a damaged file of a shard."""
-    return f"delete {file.name} there and run `cm3leon prepare` again, which writes that shard anew"
+    return f"delete {file.name} there and run `cm3leon prepare` again, which writes that shard again"
 
 
 class TaskSplit:
@@ -75,12 +75,12 @@ class TaskSplit:
             self._checksums.append(_checksums(checksums_file(folder, shard), entry))
             self._tokens.append(_tokens(tokens_file(folder, shard), entry, dtype))
         is_small = sum(tokens.nbytes for tokens in self._tokens) <= _CHECKED_WHOLE
-        # A byte a document: whether it was found to be what was written. A check at every read takes a tenth of the
+        # A byte per document: whether it was found to be what was written. A check at every read takes a tenth of the
         # time in which a batch is built.
         self._is_checked = [bytearray([is_small]) * len(checksums) for checksums in self._checksums]
         if is_small:
             for shard, entry in enumerate(shards, first_shard):
-                check_file(tokens_file(folder, shard), entry["tokens"], mend_shard(tokens_file(folder, shard)))
+                check_file(tokens_file(folder, shard), entry["tokens"], fix_shard(tokens_file(folder, shard)))
         self._first_document = list(accumulate((len(offsets) - 1 for offsets in self._offsets), initial=0))
 
     @property
@@ -95,12 +95,12 @@ class TaskSplit:
             [np.diff(offsets).astype(np.int32) for offsets in self._offsets] or [np.zeros(0, np.int32)]
         )
 
-    def stored(self, index: int, anew: bool = False) -> UInt[np.ndarray, "n"]:
-        """The tokens of one document as they lie in the file, not copied.
+    def stored(self, index: int, recheck: bool = False) -> UInt[np.ndarray, "n"]:
+        """The tokens of one document in the type of the file, not copied.
 
         Args:
           index: of the document.
-          anew: whether it is checked even if it was before.
+          recheck: whether it is checked even if it was before.
 
         Raises:
           UserError: if they are not those that were written.
@@ -109,10 +109,10 @@ class TaskSplit:
         row = index - self._first_document[shard]
         start, stop = self._offsets[shard][row : row + 2].tolist()
         tokens = self._tokens[shard][start:stop]
-        if anew or not self._is_checked[shard][row]:
+        if recheck or not self._is_checked[shard][row]:
             if zlib.crc32(tokens) != self._checksums[shard][row]:
                 file = tokens_file(self._folder, self._first_shard + shard)
-                raise UserError(f"{file} is damaged: document {row} of it is not what was written; {mend_shard(file)}")
+                raise UserError(f"{file} is damaged: document {row} of it is not what was written; {fix_shard(file)}")
             self._is_checked[shard][row] = True
         return tokens
 
@@ -141,7 +141,7 @@ class PreparedCorpus:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides every batch beside the config: rates, numbers of documents, and both tokenizers."""
+        """What decides every batch besides the config: rates, numbers of documents, and both tokenizers."""
         tasks = {
             name: {"rate": task["rate"]} | {split: found["num_documents"] for split, found in task["splits"].items()}
             for name, task in self.manifest["tasks"].items()
@@ -201,17 +201,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 # Plain arrays over the mapped files: a slice of np.memmap costs ten times as much.
 def _offsets(file: Path, entry: ShardFiles) -> np.ndarray:
-    offsets = np.asarray(open_array(file, entry["offsets"], mend_shard(file)))
+    offsets = np.asarray(open_array(file, entry["offsets"], fix_shard(file)))
     fits = offsets.shape == (entry["num_documents"] + 1,) and offsets.dtype == np.int64
     if not fits or offsets[0] != 0 or offsets[-1] != entry["num_tokens"] or (np.diff(offsets) < 0).any():
-        raise UserError(f"{file} does not fit its shard: {mend_shard(file)}")
+        raise UserError(f"{file} does not fit its shard: {fix_shard(file)}")
     return offsets
 
 
 def _checksums(file: Path, entry: ShardFiles) -> np.ndarray:
-    checksums = np.asarray(open_array(file, entry["checksums"], mend_shard(file)))
+    checksums = np.asarray(open_array(file, entry["checksums"], fix_shard(file)))
     if checksums.shape != (entry["num_documents"],) or checksums.dtype != np.uint32:
-        raise UserError(f"{file} does not fit its shard: {mend_shard(file)}")
+        raise UserError(f"{file} does not fit its shard: {fix_shard(file)}")
     return checksums
 
 
@@ -222,5 +222,5 @@ def _tokens(file: Path, entry: ShardFiles, dtype: np.dtype) -> np.ndarray:
             # An empty file cannot be mapped.
             return np.asarray(np.memmap(file, dtype, mode="r")) if size else np.zeros(0, dtype)
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): {mend_shard(file)}") from None
-    raise UserError(f"{file} is damaged: it has {size:,} bytes for {entry['num_tokens']:,} tokens; {mend_shard(file)}")
+        raise UserError(f"{file} cannot be read ({error.strerror}): {fix_shard(file)}") from None
+    raise UserError(f"{file} is damaged: it has {size:,} bytes for {entry['num_tokens']:,} tokens; {fix_shard(file)}")

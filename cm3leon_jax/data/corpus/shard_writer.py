@@ -1,98 +1,41 @@
-"""Writes one shard of a prepared corpus: documents become ids, images are encoded many at a time."""
+"""Writes one shard of a prepared corpus; its images are encoded many at a time."""
 
 from __future__ import annotations
 
 import zlib
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from cm3leon_jax.data.corpus.array_files import save_array
+from cm3leon_jax.data.corpus.document_tokenizer import DecodedDocument, DocumentTokenizer
 from cm3leon_jax.data.corpus.manifest import ShardFiles, ShardRecord
 from cm3leon_jax.data.corpus.prepared import checksums_file, offsets_file, token_dtype, tokens_file
 from cm3leon_jax.data.sources.reading import SkippedExample
-from cm3leon_jax.documents import Document, ImageSegment
 from cm3leon_jax.files import atomic_write
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
-from cm3leon_jax.images import UnreadableImage, decode_image, encode_png
+from cm3leon_jax.images import encode_png
 from cm3leon_jax.records import read_record, write_record
-from cm3leon_jax.vocabulary import Vocabulary
 
 # Skipped documents that are listed one by one; all of them are counted.
 NUM_LISTED = 1000
 
 
 def shard_metadata_file(folder: Path, shard: int) -> Path:
-    """Where the record of a complete shard lies."""
+    """The record of a complete shard."""
     return folder / f"shard-{shard:05d}.json"
 
 
 def read_shard_record(file: Path) -> dict[str, Any]:
     """Reads the record of a shard."""
-    fix = "delete it and run `cm3leon prepare` again, which writes that shard anew"
+    fix = "delete it and run `cm3leon prepare` again, which writes that shard again"
     return read_record(file, "the record of a shard", ShardRecord, fix, sealed=True)
-
-
-@dataclass(frozen=True)
-class DecodedDocument:
-    """A document with its text as ids and its images as pixels; among the segments, None stands for an image."""
-
-    segments: tuple[list[int] | None, ...]
-    images: tuple[UInt8[np.ndarray, "R R C"], ...]
-
-
-@dataclass(frozen=True)
-class DocumentTokenizer:
-    """Makes ids of documents."""
-
-    vocabulary: Vocabulary
-    image_tokenizer: ImageTokenizer
-    batch_size: int
-
-    def open(self, document: Document | SkippedExample) -> DecodedDocument | SkippedExample:
-        """Opens the images and tokenizes the text; the codes of images come later, many at a time."""
-        if isinstance(document, SkippedExample):
-            return document
-        config = self.image_tokenizer.config
-        segments: list[list[int] | None] = []
-        images = []
-        for number, segment in enumerate(document.segments):
-            if not isinstance(segment, ImageSegment):
-                segments.append(self.vocabulary.encode_text(segment.text))
-                continue
-            try:
-                images.append(decode_image(segment.encoded, config.resolution, config.in_channels))
-            except UnreadableImage as error:
-                return SkippedExample(f"unreadable image: segment {number}: {error}")
-            segments.append(None)
-        if not any(segment is None or segment for segment in segments):
-            return SkippedExample("empty document")
-        return DecodedDocument(tuple(segments), tuple(images))
-
-    def length(self, document: DecodedDocument) -> int:
-        """How many ids a document has."""
-        image_length = self.image_tokenizer.config.image_length
-        return sum(image_length if s is None else len(s) for s in document.segments) + len(document.segments) - 1
-
-    def encode(self, images: list[UInt8[np.ndarray, "R R C"]]) -> Int[np.ndarray, "n image_length"]:
-        """Ids of images."""
-        return self.vocabulary.encode_image(self.image_tokenizer.encode(np.stack(images), self.batch_size))
-
-    def join(self, document: DecodedDocument, codes: Iterator[Int[np.ndarray, " image_length"]]) -> list[int]:
-        """The ids of a document, with `<break>` between its segments; takes its images' ids from `codes`."""
-        ids: list[int] = []
-        for number, segment in enumerate(document.segments):
-            if number:
-                ids.append(self.vocabulary.break_)
-            ids.extend(next(codes).tolist() if segment is None else segment)
-        return ids
 
 
 class TokenFile:
@@ -121,7 +64,7 @@ class TokenFile:
         self._checksum = zlib.crc32(data, self._checksum)
 
     def close(self) -> ShardFiles:
-        """Moves the files to their place; returns what they hold."""
+        """Gives the files their names; returns what they hold."""
         self._open_files.close()
         return {
             "num_documents": len(self._checksums),
@@ -182,7 +125,7 @@ class ShardWriter:
         self._write_ready()
 
     def close(self, last: bool) -> dict[str, Any]:
-        """Writes what waits, moves the files to their place, then the record that says the shard is complete."""
+        """Writes what waits, gives the files their names, then writes the record that says the shard is complete."""
         if self._images:
             self._encode(len(self._images))
         self._write_ready()
@@ -210,4 +153,4 @@ class ShardWriter:
         while self._documents and len(self._documents[0].images) <= len(self._codes):
             document = self._documents.popleft()
             codes = (self._codes.popleft() for _ in document.images)
-            self._file.add(self.tokens.join(document, codes))
+            self._file.add(self.tokens.concatenate(document, codes))

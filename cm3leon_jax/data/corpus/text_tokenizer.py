@@ -1,13 +1,9 @@
-"""Learns the vocabulary: a byte-level BPE from the texts of the mixture's training split.
-
-Writes config.vocabulary.path/tokenizer.json, which also holds the ids of image codes and marks, and trained_on.json.
-A vocabulary that is there already and fits the config is left alone.
-"""
+"""Learns the vocabulary from the texts of the mixture's training split."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
@@ -16,94 +12,85 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cm3leon_jax.config import Config
+from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.data.corpus.manifest import OfVocabulary
-from cm3leon_jax.data.sources.reading import folder_changes, provenance_of
+from cm3leon_jax.data.sources.reading import current_changes, provenance_of
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, write_json
-from cm3leon_jax.lock import lock
 from cm3leon_jax.records import read_record
 from cm3leon_jax.vocabulary import NUM_SPECIAL, Vocabulary
+
+log = logging.getLogger(__name__)
 
 # Bytes per token are measured on this many texts.
 _NUM_MEASURED = 10_000
 
 
-def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
-    """The command `train-text-tokenizer`."""
-    path = Path(config.vocabulary.path)
-    with lock(path, "train-text-tokenizer"):
-        return _run(config, path)
+def train_text_tokenizer(corpus: CorpusConfig, config: VocabularyConfig, num_image_codes: int) -> None:
+    """Writes the vocabulary, unless one that fits the config is there.
 
-
-def _run(config: Config, path: Path) -> int:
+    Raises:
+      UserError: if the mixture has no texts, or a prepared corpus needs the vocabulary that would be replaced.
+    """
+    path = Path(config.path)
     if (path / "tokenizer.json").exists():
-        old = Vocabulary.load(path)
-        difference = _difference(config, old, path)
-        if not difference:
-            print(f"the vocabulary {path} is there already ({_sizes(old)}): nothing to do")
-            if changes := folder_changes(config.corpus, _record(path)):
-                print(f"it is of an older state of the folder ({changes}); delete {path} to learn it again")
-            return 0
-        _refuse_to_orphan_corpus(config, old, difference)
-        print(f"the vocabulary {path} is learned again: {difference}")
-    _learn(config, path)
-    return 0
+        old, record = Vocabulary.load(path), _record(path)
+        changed = _changed_sizes(old, config, num_image_codes) | _changed_origin(record, corpus, config)
+        if not changed:
+            log.info(f"the vocabulary {path} is there already ({_sizes(old)}): nothing to do")
+            if changes := current_changes(corpus, record):
+                log.info(f"it is of an older state of the documents ({changes}); delete {path} to learn it again")
+            return
+        difference = ", ".join(f"{name} was {was}, is {wanted} now" for name, (was, wanted) in changed.items())
+        _check_not_needed(corpus, old, path, difference)
+        log.info(f"the vocabulary {path} is learned again: {difference}")
+    _train(corpus, config, num_image_codes, path)
 
 
-def _learn(config: Config, path: Path) -> None:
-    sources = provenance_of(config.corpus)
+def _train(corpus: CorpusConfig, config: VocabularyConfig, num_image_codes: int, path: Path) -> None:
+    sources = provenance_of(corpus)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         # The BPE trainer pulls texts from a thread of its own, whose stack is too small for TensorFlow.
-        for text in _texts(config):
+        num_texts = 0
+        for text in _texts(corpus, config.num_documents):
             file.write(json.dumps(text) + "\n")
+            num_texts += 1
+        if not num_texts:
+            raise UserError(
+                f"config.corpus.mixture {corpus.mixture!r} has no text in its split {corpus.train_split!r}: the "
+                "vocabulary is learned from text"
+            )
 
         def texts() -> Iterator[str]:
             file.seek(0)
             return map(json.loads, file)
 
-        num_texts = sum(1 for _ in texts())
-        if not num_texts:
-            raise UserError(
-                f"config.corpus.mixture {config.corpus.mixture!r} has no text in its split "
-                f"{config.corpus.train_split!r}: the vocabulary is learned from text"
-            )
         vocabulary = Vocabulary.train(
-            texts(),
-            config.vocabulary.num_text_tokens,
-            config.image_tokenizer.codebook_size,
-            config.vocabulary.num_masks,
-            progress=False,
+            texts(), config.num_text_tokens, num_image_codes, config.num_masks, progress=False
         )
         measured = list(islice(texts(), _NUM_MEASURED))
     vocabulary.save(path)
-    write_json(path / "trained_on.json", {**_provenance(config), "num_texts": num_texts, "sources": sources})
+    write_json(path / "trained_on.json", {**_origin(corpus, config), "num_texts": num_texts, "sources": sources})
     merges = len(read_json(path / "tokenizer.json", "the vocabulary")["model"]["merges"])
     num_tokens = sum(len(vocabulary.encode_text(text)) for text in measured)
     num_bytes = sum(len(text.encode()) for text in measured)
-    print(f"vocabulary: {_sizes(vocabulary)}")
-    print(
-        f"learned {merges:,} merges of {config.vocabulary.num_text_tokens - 256:,} asked for, from {num_texts:,} texts"
-    )
-    print(f"{num_bytes / num_tokens:.2f} bytes per token over the first {len(measured):,} texts")
-    print(f"written to {path}")
+    log.info(f"vocabulary: {_sizes(vocabulary)}")
+    log.info(f"learned {merges:,} merges of {config.num_text_tokens - 256:,} wanted, from {num_texts:,} texts")
+    log.info(f"{num_bytes / num_tokens:.2f} bytes per token over the first {len(measured):,} texts")
+    log.info(f"written to {path}")
 
 
-def _texts(config: Config) -> Iterator[str]:
+def _texts(corpus: CorpusConfig, num_documents: int) -> Iterator[str]:
     from cm3leon_jax.data.sources.reading import read_documents
 
-    documents = islice(read_documents(config.corpus, config.corpus.train_split), config.vocabulary.num_documents)
+    documents = islice(read_documents(corpus, corpus.train_split), num_documents)
     for document in tqdm(documents, unit=" documents", desc="texts", disable=None):
         if document.text.strip():
             yield document.text
 
 
-def _provenance(config: Config) -> dict[str, Any]:
-    return {
-        "mixture": config.corpus.mixture,
-        "split": config.corpus.train_split,
-        "num_documents": config.vocabulary.num_documents,
-    }
+def _origin(corpus: CorpusConfig, config: VocabularyConfig) -> dict[str, Any]:
+    return {"mixture": corpus.mixture, "split": corpus.train_split, "num_documents": config.num_documents}
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -112,35 +99,39 @@ def _record(path: Path) -> dict[str, Any]:
     return read_json(file, "the vocabulary's record") if file.exists() else {}
 
 
-def _difference(config: Config, old: Vocabulary, path: Path) -> str:
-    """In what an existing vocabulary differs from the config; empty if in nothing."""
+def _changed_sizes(old: Vocabulary, config: VocabularyConfig, num_image_codes: int) -> dict[str, tuple[Any, Any]]:
+    """Sizes that differ from the config's: what they are, and what is wanted."""
     sizes = {
-        "num_text_tokens": (old.num_text_tokens, config.vocabulary.num_text_tokens),
-        "num_image_codes": (old.num_image_codes, config.image_tokenizer.codebook_size),
-        "num_masks": (old.num_masks, config.vocabulary.num_masks),
+        "num_text_tokens": (old.num_text_tokens, config.num_text_tokens),
+        "num_image_codes": (old.num_image_codes, num_image_codes),
+        "num_masks": (old.num_masks, config.num_masks),
     }
-    record = _record(path)
-    origin = {name: (record[name], wanted) for name, wanted in _provenance(config).items() if name in record}
-    changed = {name: pair for name, pair in {**sizes, **origin}.items() if pair[0] != pair[1]}
-    return ", ".join(f"{name} was {was}, is {wanted} now" for name, (was, wanted) in changed.items())
+    return {name: (was, wanted) for name, (was, wanted) in sizes.items() if was != wanted}
 
 
-def _refuse_to_orphan_corpus(config: Config, old: Vocabulary, difference: str) -> None:
+def _changed_origin(
+    record: dict[str, Any], corpus: CorpusConfig, config: VocabularyConfig
+) -> dict[str, tuple[Any, Any]]:
+    wanted = _origin(corpus, config)
+    return {name: (record[name], wanted[name]) for name in wanted if name in record and record[name] != wanted[name]}
+
+
+def _check_not_needed(corpus: CorpusConfig, old: Vocabulary, path: Path, difference: str) -> None:
+    """Checks that no prepared corpus would be left without its vocabulary."""
     for name in ("manifest.json", "plan.json"):
-        file = Path(config.corpus.path) / name
+        file = Path(corpus.path) / name
         if not file.exists():
             continue
-        stored = read_record(file, "the corpus", OfVocabulary, f"delete {config.corpus.path} and prepare it again")
+        stored = read_record(file, "the corpus", OfVocabulary, f"delete {corpus.path} and prepare it again")
         if stored["vocabulary"]["fingerprint"] == old.fingerprint:
             raise UserError(
-                f"the corpus {config.corpus.path} was prepared with the vocabulary {config.vocabulary.path}, which "
-                f"does not fit the config any more ({difference}): delete that corpus, or choose another "
-                "config.vocabulary.path"
+                f"the corpus {corpus.path} was prepared with the vocabulary {path}, which does not fit the config any "
+                f"more ({difference}): delete that corpus, or choose another config.vocabulary.path"
             )
 
 
 def _sizes(vocabulary: Vocabulary) -> str:
     return (
         f"{vocabulary.size} ids: {NUM_SPECIAL} special, {vocabulary.num_text_tokens} text tokens, "
-        f"{vocabulary.num_image_codes} image codes, {vocabulary.num_masks} masks, 2 marks and padding"
+        f"{vocabulary.num_image_codes} image codes, {vocabulary.num_masks} masks, `<break>`, `<eoss>` and padding"
     )

@@ -1,8 +1,8 @@
-"""What every source of documents is made of: the features of a Task, its preprocessor, and kinds of data sources.
+"""The parts of a seqio Task of documents: its features, its preprocessor, and kinds of data sources.
 
-Where a task's data follow from more than its name, its data source is a `TracedSource` and says from what: this stands
-in the corpus manifest, and a corpus that was begun with another is refused. A `SlicedSource` reads any run of its
-examples alone, which spares each of several processes the examples of the others.
+Where a task's data follow from more than its name, its data source is a `TracedSource` and says from what: this is
+recorded in the corpus manifest, and a corpus that was begun with another is refused. A `SlicedSource` reads any range
+of its examples alone, which spares each of several processes the examples of the others.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ CAPTIONED = {"image": tf.TensorSpec((), tf.string), "caption": tf.TensorSpec((),
 def captioned_image(
     dataset: tf.data.Dataset, image_key: str = "image", caption_key: str = "caption", image_first: bool = False
 ) -> tf.data.Dataset:
-    """A seqio preprocessor: examples with an image and captions become documents, one a caption.
+    """A seqio preprocessor: examples with an image and captions become documents, one per caption.
 
     Args:
       dataset: examples with the bytes of an image file, or its pixels as uint8 [height, width, channels], under
         `image_key`, and a string or a list of strings under `caption_key`; "a/b" names a nested feature.
       image_key: where the image is.
       caption_key: where the caption or the captions are.
-      image_first: whether the image stands in front of the caption.
+      image_first: whether the image precedes the caption.
     """
 
     def documents(example: Mapping[str, Any]) -> dict[str, tf.Tensor]:
@@ -64,7 +64,7 @@ class TracedSource(seqio.FunctionDataSource):
 
 
 class SlicedSource(seqio.FunctionDataSource):
-    """A data source that reads any run of its examples without those in front of it."""
+    """A data source that reads any range of its examples without those before it."""
 
     def __init__(self, read: Callable[[str, int, int], tf.data.Dataset], sizes: Mapping[str, int]) -> None:
         """
@@ -80,11 +80,11 @@ class SlicedSource(seqio.FunctionDataSource):
         self._slice = read
 
     def between(self, split: str, start: int, stop: int) -> tf.data.Dataset:
-        """A run of examples; the dataset knows how many they are."""
+        """Examples start .. stop - 1; the dataset knows how many they are."""
         return self._slice(split, start, stop).apply(tf.data.experimental.assert_cardinality(stop - start))
 
 
-def add_task(name: str, source: seqio.DataSource, image_first: bool) -> seqio.Task:
+def add_task(name: str, source: seqio.DataSource, image_first: bool = False) -> seqio.Task:
     """Registers a task of captioned images, whose examples are {"image": ..., "caption": ...}.
 
     Raises:

@@ -13,7 +13,7 @@ class FolderConfig:
     """How a folder of captioned images is read (`folder:PATH` as `config.corpus.mixture`)."""
 
     # Fraction of the images in "validation", chosen by a hash of the file name; a folder with splits of its own
-    # (train/ beside validation/) keeps them.
+    # (train/ and validation/) keeps them.
     held_out_fraction: Decay = 0.01
     # Which lines of a caption file are the caption: "all", "first", "each" (every line is a caption of its own), or the
     # line that begins with this text, without the text: "de.utf8=" finds the German one of "de.utf8=Ein Hase.".

@@ -1,6 +1,6 @@
 """The captioned images of a folder: which there are, in which split, what was skipped, and what they follow from.
 
-A caption stands in a `.txt` file of the image's stem beside it, or in a line of a metadata file in the image's folder
+A caption is in a `.txt` file of the image's stem next to it, or in a line of a metadata file in the image's folder
 or any above. What is odd is skipped and counted; the folder is read once, so that an edit afterwards does not mix two
 states of it.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import re
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,7 +36,7 @@ _SPLIT_FOLDERS = {
 }
 
 
-class UnreadableImage(Exception):
+class UnreadableFile(Exception):
     """A file that is not, or no longer, what the folder's listing says; the text says why."""
 
 
@@ -87,21 +86,21 @@ class FolderDocuments:
         """The image file of a document.
 
         Raises:
-          UnreadableImage: if it is not the file that was listed.
+          UnreadableFile: if it is not the file that was listed.
         """
         number = self.images[self.splits[split][index]]
         try:
-            # Should a pipe lie there now, this does not wait for its other end.
+            # Should there be a pipe now, this does not wait for its other end.
             descriptor = os.open(self.folder / self.listing.images[number], os.O_RDONLY | os.O_NONBLOCK)
             with os.fdopen(descriptor, "rb") as file:
                 status = os.fstat(descriptor)
                 if (status.st_size, status.st_mtime_ns) != (self.listing.sizes[number], self.listing.times[number]):
-                    raise UnreadableImage("image that was edited meanwhile")
+                    raise UnreadableFile("image that was edited meanwhile")
                 return file.read()
         except FileNotFoundError:
-            raise UnreadableImage("image that was removed meanwhile") from None
+            raise UnreadableFile("image that was removed meanwhile") from None
         except OSError as error:
-            raise UnreadableImage(f"file that cannot be read: {error.strerror}") from None
+            raise UnreadableFile(f"file that cannot be read: {error.strerror}") from None
 
     def provenance(self) -> dict[str, str]:
         """What the documents follow from: names and sizes of the images, the captions and splits, times of change."""
@@ -136,11 +135,6 @@ class FolderDocuments:
         except OSError:
             return 0.0
         return max(status.st_mtime, status.st_ctime)
-
-
-def folder_task_name(folder: str | Path) -> str:
-    """The name of the task of a folder; seqio allows no slashes in it, and it becomes a folder of the corpus."""
-    return "folder_" + re.sub(r"\W+", "_", Path(folder).expanduser().resolve().name).strip("_")
 
 
 def read_folder(folder: Path, config: FolderConfig) -> FolderDocuments:
@@ -208,22 +202,22 @@ class _Collected:
         parent = name.rpartition("/")[0]
         lost = {*self._listing.lost_stems, *map(stem_of, self._listing.unsupported)}
         for line in read_metadata(self._folder / name, self._config):
-            place = f"{name}:{line.number}"
+            location = f"{name}:{line.number}"
             if isinstance(line, BadLine):
-                self._skipped.add(line.kind, place)
+                self._skipped.add(line.kind, location)
                 continue
             image = self._find(parent, line.image)
             if image is None:
                 # What was lost is counted already.
                 if stem_of(os.path.normpath(f"{parent}/{line.image}").lstrip("/")) not in lost:
-                    self._skipped.add("metadata line without its image", f"{place} ({line.image})")
+                    self._skipped.add("metadata line without its image", f"{location} ({line.image})")
                 continue
             self._named[image] = True
             for caption in line.captions:
-                self._add(image, place, functools.partial(_cleaned_alone, caption))
+                self._add(image, location, functools.partial(_cleaned_alone, caption))
 
     def add_caption_files(self) -> None:
-        """Takes the caption files beside the images that no metadata name, and counts what has no counterpart."""
+        """Takes the caption files of the images that no metadata name, and counts what has no counterpart."""
         listing = self._listing
         # Of a caption file in two spellings of the suffix, the one in small letters is read.
         files = {stem_of(name): name for name in sorted(listing.captions)}
@@ -253,16 +247,16 @@ class _Collected:
         except OSError:
             raise BadCaption("file that cannot be read") from None
 
-    def _add(self, image: int, place: str, captions: Callable[[], list[str]]) -> None:
+    def _add(self, image: int, location: str, captions: Callable[[], list[str]]) -> None:
         try:
             found = captions()
         except BadCaption as error:
-            self._skipped.add(str(error), place)
+            self._skipped.add(str(error), location)
             return
         for caption in found:
             digest = hashlib.blake2b(b"%d %s" % (image, caption.encode()), digest_size=8).digest()
             if digest in self._seen:
-                self._skipped.add("caption that an image has already", place)
+                self._skipped.add("caption that an image has already", location)
                 continue
             self._seen.add(digest)
             self.images.append(image)
@@ -289,13 +283,13 @@ def _without_documents(folder: Path, listing: Listing, skipped: Skipped) -> str:
     if not listing.images and not skipped.by_kind:
         return f"the folder {where} holds no images: put files ending in {', '.join(IMAGE_SUFFIXES)} there"
     return (
-        f"the folder {where} holds no images with captions: write the caption of a.png to a.txt beside it, or to a "
+        f"the folder {where} holds no images with captions: write the caption of a.png to a.txt next to it, or to a "
         f"line of metadata.jsonl; what is there: {skipped.in_one_line(800)}"
     )
 
 
 def _splits(names: list[str], held_out_fraction: float) -> dict[str, Int64[np.ndarray, "n"]]:
-    """Documents by split: those of the folders named after splits where all lie in such, else chosen by a hash."""
+    """Documents by split: those of the folders named after splits where all are in such, else chosen by a hash."""
     tops = [_SPLIT_FOLDERS.get(name.partition("/")[0].lower()) if "/" in name else None for name in names]
     own = {split: [index for index, top in enumerate(tops) if top == split] for split in dict.fromkeys(tops)}
     if None in own or "train" not in own:

@@ -103,8 +103,8 @@ def _read_csv(text: IO[str], file: Path, config: FolderConfig) -> Iterator[Metad
             f"{file} has the columns {', '.join(map(printable, names)) or '(none)'}: none of them is known to name "
             f"{wanted}; name it with config.corpus.folder.{'image' if image is None else 'caption'}_column"
         )
-    places = [names.index(next(name for name in names if name.strip() == wanted)) for wanted in (image, caption)]
-    # Without `strict` a quotation mark that is never closed takes in all lines behind it.
+    columns = [names.index(next(name for name in names if name.strip() == wanted)) for wanted in (image, caption)]
+    # Without `strict` a quotation mark that is never closed takes in all lines after it.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         try:
@@ -117,7 +117,7 @@ def _read_csv(text: IO[str], file: Path, config: FolderConfig) -> Iterator[Metad
         if cells is None:
             return
         if cells:
-            found = [cells[place] if place < len(cells) else None for place in places]
+            found = [cells[column] if column < len(cells) else None for column in columns]
             yield _line(1 + reader.line_num, *found)
 
 

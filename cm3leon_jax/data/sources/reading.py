@@ -1,22 +1,24 @@
-"""Reads the documents of a seqio Mixture or Task in a fixed order; the only door to seqio besides `tasks`."""
+"""Reads the documents of a seqio Mixture or Task in a fixed order."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cm3leon_jax.data.corpus.config import CorpusConfig
-from cm3leon_jax.data.sources.folder_documents import folder_task_name, read_folder
+from cm3leon_jax.data.sources.registry import SOURCES, named_source
 from cm3leon_jax.data.sources.skipped import Skipped, printable
 from cm3leon_jax.documents import Document, ImageSegment, TextSegment
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.registry import import_module
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,23 @@ class SkippedExample:
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which examples of a split one of several processes reads: runs of `size` of them, from run `first` on every
-    `step`-th. The first example behind a run comes with it, and so says whether the split goes on there."""
+class ShardSlice:
+    """A process's part of a split: every `step`-th shard of `size` examples, from shard `first` on.
+
+    One example past each shard belongs to it, so that the reader can tell whether the split ends there.
+    """
 
     size: int
     first: int = 0
     step: int = 1
 
-    def wants(self, index: Any) -> Any:
-        """Whether an example is among them; for numbers from the first run on, Python's or TensorFlow's."""
-        run, place = index // self.size - self.first, index % self.size
-        return (run % self.step == 0) | ((place == 0) & ((run - 1) % self.step == 0) & (run > 0))
+    def contains(self, index: Any) -> Any:
+        """Whether an example is in it; for numbers from the first shard on, Python's or TensorFlow's."""
+        shard, offset = index // self.size - self.first, index % self.size
+        return (shard % self.step == 0) | ((offset == 0) & ((shard - 1) % self.step == 0) & (shard > 0))
 
-    def slices(self, num_examples: int) -> Iterator[tuple[int, int]]:
-        """The examples of a split of so many, as runs: the first of each, and what is behind its last."""
+    def ranges(self, num_examples: int) -> Iterator[tuple[int, int]]:
+        """The ranges (start, stop) of a split of `num_examples` that it contains."""
         first = self.first * self.size
         if self.step == 1 and first < num_examples:
             yield first, num_examples
@@ -65,7 +69,7 @@ class TaskReader:
         return self._task.num_input_examples(split)
 
     def provenance(self) -> dict[str, str]:
-        """What the documents follow from besides the task's name, if its data source says so (`tasks.TracedSource`)."""
+        """What the documents follow from besides the task's name, if its data source says so (`TracedSource`)."""
         return getattr(self._task.source, "provenance", dict)()
 
     def num_documents(self) -> int:
@@ -86,16 +90,16 @@ class TaskReader:
 
     def documents(self, split: str, start: int = 0) -> Iterator[Document | SkippedExample]:
         """The documents from example `start` on, always in the same order."""
-        return (document for _, document in self.share(split, Share(1, start)))
+        return (document for _, document in self.numbered(split, ShardSlice(1, start)))
 
-    def share(self, split: str, share: Share) -> Iterator[tuple[int, Document | SkippedExample]]:
-        """A share of the documents, each with its number among all of the split's."""
+    def numbered(self, split: str, part: ShardSlice) -> Iterator[tuple[int, Document | SkippedExample]]:
+        """A part of the documents, each with its number among all of the split's."""
         import tensorflow as tf
 
-        index = share.first * share.size - 1
+        index = part.first * part.size - 1
         faults = getattr(self._task.source, "faults", {})
         try:
-            for dataset in self._numbered(split, share):
+            for dataset in self._datasets(split, part):
                 for number, example in dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
                     index = int(number)
                     fault = faults.pop((split, index), None)
@@ -103,24 +107,24 @@ class TaskReader:
         except tf.errors.OpError as error:
             lines = [line for line in str(error.message).splitlines() if line.strip()]
             reason = next((line for line in lines if "Error:" in line), lines[0] if lines else type(error).__name__)
-            where = f"example {index + 1}" if share.step == 1 else f"an example from {index + 1} on"
+            where = f"example {index + 1}" if part.step == 1 else f"an example from {index + 1} on"
             raise UserError(f"the task {self.name} cannot read {where} of {split!r}: {reason.strip()}") from None
 
-    def _numbered(self, split: str, share: Share) -> Iterator[Any]:
-        """Datasets of a share's examples with their numbers, one after the other."""
+    def _datasets(self, split: str, part: ShardSlice) -> Iterator[Any]:
+        """Datasets of a part's examples with their numbers, one after the other."""
         num_examples = self.num_examples(split) or 0
         if hasattr(self._task.source, "between") and self._slice(split, 0, num_examples).cardinality() == num_examples:
             # A document for each example of the source, so what others read is not even opened.
-            for start, stop in share.slices(num_examples):
+            for start, stop in part.ranges(num_examples):
                 yield self._slice(split, start, stop).enumerate(start)
             return
         dataset = self._task.get_dataset(sequence_length=None, split=split, shuffle=False, use_cached=False)
-        numbered = dataset.enumerate().skip(share.first * share.size)
+        numbered = dataset.enumerate().skip(part.first * part.size)
         # What others read never crosses into Python.
-        yield numbered.filter(lambda index, _: share.wants(index)) if share.step > 1 else numbered
+        yield numbered.filter(lambda index, _: part.contains(index)) if part.step > 1 else numbered
 
     def _slice(self, split: str, start: int, stop: int) -> Any:
-        """Documents of a run of the source's examples, where that is a `tasks.SlicedSource`."""
+        """Documents of a range of the source's examples, where that is a `SlicedSource`."""
         dataset = self._task.preprocess_precache(self._task.source.between(split, start, stop))
         return self._task.preprocess_postcache(dataset, sequence_length=None)
 
@@ -131,16 +135,17 @@ def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
     Raises:
       UserError: if seqio is not installed, a module cannot be imported, or there is no such mixture of documents.
     """
-    if corpus.mixture.startswith("tfds:"):
-        print(f"{corpus.mixture}: looking for the data set, which is downloaded where it is not there yet", flush=True)
     seqio = _import_seqio()
     for module in corpus.modules:
         import_module(module, "config.corpus.modules")
-    from cm3leon_jax.data.sources import tasks
-
     if not corpus.mixture:
         raise UserError(f"config.corpus.mixture is empty: name {_choice(seqio)}")
-    name = tasks.register_named(corpus.mixture, corpus.folder)
+    source, name = named_source(corpus), corpus.mixture
+    if source is not None:
+        name = source.task_name
+        if name in seqio.TaskRegistry.names():
+            seqio.TaskRegistry.remove(name)
+        source.add_task()
     try:
         found = seqio.get_mixture_or_task(name)
     except ValueError:
@@ -151,7 +156,7 @@ def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
     if set(found.output_features) != {"segments", "is_image"}:
         raise UserError(
             f"the features of {name!r} are {', '.join(found.output_features)}: a task of documents has `segments` and "
-            "`is_image` (see cm3leon_jax.data.sources.tasks.OUTPUT_FEATURES)"
+            "`is_image` (see cm3leon_jax.data.sources.OUTPUT_FEATURES)"
         )
     tasks_found, rates = (found.tasks, _rates(found)) if isinstance(found, seqio.Mixture) else ([found], {name: 1.0})
     readers = tuple(
@@ -159,20 +164,20 @@ def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
     )
     for reader in readers:
         skipped = reader.skipped()
-        refuse_many_skipped(corpus, reader.name, reader.num_documents(), skipped.num_documents, skipped.in_one_line())
+        check_num_skipped(corpus, reader.name, reader.num_documents(), skipped.num_documents, skipped.in_one_line())
     return readers
 
 
-def refuse_many_skipped(corpus: CorpusConfig, task: str, num_documents: int, num_skipped: int, kinds: str) -> None:
-    """Refuses a task of which more is skipped than the config allows.
+def check_num_skipped(corpus: CorpusConfig, task: str, num_documents: int, num_skipped: int, kinds: str) -> None:
+    """Checks that no more of a task is skipped than the config allows.
 
     Raises:
-      UserError: if so, with the kinds of what is skipped.
+      UserError: if more is, with the kinds of what is skipped.
     """
     if num_skipped > corpus.max_skipped_fraction * (num_documents + num_skipped):
         raise UserError(
             f"the task {task} has {num_documents:,} documents, but {num_skipped:,} had to be skipped, more than "
-            f"config.corpus.max_skipped_fraction={corpus.max_skipped_fraction:g} of all; mend them or raise it "
+            f"config.corpus.max_skipped_fraction={corpus.max_skipped_fraction:g} of all; fix them or raise it "
             f"({kinds})"
         )
 
@@ -199,27 +204,27 @@ def changes_since(record: dict[str, Any], sources: dict[str, dict[str, str]]) ->
     return "; ".join(f"{task}: {changes}" for task, changes in changed.items() if changes)
 
 
-def folder_changes(corpus: CorpusConfig, record: dict[str, Any]) -> str:
-    """The same for a mixture that is a folder, as it is now; of other mixtures, and without the folder, nothing."""
-    if not corpus.mixture.startswith("folder:"):
-        return ""
+def current_changes(corpus: CorpusConfig, record: dict[str, Any]) -> str:
+    """The same for the mixture as it is now; empty where that is unknown without seqio."""
     try:
-        return changes_since(record, provenance_of(corpus))
+        source = named_source(corpus)
+        now = source.provenance() if source else None
     except UserError:
-        # What was taken from the folder does not need it any more.
+        # What was made from the source does not need it any more.
         return ""
+    return changes_since(record, {source.task_name: now}) if source and now else ""
 
 
 def provenance_of(corpus: CorpusConfig) -> dict[str, dict[str, str]]:
-    """What the documents of `config.corpus.mixture` follow from, by task; of a folder without the import of seqio."""
-    kind, _, rest = corpus.mixture.partition(":")
-    if kind == "folder":
-        return {folder_task_name(rest): read_folder(Path(rest).expanduser(), corpus.folder).provenance()}
+    """What the documents of `config.corpus.mixture` follow from, by task; without seqio where the source can tell."""
+    source = named_source(corpus)
+    if source is not None and (now := source.provenance()) is not None:
+        return {source.task_name: now}
     return {task.name: found for task in open_mixture(corpus) if (found := task.provenance())}
 
 
 def _rates(mixture: Any) -> dict[str, float]:
-    """How often each task of a mixture is drawn, relative to the others; 0 leaves it out."""
+    """How often each task of a mixture is sampled, relative to the others; 0 excludes it."""
     rates = {}
     for task in mixture.tasks:
         try:
@@ -235,7 +240,7 @@ def _rates(mixture: Any) -> dict[str, float]:
         )
     if not any(rates.values()):
         raise UserError(
-            f"the mixture {mixture.name!r} draws nothing: all of its rates are 0 ({named}); register others"
+            f"the mixture {mixture.name!r} samples nothing: all of its rates are 0 ({named}); register others"
         )
     return rates
 
@@ -243,11 +248,11 @@ def _rates(mixture: Any) -> dict[str, float]:
 def read_documents(corpus: CorpusConfig, split: str, start: int = 0) -> Iterator[Document]:
     """Documents of all tasks that have `split`, interleaved by rate; `start` skips that many of each task.
 
-    A task that ends early leaves its place to the others; malformed examples are left out.
+    When a task ends, the others go on; malformed examples are skipped.
     """
     tasks = [task for task in open_mixture(corpus) if split in task.splits]
     if report := skipped_report(tasks):
-        print(report, flush=True)
+        log.info(report)
     if not tasks:
         raise UserError(f"no task of {corpus.mixture!r} has a split {split!r}: see config.corpus.train_split")
     open_tasks = {task.name: task.documents(split, start) for task in tasks}
@@ -319,4 +324,4 @@ def _choice(seqio: Any) -> str:
         for name in sorted(registered)
         if set(seqio.get_mixture_or_task(name).output_features) == {"segments", "is_image"}
     ]
-    return f"one of {', '.join(names)}, folder:PATH or tfds:BUILDER"
+    return f"one of {', '.join([*names, *(f'{kind}:LOCATION' for kind in SOURCES)])}"

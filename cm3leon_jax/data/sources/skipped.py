@@ -1,4 +1,4 @@
-"""Counts of what a source passes over, by kind, with the first places of each."""
+"""Counts of what a source skips, by kind, with the first locations of each."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-# Places of each kind that a report shows, and places that the manifest lists.
+# Locations of each kind that a report shows, and locations that the manifest lists.
 _NUM_SHOWN = 5
 _NUM_LISTED = 1000
-_LONGEST_PLACE = 80
+_LONGEST_LOCATION = 80
 
 
 def printable(name: str) -> str:
@@ -30,19 +30,19 @@ class Skipped:
     by_kind: Counter[str] = field(default_factory=Counter)
     # Of all that, what would otherwise have been documents.
     num_documents: int = 0
-    _places: dict[str, list[str]] = field(default_factory=dict)
+    _locations: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, kind: str, place: str, is_document: bool = True) -> None:
+    def add(self, kind: str, location: str, is_document: bool = True) -> None:
         """Counts one."""
         self.by_kind[kind] += 1
         self.num_documents += is_document
-        places = self._places.setdefault(kind, [])
-        if len(places) < _NUM_LISTED:
-            places.append(printable(place))
+        locations = self._locations.setdefault(kind, [])
+        if len(locations) < _NUM_LISTED:
+            locations.append(printable(location))
 
     def entry(self) -> dict[str, Any]:
         """What a manifest says of it."""
-        listed = [{"where": place, "reason": kind} for kind, places in self._places.items() for place in places]
+        listed = [{"where": where, "reason": kind} for kind, found in self._locations.items() for where in found]
         return {
             "total": self.by_kind.total(),
             "by_reason": dict(sorted(self.by_kind.items())),
@@ -54,7 +54,7 @@ class Skipped:
         return [self._line(kind, count, num_shown) for kind, count in self.by_kind.most_common()]
 
     def in_one_line(self, longest: int = 1000) -> str:
-        """All kinds in one line, with as many places of each as it has room for."""
+        """All kinds in one line, with as many locations of each as it has room for."""
         for num_shown in range(_NUM_SHOWN, -1, -1):
             text = "; ".join(self.lines(num_shown))
             if len(text) <= longest:
@@ -62,10 +62,12 @@ class Skipped:
         return text
 
     def _line(self, kind: str, count: int, num_shown: int) -> str:
-        shown = [_shortened(place) for place in self._places[kind][:num_shown]]
+        shown = [_shortened(location) for location in self._locations[kind][:num_shown]]
         more = ["..."] if count > len(shown) > 0 else []
         return f"{count:,} x {kind}" + (f": {', '.join([*shown, *more])}" if shown else "")
 
 
-def _shortened(place: str) -> str:
-    return place if len(place) <= _LONGEST_PLACE else f"{place[:30]}...{place[-(_LONGEST_PLACE - 33) :]}"
+def _shortened(location: str) -> str:
+    if len(location) <= _LONGEST_LOCATION:
+        return location
+    return f"{location[:30]}...{location[-(_LONGEST_LOCATION - 33) :]}"

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import seqio
-import tensorflow as tf
-import tensorflow_datasets as tfds
-
-from cm3leon_jax.data.sources.base import add_task, feature_at
+from cm3leon_jax.data.sources.registry import NamedSource
 from cm3leon_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import seqio
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+log = logging.getLogger(__name__)
+
+
+class NamedTfds(NamedSource):
+    """`tfds:BUILDER` or `tfds:BUILDER:IMAGE_KEY:CAPTION_KEY` as `config.corpus.mixture`."""
+
+    def add_task(self) -> None:
+        """Registers the data set as a seqio task."""
+        log.info(f"tfds:{self.location}: looking for the data set, which is downloaded where it is not there yet")
+        # A version follows a colon, too: coco_captions/2014:1.1.0.
+        found = re.fullmatch(r"([^:]+(?::[\d.*]+)?)(?::([^:]+):([^:]+))?", self.location)
+        if found is None:
+            raise UserError(
+                f"config.corpus.mixture is {f'tfds:{self.location}'!r}: write tfds:BUILDER or "
+                "tfds:BUILDER:IMAGE_KEY:CAPTION_KEY"
+            )
+        builder, image_key, caption_key = found.groups()
+        add_tfds_task(self.task_name, builder, image_key or "image", caption_key or "caption")
 
 
 def add_tfds_task(
@@ -34,11 +55,16 @@ def add_tfds_task(
       data_dir: where TFDS keeps its data; None is its default folder.
       splits: TFDS splits by split name, such as {"train": "train[:99%]", "validation": "train[99%:]"}; by default
         "train", and as "validation" the first of "validation", "test", the last hundredth of "train".
-      image_first: whether the image stands in front of the caption.
+      image_first: whether the image precedes the caption.
 
     Raises:
       UserError: if there is no such builder or feature, or the data set cannot be downloaded.
     """
+    import seqio
+    import tensorflow_datasets as tfds
+
+    from cm3leon_jax.data.sources.base import add_task, feature_at
+
     try:
         builder = tfds.builder(builder_name, data_dir=data_dir)
         for key in (image_key, caption_key):
@@ -68,9 +94,7 @@ def _download(builder: tfds.core.DatasetBuilder) -> None:
     # The library tries a failing download ten times, for three to four minutes, with a page of warnings each.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     if not builder.is_prepared():
-        print(
-            f"{builder.info.full_name} is not in {builder.data_path}: it is downloaded and prepared there", flush=True
-        )
+        log.info(f"{builder.info.full_name} is not in {builder.data_path}: it is downloaded and prepared there")
     try:
         builder.download_and_prepare()
     # Hundreds of builders raise whatever they like here.
@@ -84,6 +108,11 @@ def _download(builder: tfds.core.DatasetBuilder) -> None:
 
 def _tfds_dataset(builder: tfds.core.DatasetBuilder, split: str, image_key: str, caption_key: str) -> tf.data.Dataset:
     """Examples {"image": file bytes or uint8 pixels, "caption": one or many strings}, in the stored order."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    from cm3leon_jax.data.sources.base import feature_at
+
     decoders: dict[str, Any] | None = None
     if isinstance(feature_at(builder.info.features, image_key), tfds.features.Image):
         # Pillow decodes the stored bytes later: what TFDS would decode here had to be encoded again.

@@ -46,13 +46,13 @@ class Layout:
     segments: tuple[str | ImageField, ...]
 
     def image_first(self) -> Layout:
-        """The same with its one image in front of its one text."""
+        """The same with its one image before its one text."""
         if [isinstance(segment, ImageField) for segment in self.segments] != [False, True]:
             raise ValueError("only a layout of one text and one image can stand the other way around")
         return Layout(self.segments[::-1])
 
     def text_before(self, field: str, **fields: str) -> str:
-        """The text in front of a field, without the space that belongs to the field's first word."""
+        """The text before a field, without the space that belongs to the field's first word."""
         (text,) = [segment for segment in self.segments if isinstance(segment, str) and f"{{{field}}}" in segment]
         return text.partition(f"{{{field}}}")[0].format(**fields).rstrip()
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Int64, UInt8
 
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat
 from cm3leon_jax.counter_random import permutation_at
-from cm3leon_jax.data.corpus.pair_sample import PairSample
+from cm3leon_jax.data.corpus.training_samples import PairSample
 from cm3leon_jax.encoders.clip.inputs import ClipTokenizer, ImageNormalization, normalized
 from cm3leon_jax.encoders.clip.model import (
     Clip,

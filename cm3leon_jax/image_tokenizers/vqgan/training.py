@@ -24,8 +24,8 @@ from jaxtyping import UInt8
 
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, check_unchanged
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.corpus.image_sample import load_image_sample
 from cm3leon_jax.data.corpus.manifest import OfImageTokenizer
+from cm3leon_jax.data.corpus.training_samples import load_image_sample
 from cm3leon_jax.errors import RestartError, UserError
 from cm3leon_jax.files import remove_partial_files
 from cm3leon_jax.image_tokenizers.vqgan.codec import (
@@ -78,7 +78,15 @@ def _run(config: Config, workdir: Path) -> int:
             f"times and needs {SMALLEST_SIDE}; set config.image_tokenizer_training.perceptual_weight to 0"
         )
     recipe = Recipe(config.image_tokenizer, training)
-    images, held_out = split_sample(load_image_sample(config))
+    images, held_out = split_sample(
+        load_image_sample(
+            config.corpus,
+            Path(config.image_tokenizer.path) / "sample",
+            config.image_tokenizer_training.num_images,
+            config.image_tokenizer.resolution,
+            config.image_tokenizer.in_channels,
+        )
+    )
     lpips_weights = load_lpips(training.perceptual_weights_file) if training.perceptual_weight > 0 else None
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax.counter_random import generator, uniform
+from cm3leon_jax.counter_random import Stream, generator, uniform
 from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
 from cm3leon_jax.data.batches.objective import SENTINELS_PER_SPAN, sample_spans, segments, span_counts
-from cm3leon_jax.data.batches.source import BatchSource, leading_segments, open_retrieval
+from cm3leon_jax.data.batches.row_fit import truncate_document
+from cm3leon_jax.data.batches.row_plan import open_retrieval
+from cm3leon_jax.data.batches.source import BatchSource
 from cm3leon_jax.data.corpus.neighbors import NONE
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.retrieval.config import RetrievalConfig
@@ -56,8 +58,8 @@ def plain_mask(columns: list[tuple[int, int]], objective, vocabulary, limit, roo
     """(token, place) with its spans moved to the end."""
     tokens = np.array([token for token, _ in columns], np.int32)
     count = min(room, int(span_counts(objective, vocabulary.num_masks, *key)))
-    is_whole = bool(uniform(*key, 12) < objective.segment_mask_prob)
-    spans = sample_spans(len(tokens), segments(tokens, vocabulary), count, is_whole, generator(*key, 13))
+    is_whole = bool(uniform(*key, Stream.WHOLE_SEGMENTS) < objective.segment_mask_prob)
+    spans = sample_spans(len(tokens), segments(tokens, vocabulary), count, is_whole, generator(*key, Stream.SPANS))
     kept, moved = [], []
     for index, column in enumerate(columns):
         inside = [number for number, (start, stop) in enumerate(spans) if start <= index < stop]
@@ -79,8 +81,8 @@ def plain_row(source: BatchSource, row: int, irregular, batch: BatchConfig, obje
     """Tokens, targets, weights, positions, document starts and places of one row."""
     _, vocabulary, tasks = irregular
     everything = [document for documents in tasks for document in documents]
-    window, place = source._locate(row)
-    plan = source._plan(window)
+    window, place = source.locate(row)
+    plan = source.planner.plan(window)
     longest = batch.sequence_length - 1
 
     def framed(index: int) -> list[int]:
@@ -88,17 +90,17 @@ def plain_row(source: BatchSource, row: int, irregular, batch: BatchConfig, obje
         for neighbor in plan.neighbors[index].tolist():
             ids += [*everything[neighbor].tolist(), vocabulary.break_] if neighbor != NONE else []
         ids += tasks[plan.references.task[index]][plan.references.document[index]].tolist()
-        if batch.packing == "whole":
-            ids = leading_segments(np.array(ids, np.int32), longest, vocabulary).tolist()
+        if batch.packing == "best_fit":
+            ids = truncate_document(np.array(ids, np.int32), longest, vocabulary).tolist()
         return [vocabulary.end, *ids, vocabulary.end]
 
     def columns(index: int) -> list[tuple[int, int]]:
         return list(zip(framed(index), plain_places(framed(index), vocabulary), strict=True))
 
     rest = (objective, vocabulary, batch.sequence_length + 1)
-    if batch.packing == "stream":
+    if batch.packing == "concat_then_split":
         stretch = [column for index, start, stop in plan.rows[place] for column in columns(index)[start:stop]]
-        sequences = [plain_mask(stretch, *rest, 99, SEED, 21, window, place)]
+        sequences = [plain_mask(stretch, *rest, 99, SEED, Stream.MASKS, window, place)]
     else:
         sequences = []
         for index in plan.rows[place]:
@@ -107,7 +109,7 @@ def plain_row(source: BatchSource, row: int, irregular, batch: BatchConfig, obje
             too_long = len(tasks[task][document]) > longest
             room = 0 if too_long else (longest + 2 - len(framed(index))) // SENTINELS_PER_SPAN
             if len(framed(index)) > 2:
-                sequences.append(plain_mask(columns(index), *rest, room, SEED, 21, *key))
+                sequences.append(plain_mask(columns(index), *rest, room, SEED, Stream.MASKS, *key))
     fields: list[list[int]] = [[], [], [], [], [], []]
     for sequence in sequences:
         first = len(fields[0])
@@ -122,7 +124,7 @@ def plain_row(source: BatchSource, row: int, irregular, batch: BatchConfig, obje
 
 @settings(max_examples=25, deadline=None)
 @given(
-    packing=st.sampled_from(["whole", "stream"]),
+    packing=st.sampled_from(["best_fit", "concat_then_split"]),
     length=st.integers(8, 90),
     num_drawn=st.one_of(st.none(), st.integers(0, 4)),
     objective=st.builds(
@@ -140,7 +142,7 @@ def test_a_batch_is_what_a_plain_loop_gives(irregular, packing, length, num_draw
     retrieval = None if num_drawn is None else open_retrieval(corpus, config, "train")
     source = BatchSource(corpus, vocabulary, objective, batch, retrieval=retrieval)
     # With a share of 1, the batch that crosses into the second window.
-    step = int(share * len(source._plan(0).rows)) // BATCH_SIZE
+    step = int(share * len(source.planner.plan(0).rows)) // BATCH_SIZE
     found = np.stack(jax.tree.leaves(source[step]), axis=1)
     for index, row in enumerate(range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE)):
         np.testing.assert_array_equal(found[index], plain_row(source, row, irregular, batch, objective))

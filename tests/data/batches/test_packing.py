@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3leon_jax.data.batches.packing import best_fit_rows, stream_rows
+from cm3leon_jax.data.batches.packing import best_fit_rows, concat_then_split_rows
 
 lengths = st.lists(st.integers(1, 64), min_size=1, max_size=80).map(lambda x: np.array(x, np.int64))
 
@@ -19,8 +19,8 @@ def test_best_fit_places_every_document_once_in_a_row_that_holds_it(lengths):
 
 
 @given(lengths, st.integers(1, 70))
-def test_stream_rows_are_the_documents_end_to_end(lengths, row_length):
-    rows = stream_rows(lengths, row_length)
+def test_concat_then_split_rows_are_the_documents_end_to_end(lengths, row_length):
+    rows = concat_then_split_rows(lengths, row_length)
     pieces = [(document, offset) for row in rows for document, start, stop in row for offset in range(start, stop)]
     assert pieces == [(document, offset) for document, length in enumerate(lengths) for offset in range(length)]
     assert all(sum(stop - start for _, start, stop in row) == row_length for row in rows[:-1])

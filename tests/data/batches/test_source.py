@@ -6,7 +6,9 @@ import pytest
 
 from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
-from cm3leon_jax.data.batches.source import BatchSource, iterate, leading_segments, open_retrieval
+from cm3leon_jax.data.batches.row_fit import truncate_document
+from cm3leon_jax.data.batches.row_plan import open_retrieval
+from cm3leon_jax.data.batches.source import BatchSource, iterate
 from cm3leon_jax.data.corpus.neighbors import NONE
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.retrieval.config import RetrievalConfig
@@ -15,7 +17,7 @@ from tests.conftest import random_document, write_corpus, write_neighbors
 LENGTH = 96
 
 
-def source(corpus, vocabulary, packing="whole", objective=None, batch_size=8, split="train", **options):
+def source(corpus, vocabulary, packing="best_fit", objective=None, batch_size=8, split="train", **options):
     batch = BatchConfig(batch_size=batch_size, sequence_length=LENGTH, packing=packing, seed=3)
     return BatchSource(corpus, vocabulary, objective or ObjectiveConfig(), batch, split, **options)
 
@@ -38,7 +40,7 @@ def documents_of(batch: Batch) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("packing", ["whole", "stream"])
+@pytest.mark.parametrize("packing", ["best_fit", "concat_then_split"])
 def test_the_batch_of_a_step_does_not_depend_on_where_one_starts(corpus, vocabulary, packing):
     straight = [source(corpus, vocabulary, packing)[step] for step in range(40)]
     one = source(corpus, vocabulary, packing)
@@ -50,20 +52,11 @@ def test_the_batch_of_a_step_does_not_depend_on_where_one_starts(corpus, vocabul
         assert_equal(next(fed), straight[step])
 
 
-@pytest.mark.parametrize("packing", ["whole", "stream"])
+@pytest.mark.parametrize("packing", ["best_fit", "concat_then_split"])
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [4, 5, 6, 7], [1, 2, 6], [7], range(8)])
 def test_any_rows_are_those_of_the_one_global_batch(corpus, vocabulary, packing, rows):
     whole, part = source(corpus, vocabulary, packing)[11], source(corpus, vocabulary, packing, rows=rows)[11]
     assert_equal(jax.tree.map(lambda array: array[list(rows)], whole), part)
-
-
-def test_batches_that_are_left_out_are_passed_by(corpus, vocabulary):
-    plain = source(corpus, vocabulary)
-    left = source(corpus, vocabulary, left_out=[(3, 5), (9, 10)])
-    remaining = [batch for batch in range(14) if batch not in (3, 4, 9)]
-    for step, batch in enumerate(remaining):
-        assert_equal(left[step], plain[batch])
-        assert left.block_at_step(step) == plain.block_at_step(batch)
 
 
 def test_whole_packing_holds_whole_documents_once_an_epoch(corpus, vocabulary):
@@ -97,7 +90,7 @@ def test_positions_restart_and_padding_sees_itself(corpus, vocabulary):
 
 
 def test_stream_packing_fills_every_row_and_keeps_the_order_of_tokens(corpus, vocabulary):
-    batch = source(corpus, vocabulary, "stream", ObjectiveConfig(span_count="none"))[0]
+    batch = source(corpus, vocabulary, "concat_then_split", ObjectiveConfig(span_count="none"))[0]
     assert (batch.weights == 1).all()
     assert (batch.document_start == 0).all()
     np.testing.assert_array_equal(batch.tokens[:, 1:], batch.targets[:, :-1])
@@ -122,16 +115,16 @@ def test_a_long_document_is_cut_between_segments_never_in_an_image(vocabulary):
     v = vocabulary
     text, image = [5] * 6, [v.first_image_code] * 10
     tokens = np.array([*text, v.break_, *image])
-    assert leading_segments(tokens, 17, v).tolist() == tokens.tolist()
-    assert leading_segments(tokens, 16, v).tolist() == text
-    assert leading_segments(np.array(image), 9, v).tolist() == []
-    assert leading_segments(np.array(text), 4, v).tolist() == text[:4]
+    assert truncate_document(tokens, 17, v).tolist() == tokens.tolist()
+    assert truncate_document(tokens, 16, v).tolist() == text
+    assert truncate_document(np.array(image), 9, v).tolist() == []
+    assert truncate_document(np.array(text), 4, v).tolist() == text[:4]
 
 
-@pytest.mark.parametrize("packing", ["whole", "stream"])
-def test_a_hint_of_the_window_changes_no_batch(corpus, vocabulary, packing):
+@pytest.mark.parametrize("packing", ["best_fit", "concat_then_split"])
+def test_a_hint_of_the_block_changes_no_batch(corpus, vocabulary, packing):
     plain = source(corpus, vocabulary, packing, batch_size=512)
-    # A window makes some 5,500 rows: this step lies in the second.
+    # A block makes some 5,500 rows: this step is in the second.
     hint = plain.block_at_step(12)
     assert hint[0] > 0
     hinted = source(corpus, vocabulary, packing, batch_size=512, start_block=hint)
@@ -156,7 +149,7 @@ def with_neighbors(tmp_path_factory, vocabulary):
     return corpus, found
 
 
-def retrieving(corpus, vocabulary, packing="whole", length=200, retrieval=RETRIEVAL, objective=None, **options):
+def retrieving(corpus, vocabulary, packing="best_fit", length=200, retrieval=RETRIEVAL, objective=None, **options):
     batch = BatchConfig(batch_size=4, sequence_length=length, packing=packing)
     objective = objective or ObjectiveConfig(span_count="none")
     opened = open_retrieval(corpus, retrieval, "train")
@@ -207,7 +200,7 @@ def test_every_token_but_padding_has_a_target_and_masks_reach_into_neighbors(wit
     assert (batch.positions[masks] < 40).any()
 
 
-@pytest.mark.parametrize("packing", ["whole", "stream"])
+@pytest.mark.parametrize("packing", ["best_fit", "concat_then_split"])
 def test_with_neighbors_two_processes_build_what_one_builds_and_any_step_comes_alone(
     with_neighbors, vocabulary, packing
 ):
@@ -220,5 +213,5 @@ def test_with_neighbors_two_processes_build_what_one_builds_and_any_step_comes_a
 
 def test_a_stream_of_neighbors_is_full(with_neighbors, vocabulary):
     corpus, _ = with_neighbors
-    batch = retrieving(corpus, vocabulary, "stream", length=64)[0]
+    batch = retrieving(corpus, vocabulary, "concat_then_split", length=64)[0]
     assert (batch.tokens != vocabulary.pad).all()

@@ -26,7 +26,7 @@ RETRIEVAL = RetrievalConfig(enabled=True)
 def whole(tmp_path_factory, vocabulary) -> dict[str, bytes]:
     """The files of a corpus with neighbor lists; all documents of a task have one length, so all offsets are alike."""
     rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("best_fit")
     document = random_document(vocabulary, rng)
 
     def another() -> np.ndarray:
@@ -155,10 +155,12 @@ def test_images_that_no_row_holds_are_counted_and_refused(vocabulary, tmp_path, 
     assert (losses.num_documents, losses.num_cut, losses.num_images) == (8, 6, 8)
     assert losses.num_images_lost == (6 if front == "text" else 0)
     if front == "text":
-        with pytest.raises(UserError, match=r"75% of the images .*sequence_length=58 holds .*packing='stream'"):
-            losses.refuse_most_images()
+        with pytest.raises(
+            UserError, match=r"75% of the images .*sequence_length=58 holds .*packing='concat_then_split'"
+        ):
+            losses.check_most_images_fit()
     losses = row_losses(corpus, vocabulary, BatchConfig(sequence_length=58), "train")
     assert losses.num_cut == 0 and "all 8 documents fit" in str(losses)
-    losses.refuse_most_images()
-    stream = row_losses(corpus, vocabulary, BatchConfig(sequence_length=48, packing="stream"), "train")
+    losses.check_most_images_fit()
+    stream = row_losses(corpus, vocabulary, BatchConfig(sequence_length=48, packing="concat_then_split"), "train")
     assert stream.num_cut == 0

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax.data.corpus.neighbors import NONE, DatastoreDocuments, NeighborLists, datastore_tasks, draw_neighbors
+from cm3leon_jax.data.corpus.neighbors import NONE, DatastoreDocuments, NeighborLists, datastore_tasks, sample_neighbors
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.retrieval.config import RetrievalConfig
@@ -37,7 +37,7 @@ def lists_of(corpus: PreparedCorpus, memory: list[str]) -> dict[str, dict[str, n
 def test_the_memory_is_the_training_documents_end_to_end(corpus):
     memory = DatastoreDocuments(corpus, ("first", "second"), "train")
     assert len(memory) == 12
-    assert (memory.first_place("first"), memory.first_place("second"), memory.first_place("third")) == (0, 7, None)
+    assert (memory.first_index("first"), memory.first_index("second"), memory.first_index("third")) == (0, 7, None)
     for place in range(12):
         task, index = memory.origin(place)
         np.testing.assert_array_equal(memory.document(place), corpus.task_split(task, "train").document(index))
@@ -61,7 +61,7 @@ def test_a_memory_of_named_tasks_and_one_that_does_not_exist(corpus):
     assert datastore_tasks(CONFIG, corpus, "train") == ("first", "second")
     with pytest.raises(UserError, match=r"datastore_tasks names 'third': the corpus has first, second"):
         datastore_tasks(dataclasses.replace(CONFIG, datastore_tasks=("third",)), corpus, "train")
-    with pytest.raises(UserError, match="the memory is empty"):
+    with pytest.raises(UserError, match="the datastore is empty"):
         datastore_tasks(named, corpus, "validation")
 
 
@@ -88,7 +88,7 @@ def test_what_is_drawn_was_kept_and_stands_in_front(seed, num_drawn, draw, n):
     rng = np.random.default_rng(seed)
     kept = np.stack([rng.permutation(50)[:4] for _ in range(n)])
     kept[rng.random(kept.shape) < 0.3] = NONE
-    drawn = draw_neighbors(kept, config, seed, np.arange(n))
+    drawn = sample_neighbors(kept, config, seed, np.arange(n))
     assert drawn.shape == (n, num_drawn)
     for mine, found in zip(kept.tolist(), drawn.tolist(), strict=True):
         real = [place for place in found if place != NONE]
@@ -100,12 +100,12 @@ def test_what_is_drawn_was_kept_and_stands_in_front(seed, num_drawn, draw, n):
 def test_the_draw_is_even_and_depends_on_the_key_alone():
     kept = np.tile(np.arange(4), (8000, 1))
     config = RetrievalConfig(enabled=True, num_drawn=3)
-    drawn = draw_neighbors(kept, config, 5, np.arange(8000))
+    drawn = sample_neighbors(kept, config, 5, np.arange(8000))
     for place in range(4):
         assert (drawn == place).any(axis=1).mean() == pytest.approx(0.75, abs=0.02)
         assert (drawn[:, 0] == place).mean() == pytest.approx(0.25, abs=0.02)
-    np.testing.assert_array_equal(drawn[100:200], draw_neighbors(kept[100:200], config, 5, np.arange(100, 200)))
-    uniform = draw_neighbors(kept, dataclasses.replace(config, num_drawn=2, draw="uniform"), 5, np.arange(8000))
+    np.testing.assert_array_equal(drawn[100:200], sample_neighbors(kept[100:200], config, 5, np.arange(100, 200)))
+    uniform = sample_neighbors(kept, dataclasses.replace(config, num_drawn=2, draw="uniform"), 5, np.arange(8000))
     counts = (uniform != NONE).sum(axis=1)
     for count in range(3):
         assert (counts == count).mean() == pytest.approx(1 / 3, abs=0.02)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cm3leon_jax.commands import train_text_tokenizer as text_tokenizer
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.corpus import text_tokenizer
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
@@ -27,7 +27,7 @@ def config(tmp_path):
 def test_learns_once_and_refuses_to_orphan_a_corpus(config, capsys):
     assert text_tokenizer.run(config, Path(), argparse.Namespace()) == 0
     out = capsys.readouterr().out
-    assert "learned 64 merges of 64 asked for, from 200 texts" in out and "bytes per token" in out
+    assert "learned 64 merges of 64 wanted, from 200 texts" in out and "bytes per token" in out
     vocabulary = Vocabulary.load(config.vocabulary.path)
     assert (vocabulary.num_text_tokens, vocabulary.num_image_codes, vocabulary.num_masks) == (320, 64, 4)
     assert vocabulary.decode_text(vocabulary.encode_text("a handwritten seven")) == "a handwritten seven"

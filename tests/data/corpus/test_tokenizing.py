@@ -16,9 +16,10 @@ from cm3leon_jax.commands import prepare
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus import tokenizing
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
+from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
-from cm3leon_jax.data.corpus.shard_writer import DocumentTokenizer, ShardWriter
-from cm3leon_jax.data.sources.folder import FolderSource
+from cm3leon_jax.data.corpus.shard_writer import ShardWriter
+from cm3leon_jax.data.sources.folder_task import FolderSource
 from cm3leon_jax.data.sources.reading import TaskReader, open_mixture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
@@ -307,7 +308,7 @@ def test_processes_that_write_in_turns_write_what_one_does(
     import seqio
     import tensorflow as tf
 
-    from cm3leon_jax.data.sources.tasks import OUTPUT_FEATURES
+    from cm3leon_jax.data.sources import OUTPUT_FEATURES
 
     image = encode_png(np.full((8, 8, 1), 90, np.uint8))
     counts = {"train": 9, "validation": num_documents}
@@ -330,7 +331,7 @@ def test_processes_that_write_in_turns_write_what_one_does(
         for process in processes:
             monkeypatch.setattr(tokenizing.jax, "process_index", lambda process=process: process)
             monkeypatch.setattr(tokenizing.jax, "process_count", lambda: len(processes))
-            tokenizing._write_own_shards(task, "validation", tmp_path / folder, tokens, corpus, turn=1)
+            tokenizing._write_own_shards(task, "validation", tmp_path / folder, tokens, corpus, first=1)
         return files(tmp_path / folder)
 
     whole = written("one", [0])

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax.data.sources.config import FolderConfig
-from cm3leon_jax.data.sources.folder_documents import UnreadableImage, read_folder
+from cm3leon_jax.data.sources.folder_documents import UnreadableFile, read_folder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.images import IMAGE_SUFFIXES, UNSUPPORTED_IMAGE_SUFFIXES, encode_png
 
@@ -313,7 +313,7 @@ def test_an_image_that_is_not_the_listed_one_is_not_taken(tmp_path, spoil, reaso
     assert found.image("train", 0) == file.read_bytes()
     (tmp_path / "a.txt").write_text("another caption")
     spoil(file)
-    with pytest.raises(UnreadableImage, match=reason):
+    with pytest.raises(UnreadableFile, match=reason):
         found.image("train", 0)
     assert found.caption("train", 0) == "a"
 

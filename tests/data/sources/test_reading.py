@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax.data.corpus.config import CorpusConfig
-from cm3leon_jax.data.sources.reading import Share, SkippedExample, open_mixture, read_documents
+from cm3leon_jax.data.sources.reading import ShardSlice, SkippedExample, open_mixture, read_documents
 from cm3leon_jax.documents import Document, ImageSegment, TextSegment
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.images import decode_image, encode_png
@@ -24,7 +24,7 @@ def _register(name, examples):
     import seqio
     import tensorflow as tf
 
-    from cm3leon_jax.data.sources.tasks import OUTPUT_FEATURES
+    from cm3leon_jax.data.sources import OUTPUT_FEATURES
 
     signature = {"segments": tf.TensorSpec((None,), tf.string), "is_image": tf.TensorSpec((None,), tf.bool)}
     source = seqio.FunctionDataSource(
@@ -126,12 +126,12 @@ def test_shares_of_several_processes_are_the_whole(tmp_path, kind, num_processes
     size, first = 7, 1
     assert len(whole) > 4 * size
     for process in range(num_processes):
-        share = Share(size, first + process, num_processes)
+        share = ShardSlice(size, first + process, num_processes)
         runs = range(share.first, -(-len(whole) // size), num_processes)
         # With each run comes the first example behind it.
         wanted = {index for run in runs for index in range(run * size, (run + 1) * size + 1)}
-        assert list(task.share(split, share)) == [pair for pair in whole if pair[0] in wanted]
-    assert list(task.share(split, Share(size, 1000, num_processes))) == []
+        assert list(task.numbered(split, share)) == [pair for pair in whole if pair[0] in wanted]
+    assert list(task.numbered(split, ShardSlice(size, 1000, num_processes))) == []
 
 
 def test_what_others_read_is_not_opened(tmp_path):
@@ -141,7 +141,7 @@ def test_what_others_read_is_not_opened(tmp_path):
     for file in sorted(tmp_path.glob("*.png")):
         if file.read_bytes() not in {document.segments[1].encoded for document in before[10:21]}:
             file.unlink()
-    share = list(task.share("train", Share(10, 1, 2)))
+    share = list(task.numbered("train", ShardSlice(10, 1, 2)))
     assert [document for _, document in share[:11]] == before[10:21]
     # What is not there any more by the time it is read is skipped, each under its own number.
     assert share[11:] == [
@@ -161,7 +161,7 @@ def _captioned(folder, many: bool) -> CorpusConfig:
         return CorpusConfig(mixture=f"folder:{folder}")
     import tensorflow as tf
 
-    from cm3leon_jax.data.sources.base import SlicedSource, add_task
+    from cm3leon_jax.data.sources import SlicedSource, add_task
 
     def read(split: str, start: int, stop: int) -> tf.data.Dataset:
         return tf.data.Dataset.range(start, stop).map(
@@ -186,7 +186,7 @@ def test_rates_are_taken_or_refused_and_zero_leaves_a_task_out(rates):
     seqio.MixtureRegistry.add("of_any_rates", list(zip(names, rates, strict=False)))
     try:
         if wrong or not any(rates):
-            with pytest.raises(UserError, match=r"the mixture 'of_any_rates' (has rates that are|draws nothing)"):
+            with pytest.raises(UserError, match=r"the mixture 'of_any_rates' (has rates that are|samples nothing)"):
                 open_mixture(CorpusConfig(mixture="of_any_rates"))
         else:
             tasks = {task.name: task.rate for task in open_mixture(CorpusConfig(mixture="of_any_rates"))}

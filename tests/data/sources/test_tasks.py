@@ -146,7 +146,7 @@ def _tiny_builder():
 
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 def test_tfds_builders_of_both_formats(tmp_path, file_format):
-    from cm3leon_jax.data.sources import tasks
+    from cm3leon_jax.data import sources as tasks
 
     _tiny_builder()(data_dir=tmp_path, file_format=file_format).download_and_prepare()
     name = f"tiny_{file_format}"
@@ -164,7 +164,7 @@ def test_tfds_builders_of_both_formats(tmp_path, file_format):
 
 @pytest.mark.parametrize("error", [ConnectionError("no route\nto the host"), AssertionError("download it by hand")])
 def test_a_data_set_that_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch, capsys, error):
-    from cm3leon_jax.data.sources import tasks
+    from cm3leon_jax.data import sources as tasks
 
     def failing(self, **named):
         raise error

@@ -8,9 +8,9 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from cm3leon_jax.data import sources as tasks
 from cm3leon_jax.data.batches.objective import apply_span_masks, positions_in_image
-from cm3leon_jax.data.sources import tasks
-from cm3leon_jax.data.templates import layouts
+from cm3leon_jax.data.templates import TEMPLATES, layouts
 from cm3leon_jax.generation.prompts import prompt_of
 from cm3leon_jax.generation.requests import read_requests
 
@@ -113,3 +113,12 @@ def test_only_a_text_and_an_image_change_places():
     assert layouts.CAPTION.image_first().segments == (layouts.ImageField("image"), "{caption}")
     with pytest.raises(ValueError, match="one text and one image"):
         layouts.EDIT.image_first()
+
+
+def test_every_template_is_found_by_its_name():
+    assert {name: TEMPLATES.load(name) for name in TEMPLATES} == {
+        "caption": layouts.CAPTION,
+        "instructed_caption": layouts.INSTRUCTED_CAPTION,
+        "question": layouts.QUESTION,
+        "edit": layouts.EDIT,
+    }

@@ -17,7 +17,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax.data.corpus.pair_sample import PairSample
+from cm3leon_jax.data.corpus.training_samples import PairSample
 from cm3leon_jax.encoders.clip import training as clip_training
 from cm3leon_jax.encoders.clip.model import abstract_clip
 from cm3leon_jax.encoders.clip.training import ClipTrainStep, contrastive_loss, learning_rate, places_at

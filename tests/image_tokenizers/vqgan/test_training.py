@@ -164,7 +164,7 @@ def test_a_signal_saves_and_the_next_run_is_bit_for_bit_that_of_one(
 def test_the_command_trains_with_a_discriminator_on_all_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training, "load_image_sample", lambda config: SAMPLE)
+    monkeypatch.setattr(training, "load_image_sample", lambda *_: SAMPLE)
     values = dataclasses.replace(
         TRAINING,
         num_steps=4,
