@@ -45,6 +45,10 @@ from chaos_comparison import Comparison, compared
 from cm3leon_jax.images import encode_png
 from cm3leon_jax.progress import read_step_log
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from examples.digits import images as digits
+
 T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -57,10 +61,6 @@ PATIENCE = 240.0
 CONFIG = """
 from ml_collections import ConfigDict
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from examples.digits import images as digits  # noqa: E402 - the examples lie beside
-
 def get_config():
     config = ConfigDict()
     config.corpus = dict(
@@ -69,8 +69,8 @@ def get_config():
     config.image_tokenizer = dict(
         path="{folder}/image_tokenizer", resolution=8, in_channels=1, base_channels=8, channel_multipliers=(1, 2),
         num_res_blocks=1, norm_groups=4, latent_channels=8, embedding_dim=4, codebook_size=16)
-    config.image_tokenizer_training = dict(num_images=0, num_steps=6, batch_size=16, discriminator_weight=0.0)
-    config.encoder = dict(path="{folder}/encoder", kind="tfidf", embedding_dim=512, resolution=8)
+    config.image_tokenizer.training = dict(num_images=0, num_steps=6, batch_size=16, discriminator_weight=0.0)
+    config.encoder = dict(path="{folder}/encoder", family="tfidf", embedding_dim=512, resolution=8)
     config.retrieval = dict(enabled=True, num_drawn=1)
     config.model = dict(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="none")
     config.batch = dict(batch_size=16, sequence_length=96)

@@ -37,7 +37,7 @@ def write_run(root: Path, layers: int, width: int) -> dict[str, float]:
 
     from cm3leon_jax.checkpoints import Checkpoints
     from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
-    from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+    from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
     from cm3leon_jax.models.transformer import abstract_model
     from cm3leon_jax.vocabulary import Vocabulary
 
@@ -46,7 +46,7 @@ def write_run(root: Path, layers: int, width: int) -> dict[str, float]:
     vocabulary = Vocabulary.train(["a"], NUM_TEXT_TOKENS, codes, NUM_MASKS, progress=False)
     vocabulary.save(config.vocabulary.path)
     weights = vqgan.initial_parameters(vqgan.abstract_vqgan(config.image_tokenizer), 0)
-    image_tokenizer = ImageTokenizer(config.image_tokenizer, weights)
+    image_tokenizer = VQGANTokenizer(config.image_tokenizer, weights)
     image_tokenizer.save(config.image_tokenizer.path)
     rng = np.random.default_rng(0)
     _, abstract = abstract_model(config.model, vocabulary.size, SEQUENCE_LENGTH)
@@ -91,13 +91,13 @@ def run_config(workdir: Path, layers: int, width: int):
     from cm3leon_jax.config import Config
     from cm3leon_jax.data.batches.config import BatchConfig
     from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
-    from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+    from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
     from cm3leon_jax.models.config import ModelConfig
 
     return Config(
         corpus=CorpusConfig(path=str(workdir / "corpus")),
         vocabulary=VocabularyConfig(str(workdir / "vocabulary"), NUM_TEXT_TOKENS, NUM_MASKS),
-        image_tokenizer=ImageTokenizerConfig(
+        image_tokenizer=VQGANConfig(
             path=str(workdir / "image_tokenizer"),
             resolution=8,
             in_channels=1,

@@ -60,7 +60,7 @@ def make_folder(size: Size, num_codes: int, dtype: str, root: Path) -> Path:
     from cm3leon_jax.checkpoints import Checkpoints
     from cm3leon_jax.cli import main
     from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
-    from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+    from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
     from cm3leon_jax.models.transformer import Transformer
     from cm3leon_jax.vocabulary import Vocabulary
 
@@ -96,7 +96,7 @@ def make_folder(size: Size, num_codes: int, dtype: str, root: Path) -> Path:
     )
     vocabulary.save(config.vocabulary.path)
     image = config.image_tokenizer
-    tokenizer = ImageTokenizer(image, vqgan.initial_parameters(vqgan.abstract_vqgan(image), 0))
+    tokenizer = VQGANTokenizer(image, vqgan.initial_parameters(vqgan.abstract_vqgan(image), 0))
     tokenizer.save(config.image_tokenizer.path)
     model = Transformer(config.model, vocabulary.size, config.batch.sequence_length, nnx.Rngs(0))
     for index, parameter in enumerate((model.blocks.attention.output, model.blocks.feed_forward.down)):

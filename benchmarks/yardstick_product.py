@@ -266,7 +266,7 @@ STAGES = (
     Stage(
         "demo-image-tokenizer",
         (),
-        ("train-image-tokenizer", *DEMO, "--config.image_tokenizer_training.log_every=10"),
+        ("train-image-tokenizer", *DEMO, "--config.image_tokenizer.training.log_every=10"),
         lambda work: {
             "demo image tokenizer": tensors(work / "demo/image_tokenizer/model.safetensors"),
             "demo image tokenizer metrics": metrics(work / "demo/image_tokenizer_metrics.jsonl"),
@@ -367,8 +367,8 @@ STAGES = (
         "emoji-image-tokenizer",
         (),
         (
-            *("train-image-tokenizer", *EMOJI, "--config.image_tokenizer_training.num_steps=300"),
-            "--config.image_tokenizer_training.log_every=10",
+            *("train-image-tokenizer", *EMOJI, "--config.image_tokenizer.training.num_steps=300"),
+            "--config.image_tokenizer.training.log_every=10",
         ),
         lambda work: {
             "emoji image tokenizer": tensors(work / "emoji/image_tokenizer/model.safetensors"),

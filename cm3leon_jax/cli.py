@@ -43,12 +43,12 @@ COMMANDS = {
         "cm3leon_jax.commands.train_text_tokenizer", "learn the vocabulary from the mixture's texts", ("vocabulary",)
     ),
     "train-image-tokenizer": Command(
-        "cm3leon_jax.image_tokenizers.vqgan.training",
-        "train the VQGAN on the mixture's images",
+        "cm3leon_jax.commands.train_image_tokenizer",
+        "train what turns images into codes on the mixture's images",
         ("workdir", "image_tokenizer"),
     ),
     "train-encoder": Command(
-        "cm3leon_jax.encoders.training",
+        "cm3leon_jax.commands.train_encoder",
         "train what finds neighbors: CLIP, or word statistics",
         ("workdir", "encoder"),
     ),
@@ -74,8 +74,8 @@ _DATA = ("modules", "corpus", "vocabulary", "image_tokenizer")
 _RUN = (*_DATA, "batch", "model", "mesh")
 READS = {
     "train-text-tokenizer": _DATA,
-    "train-image-tokenizer": ("modules", "corpus", "image_tokenizer", "image_tokenizer_training", "mesh"),
-    "train-encoder": (*_DATA, "encoder", "encoder_training", "mesh"),
+    "train-image-tokenizer": ("modules", "corpus", "image_tokenizer", "distributed"),
+    "train-encoder": (*_DATA, "encoder", "mesh", "distributed"),
     "prepare": (*_DATA, "encoder", "retrieval", "batch", "distributed"),
     "inspect": (*_DATA, "retrieval", "objective", "batch"),
     "plan": (*_RUN, "objective", "optimizer", "train"),
@@ -89,7 +89,7 @@ READS = {
 }
 
 # Commands that several processes run together.
-_DISTRIBUTED = ("prepare", "train", "generate", "evaluate")
+_DISTRIBUTED = ("prepare", "train-image-tokenizer", "train-encoder", "train", "generate", "evaluate")
 
 # The exit code that a shell gives to a program ended by SIGPIPE, such as one that writes to `head`.
 _NO_READER = 141
@@ -325,7 +325,7 @@ def _join(command: str, config: Any) -> None:
 
     if command in _DISTRIBUTED:
         # Other commands have no step to save at SIGTERM: started again, they continue after what they wrote.
-        distributed.join(config.distributed, notes_sigterm=command == "train")
+        distributed.join(config.distributed, notes_sigterm=command.startswith("train"))
     elif processes := distributed.named_processes(os.environ):
         raise UserError(f"runs as one process, and this is {processes}: start it once, without a launcher")
 

@@ -14,10 +14,12 @@ from cm3leon_jax.config_part import AFTER_IMPORT, AT_RESUME, require
 from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.distributed_config import DistributedConfig
-from cm3leon_jax.encoders.config import EncoderConfig, EncoderTrainingConfig
+from cm3leon_jax.encoders.clip.config import ClipConfig
+from cm3leon_jax.encoders.config import EncoderConfig
 from cm3leon_jax.evaluation.config import EvaluateConfig
 from cm3leon_jax.generation.config import SamplingConfig
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig, ImageTokenizerTrainingConfig
+from cm3leon_jax.image_tokenizers.config import ImageTokenizerConfig
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
 from cm3leon_jax.models.config import MeshConfig, ModelConfig
 from cm3leon_jax.retrieval.config import RetrievalConfig
 from cm3leon_jax.training.config import OptimizerConfig, RecoveryConfig, TrainConfig
@@ -32,12 +34,8 @@ class Config:
 
     corpus: Annotated[CorpusConfig, AT_RESUME] = field(default_factory=CorpusConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
-    image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
-    image_tokenizer_training: Annotated[ImageTokenizerTrainingConfig, AT_RESUME] = field(
-        default_factory=ImageTokenizerTrainingConfig
-    )
-    encoder: Annotated[EncoderConfig, AT_RESUME] = field(default_factory=EncoderConfig)
-    encoder_training: Annotated[EncoderTrainingConfig, AT_RESUME] = field(default_factory=EncoderTrainingConfig)
+    image_tokenizer: ImageTokenizerConfig = field(default_factory=VQGANConfig)
+    encoder: Annotated[EncoderConfig, AT_RESUME] = field(default_factory=ClipConfig)
     retrieval: Annotated[RetrievalConfig, AT_RESUME] = field(default_factory=RetrievalConfig)
     objective: Annotated[ObjectiveConfig, AFTER_IMPORT] = field(default_factory=ObjectiveConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)

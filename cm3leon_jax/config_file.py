@@ -21,7 +21,8 @@ import ml_collections
 
 from cm3leon_jax import paths
 from cm3leon_jax.config import Config
-from cm3leon_jax.config_values import build, check_value, closest
+from cm3leon_jax.config_part import field_types
+from cm3leon_jax.config_values import build, check_value, closest, of_family
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import check_format, read_object, write_json
 from cm3leon_jax.ranges import annotation
@@ -44,21 +45,30 @@ def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) ->
     path, variant = find(file)
     _make_importable(path.resolve().parent)
     values = _read_json(path) if path.suffix == ".json" else _run(path, variant)
-    for name, text in (overrides or {}).items():
-        *parents, last = name.split(".")
-        section: Any = values
-        defaults: Any = Config()
-        for parent in parents:
-            defaults = getattr(defaults, parent, None)
-            # One entry of a dict changes, the others stay.
-            section = section.setdefault(parent, copy.deepcopy(defaults) if isinstance(defaults, dict) else {})
-            if not isinstance(section, dict):
-                raise UserError(f"--config.{name}: config.{parent} is a value, it has no fields")
-        section[last] = _parse(text, _field_type(Config, name, f"--config.{name}"))
+    overrides = overrides or {}
+    if "modules" in overrides:
+        _override(values, "modules", overrides["modules"])
     for module in check_value(values.get("modules", ()), tuple[str, ...], "config.modules", file):
         import_module(module, "config.modules")
+    # The family of a part decides which other fields it has.
+    for name in sorted(overrides, key=lambda name: not name.endswith(".family")):
+        _override(values, name, overrides[name])
     config = build(Config, values, "config", file)
     return _fill_paths(config, paths.local(workdir, "--workdir"))
+
+
+def _override(values: dict[str, Any], name: str, text: str) -> None:
+    """Sets the field of a dotted name in nested dicts."""
+    *parents, last = name.split(".")
+    section: Any = values
+    defaults: Any = Config()
+    for parent in parents:
+        defaults = getattr(defaults, parent, None)
+        # One entry of a dict changes, the others stay.
+        section = section.setdefault(parent, copy.deepcopy(defaults) if isinstance(defaults, dict) else {})
+        if not isinstance(section, dict):
+            raise UserError(f"--config.{name}: config.{parent} is a value, it has no fields")
+    section[last] = _parse(text, _field_type(values, name, f"--config.{name}"))
 
 
 def save(config: Config, path: Path) -> None:
@@ -147,8 +157,9 @@ def _make_namespace(name: str, folders: Sequence[str]) -> None:
     sys.modules[name] = importlib.util.module_from_spec(spec)
 
 
-def _field_type(cls: type, name: str, where: str) -> Any:
-    kind: Any = cls
+def _field_type(values: Mapping[str, Any], name: str, where: str) -> Any:
+    """The type of the field of a dotted name; `values` say of which family a part is."""
+    kind: Any = Config
     for part in name.split("."):
         if typing.get_origin(kind) is Mapping:
             kind = typing.get_args(kind)[1]
@@ -157,12 +168,13 @@ def _field_type(cls: type, name: str, where: str) -> Any:
             continue
         if not dataclasses.is_dataclass(kind):
             raise UserError(f"{where}: {part} is no field of a {getattr(kind, '__name__', kind)}")
-        hints = typing.get_type_hints(kind)
+        kind = of_family(kind, values)
+        hints = field_types(kind)
         if part not in hints:
             raise UserError(f"{where}: no such field{closest(part, hints)}")
-        kind = hints[part]
+        kind, values = hints[part], values.get(part, {})
     if dataclasses.is_dataclass(kind):
-        raise UserError(f"{where}: this is a whole part; set one of {', '.join(typing.get_type_hints(kind))}")
+        raise UserError(f"{where}: this is a whole part; set one of {', '.join(field_types(kind))}")
     return kind
 
 
@@ -211,7 +223,7 @@ def _with_texts(
     """A part or value of a config with each of its texts replaced by `changed(text, kind of path, name)`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changes = {}
-        for name, hint in typing.get_type_hints(type(value), include_extras=True).items():
+        for name, hint in field_types(type(value), include_extras=True).items():
             _, path = annotation(hint, paths.IsPath) or (str, None)
             changes[name] = _with_texts(getattr(value, name), changed, f"{where}.{name}", path)
         return dataclasses.replace(value, **changes)

@@ -10,10 +10,11 @@ import dataclasses
 import enum
 import re
 import typing
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.ranges import Range, first_fault
+from cm3leon_jax.registry import Registry
 
 # Bounds far above any real model: more layers, built one by one, or more names would look like a program that hangs.
 Layers = Annotated[int, Range(at_least=1, at_most=10_000)]
@@ -42,6 +43,12 @@ def changeable(part: object, prefix: str = "", after_import: bool = False) -> tu
     return tuple(prefix + name for name, mark in _marks(part, None) if mark is AT_RESUME or (mark and after_import))
 
 
+def field_types(part: Any, include_extras: bool = False) -> dict[str, Any]:
+    """The type of each field of a dataclass, by name; `include_extras` keeps what is annotated."""
+    hints = typing.get_type_hints(part, include_extras=include_extras)
+    return {field.name: hints[field.name] for field in dataclasses.fields(part)}
+
+
 def _marks(part: Any, inherited: MayChange | None) -> list[tuple[str, MayChange | None]]:
     kind = part if isinstance(part, type) else type(part)
     # A subclass that narrows the type of a field keeps the mark of its base.
@@ -63,13 +70,16 @@ def _marks(part: Any, inherited: MayChange | None) -> list[tuple[str, MayChange 
 class Part:
     """A part of the config, whose numbers are within the ranges of their types."""
 
+    # Where the part has families: the config class of each, by the value of the field `family`.
+    families: ClassVar[Registry | None] = None
+
     def __post_init__(self) -> None:
         if fault := first_fault(self):
             raise UserError(f"config.{self.name_in_config()}.{fault}")
 
     @classmethod
     def name_in_config(cls) -> str:
-        """The name of the field of `Config` that holds it, such as "image_tokenizer" for ImageTokenizerConfig."""
+        """The name of the field of `Config` that holds it, such as "optimizer" for OptimizerConfig."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
 
 

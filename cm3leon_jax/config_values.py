@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cm3leon_jax.config_part import field_types
 from cm3leon_jax.errors import UserError
 
 
@@ -25,8 +26,8 @@ def build(cls: type, values: Mapping[Any, Any], where: str, file: str = "") -> A
     Raises:
       UserError: names the field that does not exist, is missing, or cannot take its value.
     """
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    cls = of_family(cls, values)
+    fields = field_types(cls)
     for name in values:
         if name not in fields:
             raise UserError(f"{where}.{name}: no such field{closest(name, fields)}{_in(file)}")
@@ -35,6 +36,18 @@ def build(cls: type, values: Mapping[Any, Any], where: str, file: str = "") -> A
         if field.name not in values and not has_default:
             raise UserError(f"{where}.{field.name} is missing{_in(file)}")
     return cls(**{name: _checked(value, fields[name], f"{where}.{name}", file) for name, value in values.items()})
+
+
+def of_family(part: Any, values: object) -> Any:
+    """The class of a part of the config; where it has families, that of the one which the values name.
+
+    Raises:
+      UserError: if there is no such family.
+    """
+    families = getattr(part, "families", None)
+    if families is None or not isinstance(values, Mapping):
+        return part
+    return families.load(check_value(values.get("family", part.family), str, f"config.{part.name_in_config()}.family"))
 
 
 def check_value(value: Any, kind: Any, where: str, file: str = "") -> Any:

@@ -22,8 +22,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -33,6 +34,7 @@ from jax.experimental import multihost_utils
 from cm3leon_jax.accelerators import host_has_tpu
 from cm3leon_jax.distributed_config import DistributedConfig
 from cm3leon_jax.errors import EXIT_RESTART, RestartError, UserError
+from cm3leon_jax.files import wait_for
 from cm3leon_jax.runtime_abort import restart_on_abort
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -40,6 +42,8 @@ _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _PROXIES = ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy")
 # How long the coordinator's port may stay taken by the run's attempt before this one.
 _PORT_SECONDS = 5.0
+# Written by `run_on_coordinator` in the folder of what the coordinator makes.
+READY_FILE = ".ready"
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,28 @@ def barrier(name: str) -> None:
     """Waits until every process has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def run_on_coordinator(work: Callable[[], object], ready: Path) -> None:
+    """Runs work of any length on the coordinator, while the others wait for a file that says that it is done.
+
+    A collective would not wait for hours.
+    """
+    if jax.process_count() == 1:
+        work()
+        return
+    if is_coordinator():
+        ready.unlink(missing_ok=True)
+    barrier(f"no {ready}")
+    if is_coordinator():
+        work()
+        ready.parent.mkdir(parents=True, exist_ok=True)
+        ready.touch()
+    else:
+        wait_for(ready)
+    barrier(f"{ready}")
+    if is_coordinator():
+        ready.unlink(missing_ok=True)
 
 
 def all_processes(value: bool) -> bool:

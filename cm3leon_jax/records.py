@@ -41,6 +41,11 @@ def read_record(path: str | Path, what: str, shape: Any, fix: str, sealed: bool 
     value = read_json(path, what)
     if sealed and isinstance(value, dict) and value.pop(CHECKSUM, None) != _checksum(value):
         raise UserError(f"{what} is damaged: {path} was changed after it was written; {fix}")
+    return check_shape(value, shape, what, path, fix)
+
+
+def check_shape(value: Any, shape: Any, what: str, path: str | Path, fix: str) -> Any:
+    """What a JSON value is as a `TypedDict` or dataclass; the other arguments and errors are those of `read_record`."""
     try:
         return _adapter(shape).validate_json(json.dumps(value))
     except ValidationError as error:

@@ -48,11 +48,20 @@ class Registry(Mapping[str, str]):
             close = difflib.get_close_matches(name, self._entries, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"the choices are {', '.join(map(repr, self._entries))}"
             raise UserError(f"{self._field} is {name!r}, which no module registers: {hint}")
-        module, _, attribute = self._entries[name].partition(":")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{self._field} {name!r}: {self._entries[name]} cannot be imported ({error})") from None
+        return load_attribute(self._entries[name], f"{self._field} {name!r}")
+
+
+def load_attribute(target: str, what: str) -> Any:
+    """What "module:attribute" names.
+
+    Raises:
+      UserError: if it cannot be imported; begins with `what`.
+    """
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{what}: {target} cannot be imported ({error})") from None
 
 
 def import_module(name: str, field: str) -> None:

@@ -25,9 +25,10 @@ from cm3leon_jax.data.corpus.neighbors import (
 )
 from cm3leon_jax.data.corpus.prepared import FORMAT_VERSION, PreparedCorpus, token_dtype
 from cm3leon_jax.data.corpus.shard_writer import TokenFile
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
+from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3leon_jax.log_handler import show_messages
 from cm3leon_jax.models.config import ModelConfig
 from cm3leon_jax.records import write_record
@@ -53,9 +54,9 @@ def tiny_model() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def tiny_images() -> ImageTokenizerConfig:
+def tiny_images() -> VQGANConfig:
     """Images of IMAGE_LENGTH codes."""
-    return ImageTokenizerConfig(
+    return VQGANConfig(
         resolution=8,
         in_channels=1,
         base_channels=4,
@@ -69,7 +70,7 @@ def tiny_images() -> ImageTokenizerConfig:
 
 @pytest.fixture(scope="session")
 def image_tokenizer(tiny_images) -> ImageTokenizer:
-    return ImageTokenizer(tiny_images, vqgan.initial_parameters(vqgan.abstract_vqgan(tiny_images), 0))
+    return VQGANTokenizer(tiny_images, vqgan.initial_parameters(vqgan.abstract_vqgan(tiny_images), 0))
 
 
 def write_corpus(path: Path, vocabulary: Vocabulary, documents: dict[str, dict[str, list[np.ndarray]]]) -> Path:

@@ -13,21 +13,22 @@ from cm3leon_jax import config_values
 from cm3leon_jax.config import Config
 from cm3leon_jax.config_part import Part
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
 from cm3leon_jax.ranges import Range, ranges_of
 from cm3leon_jax.training.config import OptimizerConfig
 
 
-def parts_of(cls: type, prefix: str = "") -> dict[str, type]:
+def parts_of(config: object, prefix: str = "") -> dict[str, type]:
     """The dataclasses that a config is made of, by dotted name."""
     found = {}
-    for name, kind in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(kind):
-            found |= {prefix + name: kind} | parts_of(kind, f"{prefix}{name}.")
+    for field in dataclasses.fields(config):
+        part = getattr(config, field.name)
+        if dataclasses.is_dataclass(part):
+            found |= {prefix + field.name: type(part)} | parts_of(part, f"{prefix}{field.name}.")
     return found
 
 
-PARTS = parts_of(Config)
+PARTS = parts_of(Config())
 
 
 def is_number(kind: object) -> bool:
@@ -110,10 +111,10 @@ def test_the_value_and_the_range_are_said():
     with pytest.raises(UserError, match=r"^config\.optimizer\.epsilon is inf: above 0, and finite$"):
         OptimizerConfig(epsilon=math.inf)
     with pytest.raises(UserError, match=r"config\.image_tokenizer\.channel_multipliers is 0: at least 1"):
-        ImageTokenizerConfig(channel_multipliers=(1, 0))
+        VQGANConfig(channel_multipliers=(1, 0))
 
 
-@given(part=st.sampled_from(["optimizer", "encoder_training", "image_tokenizer_training"]), share=st.floats(0.99, 1))
+@given(part=st.sampled_from(["optimizer", "encoder.training", "image_tokenizer.training"]), share=st.floats(0.99, 1))
 @example(part="optimizer", share=1 - 1e-12)
 @settings(deadline=None)
 def test_a_share_below_1_is_below_1_on_a_device(part, share):

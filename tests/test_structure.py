@@ -39,20 +39,19 @@ CYCLES_OF_FILES = [{"cm3leon_jax.planning.plan", "cm3leon_jax.planning.search"}]
 CYCLES_OF_ROOMS: list[set[str]] = []
 CYCLES_IN_DATA: list[set[str]] = []
 TOO_LONG: set[str] = set()
-TWICE = {
-    *("Skipped", "Plan", "UnreadableImage", "Encoder", "Attention", "FeedForward", "Block", "TrainingState"),
-    *("_Training", "Decoder", "Candidate", "_Values", "Memory"),
-}
+TWICE = {"Skipped", "Plan", "UnreadableImage", "Candidate", "Memory"}
 PROGRESS_BY_PRINT = {
-    *("encoders.training", "generation.generate", "huggingface.export"),
-    *("huggingface.families.clip", "huggingface.importing", "image_tokenizers.vqgan.training", "lock", "planning.plan"),
+    *("generation.generate", "huggingface.export"),
+    *("huggingface.families.clip", "huggingface.importing", "lock", "planning.plan"),
     *("planning.search", "progress", "retrieval.neighbor_search", "training.profile"),
 }
 # Modules of commands that do not lie in commands/ yet.
-ELSEWHERE = {"train-image-tokenizer", "train-encoder", "plan", "generate", "export", "import"}
+ELSEWHERE = {"plan", "generate", "export", "import"}
 
-# Read by the name of a mesh axis.
-READ_BY_NAME = {"mesh.replica", "mesh.fsdp", "mesh.tensor"}
+# Read by the name of a mesh axis, or as `schedules.LearningRateConfig`.
+READ_BY_NAME = {"mesh.replica", "mesh.fsdp", "mesh.tensor"} | {
+    f"optimizer.{name}" for name in ("peak_learning_rate", "warmup_steps", "final_learning_rate_fraction")
+}
 
 # Files whose `print` writes a command's result, the console handler's message, or an error of the process itself.
 PRINTS = {"cli", "commands.completion", "commands.inspect", "commands.plan", "commands.generate", "log_handler"} | {

@@ -22,7 +22,7 @@ def get_config():
     config.image_tokenizer = dict(
         resolution=8, in_channels=1, base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=4,
         latent_channels=8, embedding_dim=4, codebook_size=16)
-    config.image_tokenizer_training = dict(
+    config.image_tokenizer.training = dict(
         num_images=0, num_steps=6, batch_size=16, discriminator_weight=0.0, log_every=2, save_every=3)
     config.batch = dict(batch_size=8, sequence_length=64)
     config.model = dict(num_layers=2, model_dim=16, num_heads=2, compute_dtype="float32", remat="none")
@@ -148,7 +148,7 @@ def test_from_raw_documents_to_a_report(run, capsys):
 
 
 RETRIEVING = (
-    *("--config.encoder.kind=tfidf", "--config.encoder.embedding_dim=512", "--config.encoder.resolution=8"),
+    *("--config.encoder.family=tfidf", "--config.encoder.embedding_dim=512", "--config.encoder.resolution=8"),
     *("--config.retrieval.enabled=True", "--config.retrieval.num_drawn=1", "--config.batch.sequence_length=96"),
     "--config.evaluate.num_retrieved=1",
 )

@@ -21,8 +21,8 @@ from cm3leon_jax.data.sources.folder_documents import UnreadableFile, read_folde
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.prompts import prompt_of
 from cm3leon_jax.generation.requests import read_images, read_requests
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
 from cm3leon_jax.images import UnreadableImage, decode_image
 from cm3leon_jax.vocabulary import Vocabulary
 from fuzzing.mutations import EXTREMES, copied, mutate_folder, mutated_bytes, mutated_json_text, mutated_png
@@ -143,7 +143,7 @@ class Metadata(Captions):
 class _SameCodes(ImageTokenizer):
     """An image tokenizer without a network: its codes make no difference to what is read."""
 
-    def __init__(self, config: ImageTokenizerConfig) -> None:
+    def __init__(self, config: VQGANConfig) -> None:
         self.config = config
 
     def encode(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
@@ -174,7 +174,7 @@ class Prompts:
         (base / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
 
     def open(self, base: Path) -> None:
-        self._sizes = ImageTokenizerConfig(resolution=8, channel_multipliers=(1, 2), codebook_size=32)
+        self._sizes = VQGANConfig(resolution=8, channel_multipliers=(1, 2), codebook_size=32)
         self._vocabulary = Vocabulary.train(["a red square"], 288, 32, 8, progress=False)
         self._image_tokenizer = _SameCodes(self._sizes)
 

@@ -22,14 +22,15 @@ from cm3leon_jax.commands import export as export_command
 from cm3leon_jax.commands import import_ as import_command
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
+from cm3leon_jax.encoders.base import load_encoder
+from cm3leon_jax.encoders.clip.config import ClipConfig
 from cm3leon_jax.encoders.clip.encoder import parameter_shapes
 from cm3leon_jax.encoders.clip.model import ClipArchitecture, Tower
-from cm3leon_jax.encoders.config import EncoderConfig
-from cm3leon_jax.encoders.loading import load_encoder
 from cm3leon_jax.errors import RestartError, UserError
 from cm3leon_jax.huggingface.families import clip
+from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3leon_jax.models.sharding import make_mesh, shardings
 from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.newest_checkpoint import read_newest
@@ -158,7 +159,7 @@ class HuggingFace:
 
     def run(self, base: Path, work: Path) -> str:
         config = config_file.load(str(base / "config.py"), str(work / "run"))
-        config = dataclasses.replace(config, encoder=EncoderConfig(path=str(work / "encoder")))
+        config = dataclasses.replace(config, encoder=ClipConfig(path=str(work / "encoder")))
         folder, record = work / "folder", work / "folder" / "cm3leon.json"
         import_command.run(config, work / "run", Namespace(source=str(folder)))
         if (work / "encoder").exists():
@@ -174,7 +175,7 @@ def _write_tokenizers(base: Path) -> Config:
     texts = ["an image of 1, caf\u00e9 \u6570 and a second line"] * 4
     Vocabulary.train(texts, 288, 32, 4, progress=False).save(config.vocabulary.path)
     weights = vqgan.initial_parameters(vqgan.abstract_vqgan(config.image_tokenizer), 0)
-    ImageTokenizer(config.image_tokenizer, weights).save(config.image_tokenizer.path)
+    VQGANTokenizer(config.image_tokenizer, weights).save(config.image_tokenizer.path)
     return config
 
 
@@ -184,7 +185,7 @@ def _write_checkpoint(base: Path) -> Config:
     vocabulary = Vocabulary.load(config.vocabulary.path)
     _, abstract = abstract_model(config.model, vocabulary.size, config.batch.sequence_length)
     parameters = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), abstract)
-    image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path).fingerprint
+    image_tokenizer = load_image_tokenizer(config.image_tokenizer.path).fingerprint
     meta = {
         "vocabulary": vocabulary.fingerprint,
         "corpus": {"tasks": {}, "image_tokenizer": image_tokenizer},

@@ -28,7 +28,7 @@ from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.data.corpus.tokenizing import summary
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import atomic_write
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
 from cm3leon_jax.paths import output_file
 from cm3leon_jax.ranges import Range, whole_number
 from cm3leon_jax.terminal import visible
@@ -225,7 +225,7 @@ def _row_documents(batch: Batch, row: int, vocabulary: Vocabulary) -> Iterator[I
 def _image_tokenizer(config: Config, corpus: PreparedCorpus) -> tuple[ImageTokenizer | None, str]:
     """The image tokenizer the corpus was made with, or why there is none to decode its codes."""
     try:
-        image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
+        image_tokenizer = load_image_tokenizer(config.image_tokenizer.path)
     except UserError as error:
         return None, f"the page has no images: {error}"
     if image_tokenizer.fingerprint != corpus.manifest["image_tokenizer"]["fingerprint"]:
@@ -268,7 +268,8 @@ def _drawn(placed: Sequence[Piece], image_tokenizer: ImageTokenizer) -> list[str
         stop = piece.offset + len(piece.codes)
         codes[row, piece.offset : stop], known[row, piece.offset : stop] = piece.codes, True
     pixels = image_tokenizer.decode(codes, batch_size=min(64, len(placed)))
-    cells = known.reshape(-1, config.grid, config.grid, 1).repeat(config.factor, axis=1).repeat(config.factor, axis=2)
+    side = config.resolution // config.grid
+    cells = known.reshape(-1, config.grid, config.grid, 1).repeat(side, axis=1).repeat(side, axis=2)
     return [pages.image_url(image) for image in np.where(cells, pixels, np.array(_MISSING, np.uint8))]
 
 

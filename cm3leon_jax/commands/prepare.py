@@ -17,9 +17,9 @@ from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.data.corpus.tokenizing import summary, write_token_shards
 from cm3leon_jax.data.sources.reading import changes_since
 from cm3leon_jax.distributed import barrier, is_coordinator
-from cm3leon_jax.encoders.loading import load_encoder
+from cm3leon_jax.encoders.base import load_encoder
 from cm3leon_jax.files import read_json, remove_partial_files
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
 from cm3leon_jax.lock import lock
 from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.retrieval.neighbor_search import find_neighbors, neighbor_summary
@@ -51,7 +51,7 @@ def _log_older_states(config: Config, sources: dict[str, dict[str, str]]) -> Non
 def _run(config: Config) -> int:
     tokens = DocumentTokenizer(
         Vocabulary.load(config.vocabulary.path),
-        ImageTokenizer.load(config.image_tokenizer.path),
+        load_image_tokenizer(config.image_tokenizer.path),
         config.corpus.encode_batch_size,
     )
     # What is missing shows before the hours that tokens may take.

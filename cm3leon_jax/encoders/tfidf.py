@@ -7,27 +7,22 @@ product compares texts with texts and images with images, never a text with an i
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Float32, Float64, Int64, UInt8
 from PIL import Image
-from safetensors import SafetensorError
 from scipy.sparse import csr_array
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.documents import Document, ImageSegment
-from cm3leon_jax.encoders.base import CONFIG_FILE, dropped, l2_normalize
-from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import atomic_write, read_json, write_json
+from cm3leon_jax.encoders.base import Encoder, dropped, l2_normalize
+from cm3leon_jax.encoders.tfidf_config import TfidfConfig
+from cm3leon_jax.files import write_json
 from cm3leon_jax.images import UnreadableImage, decode_image
-
-WEIGHTS_FILE = "model.safetensors"
 
 # Words and pairs of words are hashed to this many features.
 _NUM_FEATURES = 1 << 18
@@ -39,8 +34,11 @@ _CHANNELS = 3
 _BLOCK = 1024
 
 
-class TfidfEncoder:
+class TfidfEncoder(Encoder):
     """Encodes texts by TF-IDF and images by thumbnails; `fit_documents` makes one of a corpus."""
+
+    family = "tfidf"
+    is_joint = False
 
     def __init__(self, dim: int, side: int, arrays: dict[str, np.ndarray]) -> None:
         """Takes what `fit_documents` found.
@@ -53,16 +51,13 @@ class TfidfEncoder:
         """
         from sklearn.preprocessing import normalize
 
-        self.dim, self.side, self._arrays = dim, side, arrays
+        super().__init__({"embedding_dim": dim, "resolution": side}, arrays)
+        self.dim, self.side = dim, side
         self._idf, self._mean_thumbnail = arrays["idf"], arrays["mean_thumbnail"]
         self._text_dim = dim - len(self._mean_thumbnail)
         sparse = (arrays["projection.signs"], arrays["projection.indices"], arrays["projection.indptr"])
         # With rows of unit norm, all features are projected with their weight.
         self._projection = normalize(csr_array(sparse, shape=(_NUM_FEATURES, self._text_dim), dtype=np.float64))
-        digest = hashlib.sha256(f"tfidf {dim} {side}".encode())
-        for name in sorted(arrays):
-            digest.update(np.ascontiguousarray(arrays[name]).data)
-        self.fingerprint = digest.hexdigest()[:16]
 
     def encode_texts(
         self, texts: Sequence[str], dropout: float = 0.0, keys: Int64[np.ndarray, "n"] | None = None
@@ -89,55 +84,42 @@ class TfidfEncoder:
             vectors[row, self._text_dim :] = centered.ravel()
         return l2_normalize(vectors)
 
-    def save(self, path: str | Path, training: dict[str, Any] | None = None) -> None:
-        """Writes the folder, the config last; `training` says what it was made from."""
-        path = Path(path)
-        with atomic_write(path / WEIGHTS_FILE) as temporary:
-            safetensors.numpy.save_file(self._arrays, temporary)
-        architecture = {"embedding_dim": self.dim, "resolution": self.side}
-        write_json(
-            path / CONFIG_FILE,
-            {"kind": "tfidf", "architecture": architecture, "fingerprint": self.fingerprint, "training": training},
-        )
-
     @classmethod
-    def load(cls, path: str | Path) -> TfidfEncoder:
-        """Reads what `save` wrote.
+    def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], folder: Path) -> TfidfEncoder:
+        """The encoder that `save` wrote."""
+        return cls(settings["embedding_dim"], settings["resolution"], arrays)
+
+
+class TfidfTrainer:
+    """Counts the words and averages the thumbnails of the mixture's training split."""
+
+    is_distributed = False
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        # What it depends on besides its own config and the mixture.
+        self.record = {"image_resolution": config.image_tokenizer.resolution}
+
+    def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, None]:
+        """The encoder; its texts and images do not compare, so there is nothing to measure.
 
         Raises:
-          UserError: if the folder is damaged.
+          UserError: if the mixture cannot be read.
         """
-        path = Path(path)
-        stored = read_json(path / CONFIG_FILE, "the encoder's config")
-        fix = "delete the folder and run `cm3leon train-encoder` again"
-        try:
-            sizes = stored["architecture"]
-            arrays = safetensors.numpy.load_file(path / WEIGHTS_FILE)
-            encoder = cls(sizes["embedding_dim"], sizes["resolution"], arrays)
-            matches = encoder.fingerprint == stored["fingerprint"]
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-            raise UserError(f"the encoder {path} is damaged ({error}); {fix}") from None
-        if not matches:
-            raise UserError(f"{path / WEIGHTS_FILE} is not the file that {path / CONFIG_FILE} was written with; {fix}")
-        return encoder
+        from cm3leon_jax.data.sources.reading import provenance_of, read_documents
 
-
-def fit(config: Config) -> TfidfEncoder:
-    """Counts the words and averages the thumbnails of the mixture's training split.
-
-    Raises:
-      UserError: if the mixture cannot be read, or the thumbnail leaves no room for text in a vector.
-    """
-    from cm3leon_jax.data.sources.reading import read_documents
-
-    asked = config.encoder_training.num_pairs or None
-    return fit_documents(
-        read_documents(config.corpus, config.corpus.train_split),
-        config.encoder.embedding_dim,
-        config.encoder.resolution,
-        config.image_tokenizer.resolution,
-        asked,
-    )
+        config = self._config
+        assert isinstance(config.encoder, TfidfConfig)
+        sources = provenance_of(config.corpus)
+        encoder = fit_documents(
+            read_documents(config.corpus, config.corpus.train_split),
+            config.encoder.embedding_dim,
+            config.encoder.resolution,
+            config.image_tokenizer.resolution,
+            config.encoder.training.num_pairs or None,
+        )
+        write_json(Path(config.encoder.path) / "trained_on.json", {"sources": sources})
+        return encoder, None
 
 
 def fit_documents(

@@ -1,21 +1,12 @@
-"""Makes the encoder that retrieval finds neighbors by: trains CLIP on the mixture, or counts its words.
-
-Reads the values under `encoder` and `encoder_training` of the config. CLIP uses all devices, and reads texts with
-the run's vocabulary; an interrupted training goes on when it is run again.
-
-  BI_ENCODER/config.json, model.safetensors, ...    the finished encoder, for `prepare` and `generate`
-  BI_ENCODER/checkpoints                            the whole training state; a second run goes on from the last one
-  WORKDIR/bi_encoder_metrics.jsonl                  one JSON object a logged step
-"""
+"""Makes the encoder of any family from a mixture, and measures it on held-out pairs."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from argparse import Namespace
-from collections.abc import Mapping
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -23,60 +14,97 @@ from jaxtyping import Bool, Int64
 from cm3leon_jax.checkpoints import check_unchanged
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.manifest import OfBiEncoder
-from cm3leon_jax.data.corpus.training_samples import PairSample, load_pair_sample
-from cm3leon_jax.data.sources.reading import provenance_of
-from cm3leon_jax.encoders.base import CONFIG_FILE, Encoder
-from cm3leon_jax.encoders.clip import training as clip_training
-from cm3leon_jax.encoders.clip.encoder import ClipEncoder
-from cm3leon_jax.encoders.clip.inputs import ClipTokenizer, ImageNormalization, SpecialTokenIds
-from cm3leon_jax.encoders.clip.model import ClipArchitecture
-from cm3leon_jax.encoders.loading import load_encoder, read_bi_encoder_record
-from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import remove_partial_files, write_json
-from cm3leon_jax.lock import lock
-from cm3leon_jax.models.sharding import make_mesh
+from cm3leon_jax.data.corpus.training_samples import PairSample
+from cm3leon_jax.distributed import READY_FILE, run_on_coordinator
+from cm3leon_jax.encoders.base import Encoder, read_encoder_record, restore_encoder
+from cm3leon_jax.errors import EXIT_RESTART, UserError
 from cm3leon_jax.records import read_record
-from cm3leon_jax.vocabulary import Vocabulary
+from cm3leon_jax.registry import load_attribute
+from cm3leon_jax.weights import CONFIG_FILE
 
-METRICS_FILE = "bi_encoder_metrics.jsonl"
+# Begins the names of the training's logs in the workdir.
+LOG_NAME = "encoder"
 HELD_OUT_FRACTION = 0.02
 FEWEST_HELD_OUT = 16
 # They may change between a run and its continuation.
-FREE_VALUES = ("num_steps", "log_every", "save_every")
-# Rows of a table are rounded up to a multiple of this, so that it shards and tiles well.
-_ROWS = 128
-# Pairs searched side by side for `recall`.
+FREE_VALUES = tuple(f"values.{name}" for name in ("num_steps", "log_every", "save_every"))
+# Pairs searched at a time for `recall`.
 _CHUNK = 1024
 
-
-def run(config: Config, workdir: Path, arguments: Namespace) -> int:
-    """The command `cm3leon train-encoder`."""
-    del arguments
-    with lock(config.encoder.path, "train-encoder"):
-        remove_partial_files(config.encoder.path)
-        return _run(config, workdir)
+log = logging.getLogger(__name__)
 
 
-def _run(config: Config, workdir: Path) -> int:
+@runtime_checkable
+class EncoderTrainer(Protocol):
+    """What `EncoderConfig.trainer` names: made from the whole config."""
+
+    # What it depends on apart from its own part of the config, the mixture and its split.
+    record: dict[str, Any]
+    # Whether all processes of a run call `train`; otherwise one does while the others wait.
+    is_distributed: bool
+
+    def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, PairSample | None] | None:
+        """Makes the encoder; returns it with held-out pairs to measure it on, if texts and images compare.
+
+        None if a signal stopped the training after saving.
+
+        Args:
+          workdir: of the run, for metrics.
+          record: what a continuation must share with its start.
+        """
+
+
+def train_encoder(config: Config, workdir: Path) -> int:
+    """Makes the encoder of a config and saves it, unless that is done already; returns the exit code.
+
+    All processes of a run call this.
+
+    Raises:
+      UserError: if there is one of another config, or one that neighbors were found with.
+    """
     path = Path(config.encoder.path)
-    if config.encoder.kind == "tfidf":
-        record = _record(config)
-        if not _is_finished(path, record):
-            _refuse_to_orphan_neighbors(config)
-            _count(config, record)
-        return 0
-    vocabulary = Vocabulary.load(config.vocabulary.path)
-    record = _record(config) | {
-        "vocabulary": vocabulary.fingerprint,
-        "values": dataclasses.asdict(config.encoder_training),
+    what = f"the training of encoders of the family {config.encoder.family!r}"
+    trainer: EncoderTrainer = load_attribute(config.encoder.trainer, what)(config)
+    encoder_values = dataclasses.asdict(config.encoder)
+    del encoder_values["path"], encoder_values["training"]
+    record = {
+        "mixture": config.corpus.mixture,
+        "split": config.corpus.train_split,
+        "encoder": encoder_values,
+        "values": dataclasses.asdict(config.encoder.training),
+        **trainer.record,
     }
-    if not _is_finished(path, record):
-        _refuse_to_orphan_neighbors(config)
-        _train(config, workdir, vocabulary, record)
+    if _is_finished(path, record):
+        return 0
+    _check_no_neighbors_need_it(config)
+    ready = path / READY_FILE
+    if not trainer.is_distributed:
+        run_on_coordinator(lambda: _save(trainer.train(workdir, record), path, record), ready)
+        return 0
+    made = trainer.train(workdir, record)
+    if made is None:
+        return EXIT_RESTART
+    run_on_coordinator(lambda: _save(made, path, record), ready)
     return 0
 
 
-def split_sample(sample: PairSample) -> tuple[PairSample, PairSample]:
+def _save(made: tuple[Encoder, PairSample | None] | None, path: Path, record: dict[str, Any]) -> None:
+    assert made is not None
+    encoder, held_out = made
+    what = f"encoder {encoder.fingerprint} at {path}"
+    if held_out is None:
+        encoder.save(path, training=record)
+        log.info(f"{what}: family {encoder.family}, vectors of {encoder.dim} numbers")
+        return
+    found = recall(encoder, held_out)
+    encoder.save(path, training=record | {"held_out": found})
+    log.info(
+        f"{what}: on {len(held_out.texts):,} held-out pairs recall@1 "
+        f"{found['text_to_image']:.1%} text to image, {found['image_to_text']:.1%} image to text"
+    )
+
+
+def split_pairs(sample: PairSample) -> tuple[PairSample, PairSample]:
     """Pairs to train on, and the last 2% (at least 16) to measure on.
 
     Raises:
@@ -94,9 +122,9 @@ def split_sample(sample: PairSample) -> tuple[PairSample, PairSample]:
 
 
 def recall(encoder: Encoder, pairs: PairSample) -> dict[str, float]:
-    """Share of the texts whose nearest image is theirs, and of the images whose nearest text is (recall@1).
+    """Fraction of the texts whose nearest image is theirs, and of the images whose nearest text is (recall@1).
 
-    Where the pair that is found has the same text, or the same image, it is right: no encoder could tell.
+    A pair that has the same text, or the same image, counts as right: no encoder can tell the two apart.
     """
     _, same_text = np.unique(np.array(pairs.texts, dtype=object), return_inverse=True)
     digests = [hashlib.blake2b(np.ascontiguousarray(image)).digest() for image in pairs.images]
@@ -117,107 +145,32 @@ def _nearest(queries: np.ndarray, others: np.ndarray) -> Int64[np.ndarray, "n"]:
     return np.concatenate([np.argmax(chunk @ others.T, axis=1) for chunk in chunks])
 
 
-def _train(config: Config, workdir: Path, vocabulary: Vocabulary, record: dict[str, Any]) -> None:
-    path, training = Path(config.encoder.path), config.encoder_training
-    mesh = make_mesh(config.mesh)
-    ways = mesh.shape["replica"] * mesh.shape["fsdp"]
-    if training.batch_size % ways:
-        raise UserError(
-            f"config.encoder_training.batch_size is {training.batch_size}: it must be a multiple of the {ways} ways "
-            "of the mesh axes replica and fsdp"
-        )
-    pairs, held_out = split_sample(
-        load_pair_sample(
-            config.corpus,
-            Path(config.encoder.path) / "sample",
-            config.encoder_training.num_pairs,
-            config.encoder.resolution,
-        )
-    )
-    if training.batch_size > len(pairs.texts):
-        raise UserError(
-            f"config.encoder_training.batch_size is {training.batch_size}: at most the {len(pairs.texts)} pairs "
-            "that there are to train on, or a pair would be held against itself"
-        )
-    # Of the run's ids a text has none beyond the text tokens.
-    rows = -(-vocabulary.first_image_code // _ROWS) * _ROWS
-    architecture = ClipArchitecture.of(config.encoder, rows)
-    special_tokens = SpecialTokenIds(vocabulary.start, vocabulary.end, vocabulary.pad)
-    tokenizer_json = (Path(config.vocabulary.path) / "tokenizer.json").read_text(encoding="utf-8")
-    weights = clip_training.train(
-        architecture,
-        training,
-        ClipTokenizer(tokenizer_json, special_tokens, architecture.max_text_tokens),
-        pairs,
-        mesh,
-        path / "checkpoints",
-        workdir / METRICS_FILE,
-        lambda stored: _require_same(stored, record, path / "checkpoints"),
-        record,
-    )
-    encoder = ClipEncoder(architecture, weights, tokenizer_json, special_tokens, ImageNormalization())
-    found = recall(encoder, held_out)
-    encoder.save(path, training=record | {"held_out": found})
-    print(
-        f"encoder {encoder.fingerprint} at {path}: on {len(held_out.texts):,} held-out pairs recall@1 "
-        f"{found['text_to_image']:.1%} text to image, {found['image_to_text']:.1%} image to text"
-    )
-
-
-def _count(config: Config, record: dict[str, Any]) -> None:
-    from cm3leon_jax.encoders import tfidf
-
-    sources = provenance_of(config.corpus)
-    encoder = tfidf.fit(config)
-    encoder.save(config.encoder.path, training=record)
-    write_json(Path(config.encoder.path) / "trained_on.json", {"sources": sources})
-    print(f"encoder {encoder.fingerprint} at {config.encoder.path}: word statistics and a thumbnail")
-
-
-def _record(config: Config) -> dict[str, Any]:
-    # What decides the encoder; a continuation must share it with its start.
-    encoder = {name: value for name, value in dataclasses.asdict(config.encoder).items() if name != "path"}
-    record = {"mixture": config.corpus.mixture, "split": config.corpus.train_split}
-    if config.encoder.kind == "clip":
-        return record | {"encoder": encoder}
-    names = ("kind", "embedding_dim", "resolution")
-    values = {
-        "num_pairs": config.encoder_training.num_pairs,
-        "image_resolution": config.image_tokenizer.resolution,
-    }
-    return record | {"encoder": {name: encoder[name] for name in names}, "values": values}
-
-
 def _is_finished(path: Path, record: dict[str, Any]) -> bool:
     if not (path / CONFIG_FILE).is_file():
         return False
-    stored = read_bi_encoder_record(path).get("training")
-    if not stored:
+    stored = read_encoder_record(path)
+    training = stored.get("training")
+    if not training:
         raise UserError(
             f"{path} holds an encoder that was not trained by this command: use it as it is, or set another "
             "config.encoder.path"
         )
-    _require_same(stored, record, path)
-    fingerprint = load_encoder(path).fingerprint
-    if stored.get("values", {}).get("num_steps") != record["values"].get("num_steps"):
+    check_unchanged(training, record, FREE_VALUES, f"config.encoder.path: {path} was")
+    fingerprint = restore_encoder(path, stored).fingerprint
+    if training.get("values", {}).get("num_steps") != record["values"].get("num_steps"):
         return False
-    print(f"the encoder {fingerprint} at {path} is already made with this config: nothing to do")
+    log.info(f"the encoder {fingerprint} at {path} is already made with this config: nothing to do")
     return True
 
 
-def _require_same(stored: Mapping[str, Any], record: dict[str, Any], path: Path) -> None:
-    free = [f"values.{name}" for name in FREE_VALUES]
-    check_unchanged(stored, record, free, f"config.encoder.path: {path} was")
-
-
-def _refuse_to_orphan_neighbors(config: Config) -> None:
+def _check_no_neighbors_need_it(config: Config) -> None:
     """Neighbors that were found by one encoder's vectors are not those of another."""
     manifest = Path(config.corpus.path) / "retrieval" / "manifest.json"
     stored = Path(config.encoder.path) / CONFIG_FILE
     if manifest.exists() and stored.exists():
         fix = f"delete {manifest.parent} and run `cm3leon prepare` again"
         found_by = read_record(manifest, "the manifest of the neighbors", OfBiEncoder, fix)["encoder"]
-        if found_by == read_bi_encoder_record(stored.parent)["fingerprint"]:
+        if found_by == read_encoder_record(stored.parent)["fingerprint"]:
             raise UserError(
                 f"the neighbors in {manifest.parent} were found with the encoder {stored.parent}, which would be "
                 "replaced: delete that folder, or set another config.encoder.path"

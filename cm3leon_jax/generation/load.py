@@ -11,11 +11,10 @@ from jax.sharding import Mesh
 
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, check_same_model
 from cm3leon_jax.config import Config
-from cm3leon_jax.encoders.clip.encoder import ClipEncoder
-from cm3leon_jax.encoders.loading import load_encoder
+from cm3leon_jax.encoders.base import Encoder, load_encoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.sampler import Sampler
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
 from cm3leon_jax.models.sharding import make_mesh, shardings
 from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.newest_checkpoint import read_newest
@@ -35,7 +34,7 @@ class TrainedModel:
     vocabulary: Vocabulary
     image_tokenizer: ImageTokenizer
     # Scores images against their prompts, where `config.sampling.scorer` is "clip".
-    clip: ClipEncoder | None = None
+    clip: Encoder | None = None
 
 
 def load_model(config: Config, workdir: Path) -> TrainedModel:
@@ -46,7 +45,7 @@ def load_model(config: Config, workdir: Path) -> TrainedModel:
 def _load(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) -> TrainedModel:
     clip = _scoring_clip(config.encoder.path) if config.sampling.scorer == "clip" else None
     vocabulary = Vocabulary.load(config.vocabulary.path)
-    image_tokenizer = ImageTokenizer.load(config.image_tokenizer.path)
+    image_tokenizer = load_image_tokenizer(config.image_tokenizer.path)
     mesh = make_mesh(config.mesh)
     graph, abstract = abstract_model(
         config.model, vocabulary.size, config.batch.sequence_length, config.image_tokenizer.image_length
@@ -61,9 +60,9 @@ def _load(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) ->
     return TrainedModel(step, graph, parameters, sampler, mesh, vocabulary, image_tokenizer, clip)
 
 
-def _scoring_clip(path: str) -> ClipEncoder:
+def _scoring_clip(path: str) -> Encoder:
     encoder = load_encoder(path)
-    if not isinstance(encoder, ClipEncoder):
+    if not encoder.is_joint:
         raise UserError(
             f"config.sampling.scorer is 'clip', but the encoder at {path} is none, and cannot compare a text with an "
             "image: name the path of a CLIP encoder, or another scorer"

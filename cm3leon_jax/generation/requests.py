@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from cm3leon_jax.images import UnreadableImage, decode_image
 
 # Fields that a task needs, and fields that it takes beside them and beside "retrieved" and "task".

@@ -19,7 +19,7 @@ from cm3leon_jax.generation.captioned import captioned_images
 from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.prompts import Retrieved, text_to_image
 from cm3leon_jax.generation.sampler import Sampler
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
 from cm3leon_jax.images import encode_png
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -89,7 +89,7 @@ class SampleImages:
             self.note = f"none, since config.evaluate.prompts is empty and {error}"
 
     def _prepare(self, prompts: tuple[str, ...]) -> None:
-        self._image_tokenizer = ImageTokenizer.load(self._config.image_tokenizer.path)
+        self._image_tokenizer = load_image_tokenizer(self._config.image_tokenizer.path)
         length = self._image_tokenizer.config.image_length
         self._sampler.check_fits_sequence([text_to_image(text, length, self._vocabulary) for text in prompts])
         self._texts = [text for text in prompts for _ in range(_PER_PROMPT)]

@@ -30,13 +30,14 @@ from cm3leon_jax.huggingface.reading_weights import Index, StoredTensor, open_we
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.huggingface.tensor_map import Shape, TensorMap, check_tensors
 from cm3leon_jax.huggingface.tokenizer_files import read_vocabulary
-from cm3leon_jax.image_tokenizers.vqgan.codec import CONFIG_FILE, ImageTokenizer, architecture
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer, architecture, load_image_tokenizer
 from cm3leon_jax.lock import lock
 from cm3leon_jax.models.config import ModelConfig
 from cm3leon_jax.models.sharding import make_mesh, parameter_name, shardings
 from cm3leon_jax.models.transformer import Transformer, abstract_model
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary
+from cm3leon_jax.weights import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _import_folder(family: DecoderFamily, config: Config, workdir: Path, folder:
     _check_table(family, weights, rows, folder)
     vocabulary = read_vocabulary(folder, rows, config)
     path = folder / IMAGE_TOKENIZER_FOLDER
-    image_tokenizer = ImageTokenizer.load(path) if path.exists() else None
+    image_tokenizer = load_image_tokenizer(path) if path.exists() else None
     _check_architecture(config, fields, vocabulary, image_tokenizer, record, folder)
     if record is not None:
         fingerprint = None if image_tokenizer is None else image_tokenizer.fingerprint
@@ -294,7 +295,7 @@ def _check_paths(config: Config, vocabulary: Vocabulary, image_tokenizer: ImageT
             f"config.vocabulary.path {path} holds another vocabulary than the folder's: name another path, or delete it"
         )
     path = Path(config.image_tokenizer.path)
-    present = ImageTokenizer.load(path) if (path / CONFIG_FILE).exists() else None
+    present = load_image_tokenizer(path) if (path / CONFIG_FILE).exists() else None
     if image_tokenizer is not None and present is not None and present.fingerprint != image_tokenizer.fingerprint:
         raise UserError(
             f"config.image_tokenizer.path {path} holds another image tokenizer than the folder's: name another path, "

@@ -29,12 +29,13 @@ from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.huggingface.tensor_map import TensorMap
 from cm3leon_jax.huggingface.tokenizer_files import write_tokenizer
 from cm3leon_jax.huggingface.writing_weights import LazyTensor, write_weights
-from cm3leon_jax.image_tokenizers.vqgan.codec import CONFIG_FILE, ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
 from cm3leon_jax.models.config import ModelConfig
 from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.newest_checkpoint import read_newest
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary
+from cm3leon_jax.weights import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def _image_tokenizer(config: Config, meta: dict[str, Any]) -> ImageTokenizer | N
     wanted = meta["corpus"]["image_tokenizer"]
     if wanted is None and not (path / CONFIG_FILE).exists():
         return None
-    found = ImageTokenizer.load(path)
+    found = load_image_tokenizer(path)
     if wanted not in (None, found.fingerprint):
         raise UserError(
             f"{path} holds the image tokenizer {found.fingerprint}, the model was trained with {wanted}: "

@@ -12,8 +12,7 @@ from jaxtyping import Float32, Int, UInt8
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.neighbors import NONE, DatastoreDocuments, NeighborLists
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
-from cm3leon_jax.encoders.base import Encoder
-from cm3leon_jax.encoders.loading import load_encoder
+from cm3leon_jax.encoders.base import Encoder, load_encoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.retrieval.config import RetrievalConfig
 from cm3leon_jax.retrieval.datastore import Datastore

@@ -13,7 +13,7 @@ from sklearn.svm import SVC
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.context import EvaluationContext
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from examples.digits import images as digits
 
 

@@ -31,11 +31,11 @@ def get_config() -> ConfigDict:
         embedding_dim=8,
         codebook_size=64,
     )
-    config.image_tokenizer_training = dict(
+    config.image_tokenizer.training = dict(
         num_images=0,
         num_steps=600,
         batch_size=64,
-        learning_rate=4e-3,
+        peak_learning_rate=4e-3,
         warmup_steps=20,
         final_learning_rate_fraction=0.05,
         beta1=0.9,

@@ -41,11 +41,11 @@ def get_config(size: str = "32") -> ConfigDict:
         embedding_dim=8,
         codebook_size=512,
     )
-    config.image_tokenizer_training = dict(
+    config.image_tokenizer.training = dict(
         num_images=0,
         num_steps=9000,
         batch_size=8,
-        learning_rate=4e-3,
+        peak_learning_rate=4e-3,
         warmup_steps=50,
         final_learning_rate_fraction=0.05,
         beta1=0.9,
@@ -57,7 +57,7 @@ def get_config(size: str = "32") -> ConfigDict:
         discriminator_weight=0.0,
         log_every=500,
     )
-    config.encoder = dict(kind="tfidf", embedding_dim=1024, resolution=8)
+    config.encoder = dict(family="tfidf", embedding_dim=1024, resolution=8)
     config.retrieval = dict(
         enabled=True, num_by_text=4, num_by_image=2, min_similarity=0.15, num_drawn=2, draw="uniform"
     )

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     # 165 of 963 are SVGs, which are not read.
     config.corpus.max_skipped_fraction = 0.25
     config.vocabulary.num_text_tokens = 1024
-    config.image_tokenizer_training.num_steps = 2000
+    config.image_tokenizer.training.num_steps = 2000
     config.retrieval = dict(enabled=False)
     config.train.num_tokens = 300 * 8 * config.batch.sequence_length
     config.train.eval_every = 100

@@ -30,7 +30,7 @@ def get_config():
     config.image_tokenizer = dict(
         path="{root}/image_tokenizer", resolution=8, in_channels=1, base_channels=4, channel_multipliers=(1, 2),
         num_res_blocks=1, latent_channels=4, embedding_dim=3, codebook_size=32)
-    config.encoder = dict(path="{root}/encoder", kind="tfidf", embedding_dim=256, resolution=8)
+    config.encoder = dict(path="{root}/encoder", family="tfidf", embedding_dim=256, resolution=8)
     config.retrieval = dict(enabled=True, min_similarity=0.15)
     config.distributed = dict(heartbeat_seconds=4, initialization_seconds=60)
     return config

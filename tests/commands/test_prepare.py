@@ -15,8 +15,8 @@ from cm3leon_jax.data.corpus.neighbors import NONE, NeighborLists
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.data.sources.reading import read_documents
 from cm3leon_jax.encoders.base import l2_normalize
-from cm3leon_jax.encoders.config import EncoderConfig
 from cm3leon_jax.encoders.tfidf import fit_documents
+from cm3leon_jax.encoders.tfidf_config import TfidfConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.images import encode_png
 from cm3leon_jax.retrieval import neighbor_search
@@ -67,7 +67,7 @@ def config(folder, tmp_path, vocabulary, image_tokenizer) -> Config:
         ),
         vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")),
         image_tokenizer=replace(image_tokenizer.config, path=str(tmp_path / "image_tokenizer")),
-        encoder=EncoderConfig(path=str(tmp_path / "encoder"), kind="tfidf", embedding_dim=512, resolution=8),
+        encoder=TfidfConfig(path=str(tmp_path / "encoder"), embedding_dim=512, resolution=8),
         retrieval=RETRIEVAL,
     )
     save_encoder(config)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from cm3leon_jax.documents import Document, ImageSegment, TextSegment
-from cm3leon_jax.encoders.loading import load_encoder
+from cm3leon_jax.encoders.base import load_encoder
 from cm3leon_jax.encoders.tfidf import TfidfEncoder, fit_documents
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.images import encode_png

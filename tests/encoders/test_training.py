@@ -10,16 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cm3leon_jax.commands.train_encoder import run
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.data.corpus.training_samples import PairSample
 from cm3leon_jax.data.sources import reading
 from cm3leon_jax.documents import Document, ImageSegment, TextSegment
-from cm3leon_jax.encoders import training as train_encoder
-from cm3leon_jax.encoders.config import EncoderConfig, EncoderTrainingConfig
-from cm3leon_jax.encoders.loading import load_encoder
+from cm3leon_jax.encoders import training as generic
+from cm3leon_jax.encoders.base import Encoder, load_encoder
+from cm3leon_jax.encoders.clip import training as clip_training
+from cm3leon_jax.encoders.clip.config import ClipConfig, ClipTrainingConfig
 from cm3leon_jax.encoders.tfidf import TfidfEncoder
-from cm3leon_jax.encoders.training import recall, run, split_sample
+from cm3leon_jax.encoders.tfidf_config import TfidfConfig
+from cm3leon_jax.encoders.training import recall, split_pairs
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
 from cm3leon_jax.images import encode_png
@@ -62,7 +65,7 @@ def config(tmp_path) -> Config:
     return Config(
         corpus=CorpusConfig(path=str(tmp_path / "corpus"), mixture=f"folder:{tmp_path}/squares"),
         vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary"), num_text_tokens=288, num_masks=8),
-        encoder=EncoderConfig(
+        encoder=ClipConfig(
             path=str(tmp_path / "encoder"),
             embedding_dim=32,
             resolution=16,
@@ -74,16 +77,17 @@ def config(tmp_path) -> Config:
             text_layers=1,
             text_dim=32,
             text_heads=2,
-        ),
-        encoder_training=EncoderTrainingConfig(
-            num_steps=2, batch_size=16, warmup_steps=1, peak_learning_rate=3e-3, log_every=1, save_every=50
+            training=ClipTrainingConfig(
+                num_steps=2, batch_size=16, warmup_steps=1, peak_learning_rate=3e-3, log_every=1, save_every=50
+            ),
         ),
         mesh=MeshConfig(replica=2, fsdp=4),
     )
 
 
 def changed(config: Config, **values: object) -> Config:
-    return dataclasses.replace(config, encoder_training=dataclasses.replace(config.encoder_training, **values))
+    training = dataclasses.replace(config.encoder.training, **values)
+    return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, training=training))
 
 
 def write_folder(folder: Path, pairs: PairSample) -> None:
@@ -106,7 +110,7 @@ def test_squares_and_their_captions_find_each_other(config, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_finished_encoder_is_left_alone_and_goes_on_when_asked(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_encoder, "load_pair_sample", lambda *_: sample(48))
+    monkeypatch.setattr(clip_training, "load_pair_sample", lambda *_: sample(48))
     path = Path(config.encoder.path)
     assert run(config, tmp_path, Namespace()) == 0
     first = load_encoder(path).fingerprint
@@ -132,7 +136,7 @@ def test_a_finished_encoder_is_left_alone_and_goes_on_when_asked(config, tmp_pat
     write_json(manifest, {"encoder": "another"})
     assert run(longer, tmp_path, Namespace()) == 0
     assert load_encoder(path).fingerprint != first
-    lines = [json.loads(line)["step"] for line in (tmp_path / train_encoder.METRICS_FILE).open()]
+    lines = [json.loads(line)["step"] for line in (tmp_path / f"{generic.LOG_NAME}_metrics.jsonl").open()]
     assert lines == [1, 2, 3]
 
 
@@ -143,19 +147,18 @@ def test_word_statistics_are_counted_once(config, tmp_path, monkeypatch, capsys)
         for text, image in zip(pairs.texts, pairs.images, strict=True)
     ]
     monkeypatch.setattr(reading, "read_documents", lambda corpus, split: iter(documents))
-    monkeypatch.setattr(train_encoder, "provenance_of", lambda corpus: {})
-    values = dict(kind="tfidf", embedding_dim=256, resolution=4)
-    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **values))
+    monkeypatch.setattr(reading, "provenance_of", lambda corpus: {})
+    clip = config.encoder
+    config = dataclasses.replace(config, encoder=TfidfConfig(path=clip.path, embedding_dim=256, resolution=4))
     assert run(config, tmp_path, Namespace()) == 0
     encoder = load_encoder(config.encoder.path)
-    assert isinstance(encoder, TfidfEncoder) and "word statistics" in capsys.readouterr().out
+    assert isinstance(encoder, TfidfEncoder) and "family tfidf" in capsys.readouterr().out
     monkeypatch.delattr(reading, "read_documents")
     assert run(config, tmp_path, Namespace()) == 0
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"mixture was .* and is 'other'"):
         run(dataclasses.replace(config, corpus=CorpusConfig(mixture="other")), tmp_path, Namespace())
-    clip = dataclasses.replace(config.encoder, kind="clip", patch_size=2)
-    with pytest.raises(UserError, match=r"encoder.kind was 'tfidf' and is 'clip'"):
+    with pytest.raises(UserError, match=r"encoder.family was 'tfidf' and is 'clip'"):
         run(dataclasses.replace(config, encoder=clip), tmp_path, Namespace())
 
 
@@ -167,29 +170,30 @@ def test_an_encoder_from_elsewhere_is_not_overwritten(config, clip_encoder, tmp_
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [(dict(batch_size=12), "must be a multiple of the 8 ways"), (dict(batch_size=64), "at most the 32 pairs")],
+    [(dict(batch_size=12), "must be a multiple of the 8 parts"), (dict(batch_size=64), "at most the 32 pairs")],
 )
 def test_a_batch_that_cannot_be_is_refused(config, tmp_path, monkeypatch, values, message):
-    monkeypatch.setattr(train_encoder, "load_pair_sample", lambda *_: sample(48))
+    monkeypatch.setattr(clip_training, "load_pair_sample", lambda *_: sample(48))
     with pytest.raises(UserError, match=message):
         run(changed(config, **values), tmp_path, Namespace())
 
 
 def test_the_held_out_pairs_are_the_last_ones():
     pairs = PairSample([str(index) for index in range(2000)], np.zeros((2000, 1, 1, 3), np.uint8))
-    kept, held_out = split_sample(pairs)
+    kept, held_out = split_pairs(pairs)
     assert len(kept.texts) == len(kept.images) == 1960
     assert held_out.texts == pairs.texts[1960:] and len(held_out.images) == 40
     with pytest.raises(UserError, match="at least 32"):
-        split_sample(PairSample(pairs.texts[:31], pairs.images[:31]))
+        split_pairs(PairSample(pairs.texts[:31], pairs.images[:31]))
 
 
-class Fixed:
+class Fixed(Encoder):
     """Vectors that are given."""
 
-    dim, fingerprint = 3, "fixed"
+    family, dim = "fixed", 3
 
     def __init__(self, texts: np.ndarray, images: np.ndarray) -> None:
+        super().__init__({})
         self.texts, self.images = texts.astype(np.float32), images.astype(np.float32)
 
     def encode_texts(self, texts, dropout=0.0, keys=None):

@@ -10,7 +10,7 @@ from flax import nnx
 
 from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.data.corpus.config import VocabularyConfig
-from cm3leon_jax.encoders.config import EncoderConfig
+from cm3leon_jax.encoders.clip.config import ClipConfig
 from cm3leon_jax.encoders.tfidf import TfidfEncoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
@@ -111,7 +111,7 @@ def test_an_encoder_that_cannot_score_is_refused_before_anything_is_drawn(tiny_c
     config = dataclasses.replace(
         tiny_config,
         sampling=dataclasses.replace(tiny_config.sampling, scorer="clip"),
-        encoder=EncoderConfig(path=str(path)),
+        encoder=ClipConfig(path=str(path)),
     )
     with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(1, {"parameters": {"x": np.zeros(1)}}, {})

@@ -13,7 +13,8 @@ from flax import nnx
 from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.cli import main
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
+from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3leon_jax.vocabulary import Vocabulary
 
 SHAPES = [
@@ -123,7 +124,7 @@ def test_what_the_folder_holds_beside_weights(make_run, image_tokenizer):
     (run.workdir / "evaluation.json").write_text('{"step": 7, "eval_loss": 1.25}')
     folder = run.export()
     assert Vocabulary.load(folder).fingerprint == run.vocabulary.fingerprint
-    assert ImageTokenizer.load(folder / "image_tokenizer").fingerprint == image_tokenizer.fingerprint
+    assert load_image_tokenizer(folder / "image_tokenizer").fingerprint == image_tokenizer.fingerprint
     record = json.loads((folder / "cm3leon.json").read_text())
     assert record["step"] == 7 and record["sequence_length"] == 32
     assert record["vocabulary"] == run.vocabulary.fingerprint
@@ -187,7 +188,7 @@ def test_another_config_vocabulary_or_image_tokenizer_is_refused(make_run, image
     with pytest.raises(UserError, match=r"model.num_heads was 4 and is 2"):
         model = dataclasses.replace(run.config.model, num_heads=2)
         dataclasses.replace(run, config=dataclasses.replace(run.config, model=model)).export()
-    other = ImageTokenizer(image_tokenizer.config, {n: w + 1 for n, w in image_tokenizer.weights.items()})
+    other = VQGANTokenizer(image_tokenizer.config, {n: w + 1 for n, w in image_tokenizer.weights.items()})
     other.save(run.config.image_tokenizer.path)
     with pytest.raises(UserError, match=r"holds the image tokenizer .*, the model was trained with"):
         run.export()

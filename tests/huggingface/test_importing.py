@@ -16,7 +16,8 @@ from cm3leon_jax.commands import train
 from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.load import load_model
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
+from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
+from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.progress import read_step_log
 from cm3leon_jax.records import write_record
@@ -45,9 +46,9 @@ def test_there_and_back_is_bit_for_bit(make_run, tmp_path, changes, shard_size, 
     assert_equal(parameters, nnx.state(run.model))
     assert meta["imported"] is True
     assert meta["vocabulary"] == run.vocabulary.fingerprint == Vocabulary.load(there / "vocabulary").fingerprint
-    theirs = ImageTokenizer.load(run.config.image_tokenizer.path).fingerprint
+    theirs = load_image_tokenizer(run.config.image_tokenizer.path).fingerprint
     assert meta["corpus"] == {"image_tokenizer": theirs}
-    assert ImageTokenizer.load(there / "image_tokenizer").fingerprint == theirs
+    assert load_image_tokenizer(there / "image_tokenizer").fingerprint == theirs
     restored = load_model(config, there)
     assert restored.step == 0
     # And out again, to the same bytes.
@@ -86,7 +87,7 @@ def test_a_folder_is_not_mixed_with_what_is_there(make_run, tmp_path, image_toke
     with pytest.raises(UserError, match=r"config.vocabulary.path .* holds another vocabulary"):
         import_folder(config, there, folder)
     shutil.rmtree(there / "vocabulary")
-    other = ImageTokenizer(image_tokenizer.config, {n: w + 1 for n, w in image_tokenizer.weights.items()})
+    other = VQGANTokenizer(image_tokenizer.config, {n: w + 1 for n, w in image_tokenizer.weights.items()})
     other.save(there / "image_tokenizer")
     with pytest.raises(UserError, match=r"config.image_tokenizer.path .* holds another image tokenizer"):
         import_folder(config, there, folder)
@@ -132,7 +133,7 @@ def prepared(tmp_path, make_run):
     documents = {split: [random_document(run.vocabulary, rng) for _ in range(24)] for split in ("train", "validation")}
     corpus = write_corpus(tmp_path / "corpus", run.vocabulary, {"captions": documents})
     manifest = json.loads((corpus / "manifest.json").read_text())
-    manifest["image_tokenizer"]["fingerprint"] = ImageTokenizer.load(run.config.image_tokenizer.path).fingerprint
+    manifest["image_tokenizer"]["fingerprint"] = load_image_tokenizer(run.config.image_tokenizer.path).fingerprint
     write_record(corpus / "manifest.json", manifest)
     config = dataclasses.replace(
         at(run.config, there),

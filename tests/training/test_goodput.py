@@ -33,7 +33,7 @@ def counted(values):
     return values["seconds_total"] - sum(values[f"seconds_{part}"] for part in PARTS)
 
 
-def test_a_lap_has_the_rates_of_its_steps_and_the_split_of_all(now):
+def test_lap_rates_and_seconds_per_part(now):
     clock = RunClock()
     now(3)
     spend(clock, "compile", now, 4)
@@ -55,12 +55,12 @@ def test_a_lap_has_the_rates_of_its_steps_and_the_split_of_all(now):
     assert lap["goodput"] == pytest.approx(15 / 35)
     assert clock.longest_save == 4
     assert "goodput: 42.9% of 35 s; startup 11.4%" in clock.summary()
-    # The next lap starts anew.
+    # The next lap starts from zero.
     now(3)
     assert clock.lap(16, WORK.rates)["step_seconds"] == pytest.approx(3.0)
 
 
-def test_steps_behind_the_checkpoint_are_lost_after_a_fault_and_nothing_else_is(now):
+def test_goodput_loses_only_the_steps_after_the_checkpoint_of_a_failed_start(now):
     first = RunClock()
     now(2)
     first.start_steps(0)
@@ -82,13 +82,13 @@ def test_steps_behind_the_checkpoint_are_lost_after_a_fault_and_nothing_else_is(
     assert values["seconds_total"] == 2 + 10 + 6 + 5 + 3 + 4
     assert counted(values) == 10 + 4
 
-    # A run that goes back by itself loses what it did since.
+    # A rollback loses the steps since the checkpoint.
     again.roll_back(saved)
     assert again.values()["seconds_lost"] == 6 + 4
     assert counted(again.values()) == 10
 
 
-def test_a_start_that_was_killed_before_its_first_checkpoint_is_lost_as_a_whole(now):
+def test_goodput_loses_a_start_killed_before_its_first_checkpoint(now):
     first = RunClock()
     now(2)
     first.continue_from(NO_SECONDS, NO_SECONDS)
@@ -104,7 +104,7 @@ def test_a_start_that_was_killed_before_its_first_checkpoint_is_lost_as_a_whole(
     assert counted(values) == 0
 
 
-def test_a_stop_behind_a_checkpoint_loses_nothing(now):
+def test_goodput_loses_nothing_at_a_stop_with_a_save(now):
     first = RunClock()
     now(1)
     first.start_steps(0)
@@ -118,7 +118,7 @@ def test_a_stop_behind_a_checkpoint_loses_nothing(now):
     assert again.values()["seconds_total"] == 11
 
 
-def test_nothing_runs_backwards(now):
+def test_seconds_total_grows_and_startup_is_counted_once(now):
     clock = RunClock()
     seen = []
     for _ in range(5):

@@ -31,7 +31,7 @@ class Opened:
         return every
 
 
-def test_what_an_interrupted_run_wrote_past_its_checkpoint_is_dropped(tmp_path):
+def test_metrics_past_the_checkpoint_are_dropped_at_a_resume(tmp_path):
     log = Opened(tmp_path, first_step=0)
     for step in (10, 20, 30):
         log.write(step, {"loss": step / 10})
@@ -54,7 +54,7 @@ def test_mfu_is_the_models_flops_over_the_peak_of_all_devices():
     assert "mfu" not in dataclasses.replace(work, peak_flops=0.0).rates(0.5)
 
 
-def test_pytorch_stays_out_of_the_log(tmp_path):
+def test_tensorboard_logger_imports_no_pytorch(tmp_path):
     code = (
         "import sys; from pathlib import Path; from cm3leon_jax.training.loggers import LoggedRun, open_loggers; "
         f"log, = open_loggers(('tensorboard',), LoggedRun(Path({str(tmp_path)!r}), '', 0, {{}})); "
@@ -90,7 +90,7 @@ def test_tensorboard_reads_curves_and_images_and_drops_what_was_done_again(tmp_p
     assert sum(v.HasField("image") for e in events for v in e.summary.value) == 2
 
 
-def test_what_is_not_finite_is_null_in_json(tmp_path):
+def test_nan_is_null_in_jsonl(tmp_path):
     log = Opened(tmp_path, 0)
     log.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "rate": 0.5})
     log.close()
@@ -98,7 +98,7 @@ def test_what_is_not_finite_is_null_in_json(tmp_path):
     assert read_step_log(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None, "grad_norm": None, "rate": 0.5}]
 
 
-def test_every_curve_of_a_run_has_a_group():
+def test_every_curve_has_a_tensorboard_group():
     split = LossSums(*(jnp.ones(()),) * 4).by_modality()
     held_out = {f"eval_{name}" for name in split}
     clock = RunClock()

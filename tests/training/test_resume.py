@@ -90,7 +90,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(setup, saved, folder, damage, capsys):
+def test_damaged_checkpoint_is_quarantined_and_the_one_before_is_used(setup, saved, folder, damage, capsys):
     DAMAGES[damage](folder / "6")
     with Checkpoints(folder, keep=3) as checkpoints:
         start = restore_or_init(setup.run(), checkpoints)
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(setup, saved, 
     assert (folder / "damaged-6").is_dir()
 
 
-def test_without_any_sound_checkpoint_nothing_starts_anew(setup, folder):
+def test_damaged_checkpoints_only_end_the_run(setup, folder):
     for step in ("3", "6"):
         cut_off(folder / step)
     with (
@@ -117,7 +117,7 @@ def test_without_any_sound_checkpoint_nothing_starts_anew(setup, folder):
     assert (folder / "3").is_dir()
 
 
-def test_what_a_killed_save_left_is_cleared_and_not_taken_for_a_step(setup, folder):
+def test_partial_checkpoint_of_a_killed_save_is_removed(setup, folder):
     shutil.copytree(folder / "6", folder / "9.orbax-checkpoint-tmp")
     with Checkpoints(folder, keep=3, read_only=True):
         pass
@@ -140,7 +140,7 @@ def test_a_whole_checkpoint_of_another_shape_is_refused_and_stays(setup, saved, 
     assert (folder / "9").is_dir()
 
 
-def test_what_may_change_is_said_and_what_may_not_is_refused(setup, folder, capsys):
+def test_resume_logs_fields_that_may_change_and_refuses_others(setup, folder, capsys):
     def changed(**fields):
         train = dataclasses.replace(setup.config.train, **fields)
         return TransformerTraining.open(dataclasses.replace(setup.config, train=train), setup.workdir)
@@ -159,7 +159,7 @@ def of_length(setup, num_steps):
 
 
 @pytest.mark.parametrize("num_steps", [7, 9, 20, 1000])
-def test_the_end_of_a_run_may_move_and_its_schedule_is_said(setup, saved, folder, capsys, num_steps):
+def test_resume_with_another_length_logs_the_new_schedule(setup, saved, folder, capsys, num_steps):
     moved = of_length(setup, num_steps)
     with Checkpoints(folder, keep=3) as checkpoints:
         start = restore_or_init(moved.run(), checkpoints)

@@ -78,7 +78,7 @@ def codes(found: list[tuple[int, str]]) -> list[int]:
 
 
 @pytest.mark.slow
-def test_stopped_killed_and_continued_on_other_processes_a_run_has_the_numbers_of_one_process(run):
+def test_resume_after_sigterm_and_kills_on_other_numbers_of_processes(run):
     whole = run("whole")
     ((code, said),) = ended(whole.start(1))
     assert code == 0, said
@@ -125,7 +125,7 @@ def test_stopped_killed_and_continued_on_other_processes_a_run_has_the_numbers_o
 
 
 @pytest.mark.slow
-def test_a_mistake_ends_all_processes_and_is_no_reason_to_start_again(run):
+def test_user_error_ends_all_processes_with_2(run):
     found = ended(run("wrong").start(2, "--config.mesh.tensor=3"))
     assert codes(found) == [2, 2]
     assert all("config.mesh" in said for _, said in found)
@@ -142,7 +142,7 @@ cp "$WORKDIR/metrics.jsonl" "$KEPT"
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_a_run_with_a_message_and_leaves_the_last_checkpoint_good(run, tmp_path):
+def test_full_disk_ends_a_run_and_leaves_the_last_checkpoint_good(run, tmp_path):
     # A user namespace of its own, in which anybody may mount a disk of any size.
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("unshare cannot make a mount of a small disk here")

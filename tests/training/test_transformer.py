@@ -82,7 +82,7 @@ def killed_at(step):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_and_stopped_has_the_numbers_of_one_that_was_not(config, tmp_path, monkeypatch):
+def test_resume_after_kills_and_sigterm_has_the_bits_of_an_undisturbed_run(config, tmp_path, monkeypatch):
     # 47 documents, 8 x 48 tokens: every other step begins an epoch.
     parts = dict(num_tokens=8.0 * 48 * 14, log_every=1, save_every=3, num_microbatches=2)
     mesh = MeshConfig(replica=2, fsdp=2, tensor=2)
@@ -134,7 +134,7 @@ def test_rollback_after_too_many_skipped_steps_skips_their_batches(config, tmp_p
 
 
 @pytest.mark.slow
-def test_a_signal_saves_and_the_next_run_goes_on(config, tmp_path, monkeypatch, capsys):
+def test_sigterm_saves_and_the_next_start_resumes(config, tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "run"
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
@@ -153,9 +153,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(config, tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("spoilt", "good"), [(4, 2), (5, 4), (6, 4)])
-def test_parameters_that_are_not_finite_are_neither_saved_nor_finished(
-    config, tmp_path, monkeypatch, capsys, spoilt, good
-):
+def test_nan_parameters_are_neither_saved_nor_finished(config, tmp_path, monkeypatch, capsys, spoilt, good):
     """The gradients of the step that spoils them are finite; all later ones are not, and are left out."""
     taken = TrainStep.step
 
@@ -173,7 +171,7 @@ def test_parameters_that_are_not_finite_are_neither_saved_nor_finished(
 
 
 @pytest.mark.slow
-def test_another_corpus_does_not_continue_the_run(config, tmp_path, corpus, monkeypatch):
+def test_resume_refuses_another_corpus(config, tmp_path, corpus, monkeypatch):
     assert train.run(config, tmp_path / "run", Namespace(profile="")) == 0
     monkeypatch.setitem(corpus.manifest["tasks"]["second"], "rate", 3.0)
     monkeypatch.setattr(PreparedCorpus, "open", lambda path, vocabulary: corpus)

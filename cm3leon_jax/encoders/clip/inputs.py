@@ -16,12 +16,12 @@ from cm3leon_jax.encoders.base import dropped
 
 @dataclass(frozen=True)
 class SpecialTokenIds:
-    """The ids that stand around a text."""
+    """Ids of the special tokens around a text."""
 
     start: int
     end: int
     pad: int
-    # Where a text is read: at its first `end`, or at its highest id, as the first published configs have it.
+    # A text's vector is the state at its first `end`, or at its highest id, as in the first published configs.
     ends_at_highest: bool = False
 
     @property
@@ -42,52 +42,54 @@ class ClipTokenizer:
     """Texts to ids of one length."""
 
     def __init__(self, tokenizer_json: str, special_tokens: SpecialTokenIds, max_text_tokens: int) -> None:
-        """Takes the JSON of the `tokenizers` library; the marks that it may put around a text are left out."""
+        """Takes the JSON of the `tokenizers` library; the special tokens that it may put around a text are left out."""
         self.json, self.special_tokens, self.max_text_tokens = tokenizer_json, special_tokens, max_text_tokens
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # A text that spells a mark must stay text.
+        # A text that spells a special token must stay text.
         self._tokenizer.encode_special_tokens = True
 
     def __call__(
         self, texts: Sequence[str], dropout: float = 0.0, keys: Int64[np.ndarray, "n"] | None = None
     ) -> tuple[Int32[np.ndarray, "n T"], Bool[np.ndarray, "n"]]:
-        """Ids, and which texts say anything.
+        """Ids, and which texts are not empty.
 
         Args:
           texts: cut where they are too long.
-          dropout: share of the tokens between the marks that is left out.
-          keys: choose which, one key a text.
+          dropout: fraction of the tokens between the special tokens that is left out.
+          keys: choose which, one key per text.
         """
         ids = np.full((len(texts), self.max_text_tokens), self.special_tokens.pad, np.int32)
         ids[:, 0] = self.special_tokens.start
-        says = np.zeros(len(texts), bool)
+        is_said = np.zeros(len(texts), bool)
         for row, encoding in enumerate(self._tokenizer.encode_batch(list(texts), add_special_tokens=False)):
             tokens = np.array(encoding.ids[: self.max_text_tokens - 2], np.int32)
-            says[row] = len(tokens) > 0 and not texts[row].isspace()
+            is_said[row] = len(tokens) > 0 and not texts[row].isspace()
             if dropout:
                 tokens = tokens[~dropped(len(tokens), dropout, _key(keys, row))]
             ids[row, 1 : len(tokens) + 2] = [*tokens, self.special_tokens.end]
-        return ids, says
+        return ids, is_said
 
 
 def kept_patches(
     count: int, num_patches: int, dropout: float, keys: Int64[np.ndarray, "n"] | None
 ) -> Bool[np.ndarray, "n P"]:
-    """Of `count` images the patches that are seen; `keys` choose the others, one key an image."""
+    """Of `count` images the patches that are seen; `keys` choose the others, one key per image."""
     if not dropout:
         return np.ones((count, num_patches), bool)
     return np.stack([~dropped(num_patches, dropout, _key(keys, row)) for row in range(count)])
 
 
-def normalized(images: UInt8[Array, "B R R C"], resolution: int, colors: ImageNormalization) -> Float[Array, "B S S 3"]:
-    """Gray repeated, resized as CLIP was trained (bicubic, antialiased, clipped), mean 0 and deviation 1 a color."""
+def normalize_images(
+    images: UInt8[Array, "B R R C"], resolution: int, normalization: ImageNormalization
+) -> Float[Array, "B S S 3"]:
+    """Gray repeated, resized as CLIP was trained (bicubic, antialiased, clipped), mean 0 and deviation 1 per color."""
     pixels = images.astype(jnp.float32) / 255
     if pixels.shape[1] != resolution:
         shape = (len(pixels), resolution, resolution, pixels.shape[-1])
         pixels = jnp.clip(jax.image.resize(pixels, shape, "cubic", antialias=True), 0, 1)
-    return (pixels - jnp.array(colors.mean)) / jnp.array(colors.std)
+    return (pixels - jnp.array(normalization.mean)) / jnp.array(normalization.std)
 
 
 def _key(keys: Int64[np.ndarray, "n"] | None, row: int) -> int:

@@ -2,13 +2,12 @@
 
 Shapes: B batch, T text tokens, P patches, L length, D tower, H heads, Dh head size, F feed-forward, E embedding, R
 pixels along a side. Every parameter carries the logical names of its axes; which mesh axis each falls on is decided in
-`model/sharding.py`. All is float32.
+`models/sharding.py`. All is float32.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +19,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from cm3leon_jax.encoders.config import EncoderConfig
+from cm3leon_jax.encoders.clip.config import ClipConfig
 from cm3leon_jax.models.attention import masked_attention
 from cm3leon_jax.models.sharding import parameter_name
+from cm3leon_jax.named_parameters import named_generator
 
 CHANNELS = 3
 
@@ -68,7 +68,7 @@ class ClipArchitecture:
     image: Tower
 
     @classmethod
-    def of(cls, config: EncoderConfig, vocabulary_size: int) -> ClipArchitecture:
+    def of(cls, config: ClipConfig, vocabulary_size: int) -> ClipArchitecture:
         """The one that a config describes."""
         c = config
         return cls(
@@ -88,11 +88,11 @@ class ClipArchitecture:
 
 
 def _parameter(shape: tuple[int, ...], std: float, logical_axes: tuple[str, ...], mean: float = 0.0) -> nnx.Param:
-    """Its mean everywhere; `initial_parameters` adds a normal of this deviation."""
+    """Its mean everywhere; `initial_clip_parameters` adds a normal of this deviation."""
     return nnx.Param(jnp.full(shape, mean, jnp.float32), logical_axes=logical_axes, mean=mean, std=std)
 
 
-class LayerNorm(nnx.Module):
+class ClipLayerNorm(nnx.Module):
     """Layer norm with a learned scale and bias."""
 
     def __init__(self, tower: Tower) -> None:
@@ -107,7 +107,7 @@ class LayerNorm(nnx.Module):
         return normed * self.scale[...] + self.bias[...]
 
 
-class Attention(nnx.Module):
+class ClipAttention(nnx.Module):
     """Multi-head self-attention with biases."""
 
     def __init__(self, tower: Tower) -> None:
@@ -127,11 +127,11 @@ class Attention(nnx.Module):
         query = jnp.einsum("BLD,DHd->BLHd", x, self.query[...]) + self.query_bias[...]
         key = jnp.einsum("BLD,DHd->BLHd", x, self.key[...]) + self.key_bias[...]
         value = jnp.einsum("BLD,DHd->BLHd", x, self.value[...]) + self.value_bias[...]
-        mixed = masked_attention(query, key, value, jnp.broadcast_to(mask, (len(x), *mask.shape)))
-        return jnp.einsum("BLHd,HdD->BLD", mixed, self.output[...]) + self.output_bias[...]
+        attended = masked_attention(query, key, value, jnp.broadcast_to(mask, (len(x), *mask.shape)))
+        return jnp.einsum("BLHd,HdD->BLD", attended, self.output[...]) + self.output_bias[...]
 
 
-class FeedForward(nnx.Module):
+class ClipFeedForward(nnx.Module):
     """Two layers with an activation between."""
 
     def __init__(self, tower: Tower) -> None:
@@ -148,14 +148,14 @@ class FeedForward(nnx.Module):
         return jnp.einsum("BLF,FD->BLD", hidden, self.down[...]) + self.down_bias[...]
 
 
-class Block(nnx.Module):
+class ClipBlock(nnx.Module):
     """One layer; the norms are on what each part reads."""
 
     def __init__(self, tower: Tower) -> None:
-        self.attention_norm = LayerNorm(tower)
-        self.attention = Attention(tower)
-        self.feed_forward_norm = LayerNorm(tower)
-        self.feed_forward = FeedForward(tower)
+        self.attention_norm = ClipLayerNorm(tower)
+        self.attention = ClipAttention(tower)
+        self.feed_forward_norm = ClipLayerNorm(tower)
+        self.feed_forward = ClipFeedForward(tower)
 
     def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "L L"]) -> Float[Array, "B L D"]:
         """x + attention, then x + feed-forward."""
@@ -163,15 +163,15 @@ class Block(nnx.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-def _stacked(tower: Tower) -> Block:
+def _stacked(tower: Tower) -> ClipBlock:
     """All layers as one module whose parameters have a leading axis of layers."""
-    graph, parameters = nnx.split(Block(tower))
+    graph, parameters = nnx.split(ClipBlock(tower))
     return nnx.merge(
         graph, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (tower.num_layers, *leaf.shape)), parameters)
     )
 
 
-def _through(blocks: Block, x: Float[Array, "B L D"], mask: Bool[Array, "L L"]) -> Float[Array, "B L D"]:
+def _through(blocks: ClipBlock, x: Float[Array, "B L D"], mask: Bool[Array, "L L"]) -> Float[Array, "B L D"]:
     graph, parameters = nnx.split(blocks)
 
     # A large batch holds many negatives; what a layer computes inside is computed again in the backward pass.
@@ -191,7 +191,7 @@ class TextTower(nnx.Module):
         shape = (architecture.max_text_tokens, tower.dim)
         self.position_embedding = _parameter(shape, 0.01, ("position", "embed"))
         self.blocks = _stacked(tower)
-        self.final_norm = LayerNorm(tower)
+        self.final_norm = ClipLayerNorm(tower)
         shape = (tower.dim, architecture.embedding_dim)
         self.projection = _parameter(shape, tower.dim**-0.5, ("embed", "position"))
 
@@ -199,8 +199,8 @@ class TextTower(nnx.Module):
         """Embeddings of texts, not of unit norm.
 
         Args:
-          tokens: ids; what stands behind the end has no influence.
-          ends: the place of each text's end token.
+          tokens: ids; what follows the end has no influence.
+          ends: the index of each text's end token.
         """
         length = tokens.shape[1]
         x = self.token_embedding[...][tokens] + self.position_embedding[:length]
@@ -209,7 +209,7 @@ class TextTower(nnx.Module):
 
 
 class ImageTower(nnx.Module):
-    """Vision transformer; an image is the state at a class token in front of its patches."""
+    """Vision transformer; an image is the state at a class token before its patches."""
 
     def __init__(self, architecture: ClipArchitecture) -> None:
         tower, side = architecture.image, architecture.patch_size
@@ -220,9 +220,9 @@ class ImageTower(nnx.Module):
         self.class_embedding = _parameter((tower.dim,), std, ("embed",))
         shape = (architecture.num_patches + 1, tower.dim)
         self.position_embedding = _parameter(shape, std, ("position", "embed"))
-        self.first_norm = LayerNorm(tower)
+        self.first_norm = ClipLayerNorm(tower)
         self.blocks = _stacked(tower)
-        self.final_norm = LayerNorm(tower)
+        self.final_norm = ClipLayerNorm(tower)
         self.projection = _parameter((tower.dim, architecture.embedding_dim), std, ("embed", "position"))
 
     def __call__(self, pixels: Float[Array, "B R R 3"], kept: Bool[Array, "B P"] | None = None) -> Float[Array, "B E"]:
@@ -259,20 +259,19 @@ def abstract_clip(architecture: ClipArchitecture) -> Clip:
     return nnx.eval_shape(lambda: Clip(architecture))
 
 
-def initial_parameters(architecture: ClipArchitecture, temperature: float, seed: int) -> nnx.State:
+def initial_clip_parameters(architecture: ClipArchitecture, temperature: float, seed: int) -> nnx.State:
     """Random parameters on the host, as CLIP began; each follows from the seed and its name alone."""
 
-    def drawn(path: tuple[Any, ...], leaf: nnx.Variable) -> nnx.Variable:
-        # Compiling as many random generators would take longer than a small run's first 100 steps.
-        random = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(parameter_name(path).encode())]))
+    def sampled(path: tuple[Any, ...], leaf: nnx.Variable) -> nnx.Variable:
+        random = named_generator(seed, parameter_name(path))
         mean, std = leaf.get_metadata("mean"), leaf.get_metadata("std")
         shape = leaf.get_value().shape
         value = mean + std * random.standard_normal(shape, np.float32) if std else np.full(shape, mean)
         return leaf.replace(np.asarray(value, np.float32))
 
     abstract = nnx.state(abstract_clip(architecture))
-    state = jax.tree_util.tree_map_with_path(drawn, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    state["logit_scale"] = state["logit_scale"].replace(np.float32(-math.log(temperature)))
+    state = jax.tree_util.tree_map_with_path(sampled, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    state["logit_scale"] = state["logit_scale"].replace(np.asarray(-math.log(temperature), np.float32))
     return state
 
 
@@ -281,6 +280,6 @@ def eos_positions(tokens: Int[Array, "B T"], end: int | None) -> Int[Array, "B"]
     return jnp.argmax(tokens if end is None else tokens == end, axis=1)
 
 
-def l2_normalize(vectors: Float[Array, "B E"]) -> Float[Array, "B E"]:
+def normalize_rows(vectors: Float[Array, "B E"]) -> Float[Array, "B E"]:
     """The vectors at norm 1; zeros stay zeros."""
     return vectors * jax.lax.rsqrt(jnp.maximum(jnp.square(vectors).sum(axis=-1, keepdims=True), 1e-24))

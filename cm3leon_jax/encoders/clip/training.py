@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,34 +13,50 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Int64, UInt8
 
-from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat
+from cm3leon_jax.checkpoints import abstract_on, flat
+from cm3leon_jax.config import Config
 from cm3leon_jax.counter_random import permutation_at
-from cm3leon_jax.data.corpus.training_samples import PairSample
-from cm3leon_jax.encoders.clip.inputs import ClipTokenizer, ImageNormalization, normalized
+from cm3leon_jax.data.corpus.training_samples import PairSample, load_pair_sample
+from cm3leon_jax.distributed import READY_FILE, run_on_coordinator
+from cm3leon_jax.encoders.base import Encoder
+from cm3leon_jax.encoders.clip.config import ClipConfig, ClipTrainingConfig
+from cm3leon_jax.encoders.clip.encoder import ClipEncoder
+from cm3leon_jax.encoders.clip.inputs import ClipTokenizer, ImageNormalization, SpecialTokenIds, normalize_images
 from cm3leon_jax.encoders.clip.model import (
     Clip,
     ClipArchitecture,
     abstract_clip,
     eos_positions,
-    initial_parameters,
-    l2_normalize,
+    initial_clip_parameters,
+    normalize_rows,
 )
-from cm3leon_jax.encoders.config import EncoderTrainingConfig
-from cm3leon_jax.errors import RestartError, UserError
-from cm3leon_jax.models.sharding import BATCH_SPEC, batch_sharding, shardings
+from cm3leon_jax.encoders.training import FREE_VALUES, LOG_NAME, split_pairs
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.models.sharding import (
+    BATCH_SPEC,
+    batch_sharding,
+    global_array,
+    make_mesh,
+    process_local_rows,
+    shardings,
+)
 from cm3leon_jax.models.weight_decay import decays
-from cm3leon_jax.preemption import PreemptionHandler
-from cm3leon_jax.progress import TrainingLog
+from cm3leon_jax.training import trainer
+from cm3leon_jax.training.run import Start, TrainingRun
+from cm3leon_jax.training.schedules import learning_rate
+from cm3leon_jax.vocabulary import Vocabulary
 
-KEPT_CHECKPOINTS = 2
+# Rows of a table are rounded up to a multiple of this, so that it shards and tiles well.
+_ROWS = 128
 
 Metrics = dict[str, Float[Array, ""]]
 
 
-class TrainingState(NamedTuple):
+class ClipState(NamedTuple):
     """All that a run needs to go on."""
 
     step: Int[Array, ""]
@@ -67,23 +83,15 @@ def contrastive_loss(
     return jnp.mean((of_images + of_texts) / 2 - right)
 
 
-def learning_rate(training: EncoderTrainingConfig) -> optax.Schedule:
-    """Linear from 0 to the peak over the warm-up, then half a cosine to 0."""
-    warmup = min(training.warmup_steps, training.num_steps)
-    peak = training.peak_learning_rate
-    decay = optax.cosine_decay_schedule(peak, max(1, training.num_steps - warmup))
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), decay], [warmup])
-
-
 class ClipTrainStep:
     """The compiled functions of a run on one mesh, and the abstract state to restore into."""
 
     def __init__(
-        self, architecture: ClipArchitecture, training: EncoderTrainingConfig, read_at: int | None, mesh: Mesh
+        self, architecture: ClipArchitecture, training: ClipTrainingConfig, read_at: int | None, mesh: Mesh
     ) -> None:
         """`read_at` is what `clip.eos_positions` is asked for."""
         graph: nnx.GraphDef = nnx.split(abstract_clip(architecture))[0]
-        schedule = learning_rate(training)
+        schedule = learning_rate(training, training.num_steps, "cosine")
         update_rule = optax.adamw(
             schedule,
             b1=training.beta1,
@@ -96,13 +104,13 @@ class ClipTrainStep:
 
         def loss(parameters: nnx.State, tokens: Array, images: Array) -> Float[Array, ""]:
             model: Clip = nnx.merge(graph, parameters)
-            texts = l2_normalize(model.text(tokens, eos_positions(tokens, read_at)))
-            seen = l2_normalize(model.image(normalized(images, architecture.resolution, ImageNormalization())))
+            texts = normalize_rows(model.text(tokens, eos_positions(tokens, read_at)))
+            seen = normalize_rows(model.image(normalize_images(images, architecture.resolution, ImageNormalization())))
             return contrastive_loss(texts, seen, jnp.exp(model.logit_scale[...]), mesh)
 
         def step(
-            state: TrainingState, tokens: Int[Array, "B T"], images: UInt8[Array, "B R R 3"]
-        ) -> tuple[TrainingState, Metrics]:
+            state: ClipState, tokens: Int[Array, "B T"], images: UInt8[Array, "B R R 3"]
+        ) -> tuple[ClipState, Metrics]:
             value, gradients = jax.value_and_grad(loss)(state.parameters, tokens, images)
             updates, optimizer = update_rule.update(gradients, state.optimizer, state.parameters)
             parameters = optax.apply_updates(state.parameters, updates)
@@ -115,115 +123,164 @@ class ClipTrainStep:
                 "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
                 "grad_norm": optax.global_norm(gradients),
             }
-            return TrainingState(state.step + 1, parameters, optimizer), metrics
+            return ClipState(state.step + 1, parameters, optimizer), metrics
 
-        def fresh() -> TrainingState:
+        def fresh() -> ClipState:
             parameters = nnx.state(Clip(architecture))
-            return TrainingState(jnp.zeros((), jnp.int32), parameters, update_rule.init(parameters))
+            return ClipState(jnp.zeros((), jnp.int32), parameters, update_rule.init(parameters))
 
         abstract = jax.eval_shape(fresh)
         state_shardings, rows = shardings(abstract, mesh), batch_sharding(mesh)
 
         zeros = jax.jit(fresh, out_shardings=state_shardings)
 
-        def init() -> TrainingState:
-            parameters = initial_parameters(architecture, training.initial_temperature, training.seed)
-            state: TrainingState = zeros()
-            return state._replace(parameters=jax.device_put(parameters, state_shardings.parameters))
+        def init() -> ClipState:
+            parameters = initial_clip_parameters(architecture, training.initial_temperature, training.seed)
+            state: ClipState = zeros()
+            parameters = jax.tree.map(global_array, parameters, state_shardings.parameters)
+            return state._replace(parameters=parameters)
 
         self.abstract_state = abstract_on(abstract, state_shardings)
-        self.init: Callable[[], TrainingState] = init
+        self.init: Callable[[], ClipState] = init
         self.gradients = jax.jit(jax.value_and_grad(loss), in_shardings=(state_shardings.parameters, rows, rows))
-        self.step: Callable[..., tuple[TrainingState, Metrics]] = jax.jit(
-            step, in_shardings=(state_shardings, rows, rows), out_shardings=(state_shardings, None), donate_argnums=0
+        self.step: Callable[..., tuple[ClipState, Metrics]] = jax.jit(
+            step,
+            in_shardings=(state_shardings, rows, rows),
+            out_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec())),
+            donate_argnums=0,
         )
 
 
-@functools.cache
-def compiled_step(
-    architecture: ClipArchitecture, training: EncoderTrainingConfig, read_at: int | None, mesh: Mesh
-) -> ClipTrainStep:
-    """The same functions for the same values: a continuation compiles nothing again."""
-    return ClipTrainStep(architecture, training, read_at, mesh)
+class ClipTrainer:
+    """Trains a CLIP on the pairs of a mixture, on the devices of all processes."""
+
+    is_distributed = True
+
+    def __init__(self, config: Config) -> None:
+        assert isinstance(config.encoder, ClipConfig)
+        self._config, self._encoder = config, config.encoder
+        self._vocabulary = Vocabulary.load(config.vocabulary.path)
+        self.record = {"vocabulary": self._vocabulary.fingerprint}
+
+    def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, PairSample] | None:
+        """The trained encoder, and pairs to measure it on.
+
+        Raises:
+          UserError: if there are too few pairs, or a value of the config does not fit them.
+        """
+        vocabulary, training, path = self._vocabulary, self._encoder.training, Path(self._encoder.path)
+        mesh = make_mesh(self._config.mesh)
+        num_parts = mesh.shape["replica"] * mesh.shape["fsdp"]
+        if training.batch_size % num_parts:
+            raise UserError(
+                f"config.encoder.training.batch_size is {training.batch_size}: it must be a multiple of the "
+                f"{num_parts} parts that the mesh axes replica and fsdp cut it into"
+            )
+        sample = (self._config.corpus, path / "sample", training.num_pairs, self._encoder.resolution)
+        run_on_coordinator(lambda: load_pair_sample(*sample), path / READY_FILE)
+        pairs, held_out = split_pairs(load_pair_sample(*sample))
+        if training.batch_size > len(pairs.texts):
+            raise UserError(
+                f"config.encoder.training.batch_size is {training.batch_size}: at most the {len(pairs.texts)} pairs "
+                "that there are to train on, or a pair would be compared with itself"
+            )
+        # Texts have no ids beyond the text tokens.
+        rows = -(-vocabulary.first_image_code // _ROWS) * _ROWS
+        architecture = ClipArchitecture.of(self._encoder, rows)
+        special_tokens = SpecialTokenIds(vocabulary.start, vocabulary.end, vocabulary.pad)
+        tokenizer_json = (Path(self._config.vocabulary.path) / "tokenizer.json").read_text(encoding="utf-8")
+        tokenizer = ClipTokenizer(tokenizer_json, special_tokens, architecture.max_text_tokens)
+        run = training_run(architecture, training, tokenizer, pairs, mesh, path / "checkpoints", workdir, record)
+        result = trainer.train(run)
+        if result.is_stopped:
+            return None
+        weights = whole_parameters(result.state)
+        return ClipEncoder(architecture, weights, tokenizer_json, special_tokens, ImageNormalization()), held_out
 
 
-def places_at(num_pairs: int, training: EncoderTrainingConfig, step: int) -> Int64[np.ndarray, "B"]:
-    """Which pairs the batch of a step holds, from the seed and the step alone; every pair comes once a pass."""
-    index = step * training.batch_size + np.arange(training.batch_size)
-    places = permutation_at(index % num_pairs, num_pairs, training.seed, index // num_pairs)
-    # In order of place, which is kinder to a memory-mapped file; the loss does not care.
-    return np.sort(places)
-
-
-def train(
+def training_run(
     architecture: ClipArchitecture,
-    training: EncoderTrainingConfig,
+    training: ClipTrainingConfig,
     tokenizer: ClipTokenizer,
     pairs: PairSample,
     mesh: Mesh,
     checkpoints: Path,
-    metrics_file: Path,
-    check_no_others: Callable[[dict[str, Any]], None],
-    record: dict[str, Any],
-) -> dict[str, np.ndarray]:
-    """From the last checkpoint, or the seed, to the last step; returns the parameters by name.
+    workdir: Path,
+    record: Mapping[str, Any],
+) -> TrainingRun:
+    """The description for the trainer.
 
     Args:
       architecture: shapes.
       training: values.
       tokenizer: of the texts.
       pairs: to learn from.
-      mesh: all devices; every pair of a batch is held against every other, whatever device it is on.
+      mesh: all devices; every pair of a batch is compared with every other, on whatever device.
       checkpoints: folder.
-      metrics_file: JSON lines.
-      check_no_others: called with the record of a checkpoint that is there already.
-      record: kept with each checkpoint.
-
-    Raises:
-      UserError: if the checkpoints are of another config, or the loss or the parameters are no longer finite.
-      RestartError: if it was told to stop, and has saved.
+      workdir: for metrics.
+      record: kept with each checkpoint; what a continuation must share with its start.
     """
     compiled = compiled_step(architecture, training, tokenizer.special_tokens.read_at, mesh)
-    rows = batch_sharding(mesh)
-    with Checkpoints(checkpoints, keep=KEPT_CHECKPOINTS) as kept, PreemptionHandler() as stop:
-        latest = kept.latest_step
-        if latest is None:
-            state = compiled.init()
-        else:
-            check_no_others(kept.meta(latest))
-            state = kept.restore(latest, compiled.abstract_state)
-        first = latest or 0
-        if first > training.num_steps:
-            raise UserError(
-                f"{checkpoints} is at step {first:,}, beyond config.encoder_training.num_steps "
-                f"{training.num_steps:,}: raise it, or delete the folder"
-            )
-        log = TrainingLog(
-            "encoder",
-            metrics_file,
-            first,
-            training.num_steps,
-            training.log_every,
-            (training.batch_size, "pairs"),
-            "lower config.encoder_training.peak_learning_rate, or lengthen warmup_steps, and run it again with "
-            "another config.encoder.path",
-            lambda values: f"loss {values['loss']:.3f}, temperature {values['temperature']:.3f}",
-        )
-        try:
-            for step in range(first, training.num_steps):
-                places = places_at(len(pairs.texts), training, step)
-                tokens, _ = tokenizer([pairs.texts[place] for place in places])
-                state, metrics = compiled.step(state, *jax.device_put((tokens, pairs.images[places]), rows))
-                done = step + 1
-                is_last = done == training.num_steps
-                stopping = stop.is_due() and not is_last
-                due = done % training.save_every == 0 or is_last or stopping
-                log.step(done, metrics, force=due)
-                if due:
-                    with log.saving(done):
-                        kept.save(done, state, record)
-                if stopping:
-                    raise RestartError(f"stopped and saved at step {done:,}; run the same command again to continue")
-        finally:
-            log.close()
-    return {name: np.asarray(value) for name, value in flat(nnx.to_pure_dict(state.parameters)).items()}
+    return TrainingRun(
+        name="encoder",
+        num_steps=training.num_steps,
+        init=lambda checkpoints: Start(0, compiled.init()),
+        abstract_state=compiled.abstract_state,
+        step=lambda state, batch: compiled.step(state, *batch),
+        batches=lambda first, stop, hint: batches(pairs, tokenizer, training, mesh, first, stop),
+        identity=record,
+        may_change=FREE_VALUES,
+        length_field=f"config.encoder.training.num_steps {training.num_steps:,}",
+        fix="lower config.encoder.training.peak_learning_rate, or lengthen warmup_steps, and run it again with another "
+        "config.encoder.path",
+        workdir=workdir,
+        checkpoints=checkpoints,
+        save_every=training.save_every,
+        log_every=training.log_every,
+        log_name=LOG_NAME,
+        config=record,
+        describe=lambda values: (
+            f"loss {values['loss']:.3f}, temperature {values['temperature']:.3f}, "
+            f"{values['pairs_per_second']:.0f} pairs/s"
+        ),
+        rates=lambda seconds: {"pairs_per_second": training.batch_size / seconds},
+        restore_finished=True,
+    )
+
+
+def whole_parameters(state: ClipState) -> dict[str, np.ndarray]:
+    """The parameters by name, whole on every process; all of them call this."""
+    return {
+        name: np.asarray(multihost_utils.process_allgather(value, tiled=True))
+        for name, value in flat(nnx.to_pure_dict(state.parameters)).items()
+    }
+
+
+def batches(
+    pairs: PairSample, tokenizer: ClipTokenizer, training: ClipTrainingConfig, mesh: Mesh, first: int, stop: int
+) -> Iterator[tuple[Int[Array, "B T"], UInt8[Array, "B R R 3"]]]:
+    """Token ids and images of batches `first` to `stop` - 1, on the mesh."""
+    local_rows, size = process_local_rows(training.batch_size, mesh), training.batch_size
+    for index in range(first, stop):
+        chosen = batch_indices(len(pairs.texts), training, index)[local_rows]
+        tokens = np.empty((size, tokenizer.max_text_tokens), np.int32)
+        tokens[local_rows], _ = tokenizer([pairs.texts[pair] for pair in chosen])
+        images = np.empty((size, *pairs.images.shape[1:]), np.uint8)
+        images[local_rows] = pairs.images[chosen]
+        yield global_array(tokens, batch_sharding(mesh)), global_array(images, batch_sharding(mesh))
+
+
+@functools.cache
+def compiled_step(
+    architecture: ClipArchitecture, training: ClipTrainingConfig, read_at: int | None, mesh: Mesh
+) -> ClipTrainStep:
+    """The same functions for the same values: a continuation compiles nothing again."""
+    return ClipTrainStep(architecture, training, read_at, mesh)
+
+
+def batch_indices(num_pairs: int, training: ClipTrainingConfig, step: int) -> Int64[np.ndarray, "B"]:
+    """Indices of the pairs in a batch, from the seed and the batch's number alone; every pair comes once per epoch."""
+    position = step * training.batch_size + np.arange(training.batch_size)
+    indices = permutation_at(position % num_pairs, num_pairs, training.seed, position // num_pairs)
+    # Sorted, which is kinder to a memory-mapped file; the loss does not care.
+    return np.sort(indices)

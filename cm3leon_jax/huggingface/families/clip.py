@@ -14,11 +14,10 @@ from jaxtyping import Float32
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 from cm3leon_jax.config import Config
-from cm3leon_jax.encoders.base import CONFIG_FILE
+from cm3leon_jax.encoders.base import load_encoder
 from cm3leon_jax.encoders.clip.encoder import ClipEncoder, parameter_shapes
 from cm3leon_jax.encoders.clip.inputs import ImageNormalization, SpecialTokenIds
 from cm3leon_jax.encoders.clip.model import ACTIVATIONS, CHANNELS, ClipArchitecture, Tower
-from cm3leon_jax.encoders.loading import load_encoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_object
 from cm3leon_jax.huggingface.reading_weights import StoredTensor, open_weights
@@ -37,6 +36,7 @@ from cm3leon_jax.huggingface.tensor_map import (
 from cm3leon_jax.huggingface.tokenizer_files import open_tokenizer
 from cm3leon_jax.lock import lock
 from cm3leon_jax.progress import Progress
+from cm3leon_jax.weights import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The codebook's state beside its vectors: the use of each code, running means, and the revival of dead codes."""
+"""Codebook statistics: how often each code is used, running means of its latents, and the revival of dead codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEAST_USE = 1e-12
 
 
 class CodebookStatistics(NamedTuple):
-    """Running means over steps: `usage` in uses a step, `sums` of the latents that fell on each code."""
+    """Running means over steps: `usage` in uses per step, `sums` of the latents nearest to each code."""
 
     usage: Float[Array, " K"]
     sums: Float[Array, "K E"]
@@ -25,9 +25,9 @@ def sample_latents(latents: Float[Array, "N E"], count: int, key: Key[Array, ""]
     return latents[rows]
 
 
-def initial_statistics(embedding: Float[Array, "K E"], latents_a_step: int) -> CodebookStatistics:
-    """As if every code had so far been used equally often, by latents that lie on it."""
-    usage = jnp.full(embedding.shape[0], latents_a_step / embedding.shape[0], jnp.float32)
+def initial_statistics(embedding: Float[Array, "K E"], latents_per_step: int) -> CodebookStatistics:
+    """As if every code had so far been used equally often, by latents equal to it."""
+    usage = jnp.full(embedding.shape[0], latents_per_step / embedding.shape[0], jnp.float32)
     return CodebookStatistics(usage=usage, sums=usage[:, None] * embedding)
 
 
@@ -66,10 +66,10 @@ def revive_dead_codes(
     threshold: float,
     key: Key[Array, ""],
 ) -> tuple[CodebookStatistics, Float[Array, "K E"]]:
-    """Puts every code whose use is under `threshold` (uses a step) on a random latent of the batch."""
+    """Replaces every code whose use is under `threshold` (uses per step) by a random latent of the batch."""
     dead = statistics.usage < threshold
     embedding = jnp.where(dead[:, None], sample_latents(latents, embedding.shape[0], key), embedding)
-    # At the threshold: a code that is not used in its new place either is under it, and moved again, next time.
+    # At the threshold: a code that is not used after this either falls below it, and is replaced again.
     usage = jnp.where(dead, threshold, statistics.usage)
     sums = jnp.where(dead[:, None], threshold * embedding, statistics.sums)
     return CodebookStatistics(usage=usage, sums=sums), embedding
@@ -77,8 +77,8 @@ def revive_dead_codes(
 
 def perplexity(counts: Int[Array, " K"]) -> Float[Array, ""]:
     """exp of the entropy of the code frequencies: K when all codes are used alike, 1 when one takes all."""
-    shares = counts / jnp.maximum(counts.sum(), 1)
-    return jnp.exp(-jnp.sum(shares * jnp.log(jnp.maximum(shares, jnp.finfo(shares.dtype).tiny))))
+    frequencies = counts / jnp.maximum(counts.sum(), 1)
+    return jnp.exp(-jnp.sum(frequencies * jnp.log(jnp.maximum(frequencies, jnp.finfo(frequencies.dtype).tiny))))
 
 
 def _running(mean: Array, value: Array, decay: float) -> Array:

@@ -2,74 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
-from cm3leon_jax.config_part import AT_RESUME, Names, Part, one_of, require
-from cm3leon_jax.paths import LocalPath, OptionalPath
+from cm3leon_jax.config_part import AT_RESUME, one_of, require
+from cm3leon_jax.image_tokenizers.config import ImageTokenizerConfig, ImageTokenizerTrainingConfig
+from cm3leon_jax.paths import OptionalPath
 from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, PositiveInt, Range, Seed
 
 
 @dataclass(frozen=True)
-class ImageTokenizerConfig(Part):
-    """The VQGAN: pixels <-> codes (the paper's: 256 pixels, factor 8, 1,024 codes out of 8,192)."""
-
-    path: Annotated[LocalPath, AT_RESUME] = "{workdir}/image_tokenizer"
-    resolution: PositiveInt = 256
-    in_channels: Annotated[int, Range(at_least=1, at_most=3)] = 3
-    base_channels: PositiveInt = 128
-    # One entry a level; each level but the last halves the side.
-    channel_multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 4)
-    num_res_blocks: Annotated[int, Range(at_least=0, at_most=10_000)] = 2
-    # Sides of the feature map at which residual blocks are followed by attention.
-    attention_resolutions: tuple[PositiveInt, ...] = ()
-    # The two blocks and the attention at the lowest resolution. Without them a code describes its own place alone,
-    # which a small transformer on a small corpus learns far sooner than codes that each hold a share of all of it.
-    mid_block: bool = True
-    # Most groups of a group normalization; small widths want fewer, since a group of one channel loses its mean.
-    norm_groups: PositiveInt = 32
-    latent_channels: PositiveInt = 256
-    embedding_dim: PositiveInt = 256
-    codebook_size: Names = 8192
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        levels = len(self.channel_multipliers)
-        require(1 <= levels <= 16, f"image_tokenizer.channel_multipliers has {levels} entries: one a level, 1 to 16")
-        require(
-            self.resolution % self.factor == 0,
-            f"image_tokenizer.resolution {self.resolution} is not a multiple of the factor {self.factor}, "
-            f"which follows from {levels} channel_multipliers",
-        )
-        require(self.in_channels in (1, 3), f"image_tokenizer.in_channels is {self.in_channels}: 1 (gray) or 3 (RGB)")
-
-    @property
-    def factor(self) -> int:
-        """Pixels a code covers, along one side."""
-        return 2 ** (len(self.channel_multipliers) - 1)
-
-    @property
-    def grid(self) -> int:
-        """Codes along one side of an image."""
-        return self.resolution // self.factor
-
-    @property
-    def image_length(self) -> int:
-        """Codes of one image."""
-        return self.grid**2
-
-
-@dataclass(frozen=True)
-class ImageTokenizerTrainingConfig(Part):
+class VQGANTrainingConfig(ImageTokenizerTrainingConfig):
     """How the VQGAN is trained (Esser et al., arXiv 2012.09841; Gafni et al., arXiv 2203.13131)."""
 
-    # Images drawn from the mixture's training split, kept as one memory-mapped file; 0 means all.
-    num_images: NonNegativeInt = 1_000_000
     num_steps: Annotated[PositiveInt, AT_RESUME] = 800_000
     batch_size: PositiveInt = 192
-    learning_rate: NonNegative = 4.5e-6
+    peak_learning_rate: NonNegative = 4.5e-6
     warmup_steps: NonNegativeInt = 0
-    # The last step's rate, as a share of the peak; the fall after the warm-up is linear.
+    # The last step's rate, as a fraction of the peak; the fall after the warm-up is linear.
     final_learning_rate_fraction: Fraction = 1.0
     beta1: Decay = 0.5
     beta2: Decay = 0.9
@@ -78,11 +28,11 @@ class ImageTokenizerTrainingConfig(Part):
     ema_decay: Decay = 0.99
     codebook_weight: NonNegative = 1.0
     commitment_weight: NonNegative = 0.25
-    # A code that was used less than this often (running mean, uses a step) is put on an encoder output of the batch.
+    # A code that was used less often than this (running mean, uses per step) is replaced by an encoder output.
     dead_code_threshold: NonNegative = 0.01
-    # Steps between two looks for such codes; 0 never moves them.
+    # Steps between two such replacements; 0: never.
     dead_code_every: NonNegativeInt = 100
-    # 0 leaves the term out. LPIPS needs weights: a safetensors file of VGG16 and the LPIPS linear layers.
+    # 0: no such loss. LPIPS needs weights: a safetensors file of VGG16 and the LPIPS linear layers.
     perceptual_weight: NonNegative = 0.0
     perceptual_weights_file: OptionalPath = ""
     discriminator_weight: NonNegative = 0.8
@@ -97,9 +47,52 @@ class ImageTokenizerTrainingConfig(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("image_tokenizer_training", self, "codebook_update", "gradient", "ema")
+        one_of("image_tokenizer.training", self, "codebook_update", "gradient", "ema")
         require(
             self.perceptual_weight == 0 or bool(self.perceptual_weights_file),
-            "image_tokenizer_training.perceptual_weight is set but perceptual_weights_file is empty: "
+            "image_tokenizer.training.perceptual_weight is set but perceptual_weights_file is empty: "
             "name a safetensors file, or set the weight to 0",
         )
+
+
+@dataclass(frozen=True)
+class VQGANConfig(ImageTokenizerConfig):
+    """The VQGAN: pixels <-> codes (the paper's: 256 pixels, factor 8, 1,024 codes out of 8,192)."""
+
+    implementation: ClassVar[str] = "cm3leon_jax.image_tokenizers.vqgan.tokenizer:VQGANTokenizer"
+    trainer: ClassVar[str] = "cm3leon_jax.image_tokenizers.vqgan.training:VQGANTrainer"
+
+    base_channels: PositiveInt = 128
+    # One entry per level; each level but the last halves the side.
+    channel_multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 4)
+    num_res_blocks: Annotated[int, Range(at_least=0, at_most=10_000)] = 2
+    # Sides of the feature map at which residual blocks are followed by attention.
+    attention_resolutions: tuple[PositiveInt, ...] = ()
+    # The two blocks and the attention at the lowest resolution. Without them a code describes its own patch alone,
+    # which a small transformer on a small corpus learns far sooner than codes that each depend on the whole image.
+    mid_block: bool = True
+    # Most groups of a group normalization; small widths want fewer, since a group of one channel loses its mean.
+    norm_groups: PositiveInt = 32
+    latent_channels: PositiveInt = 256
+    embedding_dim: PositiveInt = 256
+    training: VQGANTrainingConfig = field(default_factory=VQGANTrainingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        levels = len(self.channel_multipliers)
+        require(1 <= levels <= 16, f"image_tokenizer.channel_multipliers has {levels} entries: one per level, 1 to 16")
+        require(
+            self.resolution % self.factor == 0,
+            f"image_tokenizer.resolution {self.resolution} is not a multiple of the factor {self.factor}, "
+            f"which follows from {levels} channel_multipliers",
+        )
+
+    @property
+    def factor(self) -> int:
+        """Pixels a code covers, along one side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side of an image."""
+        return self.resolution // self.factor

@@ -21,7 +21,7 @@ def reconstruction_loss(pixels: Float[Array, "B R R C"], target: Float[Array, "B
 def codebook_loss(
     latents: Float[Array, "B G G E"], vectors: Float[Array, "B G G E"], codebook_weight: float, commitment_weight: float
 ) -> Float[Array, ""]:
-    """Draws codes to latents, and latents to their codes (arXiv 1711.00937, equation 3)."""
+    """Moves codes to latents, and latents to their codes (arXiv 1711.00937, equation 3)."""
     codes_to_latents = jnp.mean((vectors - jax.lax.stop_gradient(latents)) ** 2)
     latents_to_codes = jnp.mean((latents - jax.lax.stop_gradient(vectors)) ** 2)
     return codebook_weight * codes_to_latents + commitment_weight * latents_to_codes
@@ -40,7 +40,7 @@ def discriminator_loss(real: Float[Array, "B P P 1"], fake: Float[Array, "B P P 
 def adaptive_weight(
     reconstruction_gradient: Float[Array, "h w i o"], adversarial_gradient: Float[Array, "h w i o"]
 ) -> Float[Array, ""]:
-    """Makes both gradients alike in norm at the decoder's last kernel (arXiv 2012.09841, equation 7), up to 1e4."""
+    """Balances the norms of both gradients at the decoder's last kernel (arXiv 2012.09841, equation 7)."""
     ratio = jnp.linalg.norm(reconstruction_gradient.ravel()) / (jnp.linalg.norm(adversarial_gradient.ravel()) + 1e-4)
     return jnp.clip(ratio, 0, LARGEST_ADAPTIVE_WEIGHT)
 
@@ -60,7 +60,7 @@ class PatchDiscriminator(nnx.Module):
     ) -> None:
         if resolution // 2**num_layers < 3:
             raise UserError(
-                f"config.image_tokenizer_training.discriminator_layers is {num_layers}: each halves the side, and of "
+                f"config.image_tokenizer.training.discriminator_layers is {num_layers}: each halves the side, and of "
                 f"{resolution} pixels at least 3 must remain; take fewer layers, or set discriminator_weight to 0"
             )
         widths = [channels * min(2**layer, 8) for layer in range(num_layers + 1)]
@@ -76,7 +76,7 @@ class PatchDiscriminator(nnx.Module):
         self.conv_out = layer(widths[-1], 1, 1)
 
     def __call__(self, pixels: Float[Array, "B R R C"]) -> Float[Array, "B P P 1"]:
-        """Pixels in [-1, 1] -> one score a patch, high for real."""
+        """Pixels in [-1, 1] -> one score per patch, high for real."""
         x = nnx.leaky_relu(self.convs[0](pixels), 0.2)
         for convolution, norm in zip(self.convs[1:], self.norms, strict=True):
             x = nnx.leaky_relu(norm(convolution(x)), 0.2)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from cm3leon_jax.errors import UserError
 
 # Widths of VGG16's five stages, and torchvision's indices of their convolutions; the features are those after a stage's
-# last ReLU (relu1_2, relu2_2, relu3_3, relu4_3, relu5_3), and a 2x2 maximum lies between stages.
+# last ReLU (relu1_2, relu2_2, relu3_3, relu4_3, relu5_3), with a 2x2 maximum between stages.
 WIDTHS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 

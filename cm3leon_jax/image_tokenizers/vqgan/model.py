@@ -1,24 +1,19 @@
 """The VQGAN autoencoder (Esser et al., arXiv 2012.09841): pixels -> latents -> nearest codes -> pixels.
 
-Modules bear the names of the taming-transformers release (`encoder.down.0.block.1.norm1`), so that importing published
-weights is a renaming. Feature maps are [B H W C], all parameters float32.
+Modules have the names of the taming-transformers release (`encoder.down.0.block.1.norm1`).
+Feature maps are [B H W C], all parameters float32.
 """
 
 from __future__ import annotations
-
-import zlib
-from collections.abc import Mapping
-from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
-
-AnyModule = TypeVar("AnyModule", bound=nnx.Module)
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
+from cm3leon_jax.named_parameters import named_generator, parameters
 
 
 def group_norm(channels: int, most_groups: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
@@ -93,7 +88,7 @@ class Upsample(nnx.Module):
 
 
 class Level(nnx.Module):
-    """The blocks at one resolution, then a change of side; `attn` is empty, or has one entry a block."""
+    """The blocks at one resolution, then a change of side; `attn` is empty, or has one entry per block."""
 
     def __init__(
         self,
@@ -139,18 +134,18 @@ class Middle(nnx.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-def _widths(config: ImageTokenizerConfig) -> list[int]:
+def _widths(config: VQGANConfig) -> list[int]:
     return [config.base_channels * multiplier for multiplier in config.channel_multipliers]
 
 
-def _has_attention(config: ImageTokenizerConfig, level: int) -> bool:
+def _has_attention(config: VQGANConfig, level: int) -> bool:
     return config.resolution // 2**level in config.attention_resolutions
 
 
-class Encoder(nnx.Module):
+class ConvEncoder(nnx.Module):
     """Pixels -> feature map of the code grid."""
 
-    def __init__(self, config: ImageTokenizerConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: VQGANConfig, rngs: nnx.Rngs) -> None:
         widths = _widths(config)
         inputs = [config.base_channels, *widths[:-1]]
         self.conv_in = conv(config.in_channels, config.base_channels, 3, rngs)
@@ -181,10 +176,10 @@ class Encoder(nnx.Module):
         return self.conv_out(nnx.silu(self.norm_out(x)))
 
 
-class Decoder(nnx.Module):
+class ConvDecoder(nnx.Module):
     """Feature map of the code grid -> pixels; `up[0]` is the level of the full resolution."""
 
-    def __init__(self, config: ImageTokenizerConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: VQGANConfig, rngs: nnx.Rngs) -> None:
         widths = _widths(config)
         inputs = [*widths[1:], widths[-1]]
         self.conv_in = conv(config.latent_channels, widths[-1], 3, rngs)
@@ -207,7 +202,7 @@ class Decoder(nnx.Module):
         self.conv_out = conv(widths[0], config.in_channels, 3, rngs)
 
     def features(self, latents: Float[Array, "B G G Z"]) -> Float[Array, "B R R F"]:
-        """All but the last convolution: what the adaptive discriminator weight needs beside the pixels."""
+        """All but the last convolution: what the adaptive discriminator weight needs in addition to the pixels."""
         x = self.conv_in(latents)
         x = self.mid(x) if self.mid else x
         for level in reversed(self.up):
@@ -238,14 +233,14 @@ class Codebook(nnx.Module):
 
 
 class VQGAN(nnx.Module):
-    """The whole autoencoder of one `ImageTokenizerConfig`."""
+    """The whole autoencoder of one `VQGANConfig`."""
 
-    def __init__(self, config: ImageTokenizerConfig, rngs: nnx.Rngs) -> None:
-        self.encoder = Encoder(config, rngs)
+    def __init__(self, config: VQGANConfig, rngs: nnx.Rngs) -> None:
+        self.encoder = ConvEncoder(config, rngs)
         self.quant_conv = conv(config.latent_channels, config.embedding_dim, 1, rngs)
         self.quantize = Codebook(config.codebook_size, config.embedding_dim, rngs)
         self.post_quant_conv = conv(config.embedding_dim, config.latent_channels, 1, rngs)
-        self.decoder = Decoder(config, rngs)
+        self.decoder = ConvDecoder(config, rngs)
 
     def encode(self, pixels: Float[Array, "B R R C"]) -> Float[Array, "B G G E"]:
         """Pixels in [-1, 1] -> latents, before quantization."""
@@ -260,30 +255,24 @@ class VQGAN(nnx.Module):
         return self.decoder.conv_out(self.features(vectors))
 
 
+def to_unit_range(images: UInt8[Array, "B R R C"]) -> Float[Array, "B R R C"]:
+    """0..255 -> [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def from_unit_range(pixels: Float[Array, "B R R C"]) -> UInt8[Array, "B R R C"]:
+    """[-1, 1] -> 0..255, clamped and rounded."""
+    return jnp.round((jnp.clip(pixels, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
 def straight_through(latents: Float[Array, "B G G E"], vectors: Float[Array, "B G G E"]) -> Float[Array, "B G G E"]:
     """The value of `vectors` with the gradient of `latents` (van den Oord et al., arXiv 1711.00937, section 3.2)."""
     return latents + jax.lax.stop_gradient(vectors - latents)
 
 
-def parameters(module: nnx.Module) -> dict[str, Any]:
-    """Every parameter (of an abstract module: its shape) by dotted name: `encoder.down.0.block.1.conv1.kernel`."""
-    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    return {".".join(str(part) for part in path): variable.get_value() for path, variable in flat}
-
-
-def abstract_vqgan(config: ImageTokenizerConfig) -> VQGAN:
+def abstract_vqgan(config: VQGANConfig) -> VQGAN:
     """The module with shapes in place of arrays: costs nothing, for `bind` and `parameters`."""
     return nnx.eval_shape(lambda: VQGAN(config, nnx.Rngs(0)))
-
-
-def bind(module: AnyModule, values: Mapping[str, Array | np.ndarray]) -> AnyModule:
-    """A copy of `module` (which may be abstract) that holds `values` under the names `parameters` gives."""
-    graph, _ = nnx.split(module)
-    flat = [
-        (tuple(int(part) if part.isdigit() else part for part in name.split(".")), nnx.Param(value))
-        for name, value in values.items()
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 def initial_parameters(module: nnx.Module, seed: int) -> dict[str, np.ndarray]:
@@ -293,8 +282,7 @@ def initial_parameters(module: nnx.Module, seed: int) -> dict[str, np.ndarray]:
     """
     values = {}
     for name, abstract in parameters(module).items():
-        # Drawn on the host: compiling a hundred random generators would take longer than a small run's first 100 steps.
-        random = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
+        random = named_generator(seed, name)
         shape, kind = abstract.shape, name.rpartition(".")[2]
         if kind == "kernel":
             value = random.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))

@@ -16,10 +16,18 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from cm3leon_jax.image_tokenizers.vqgan import codebook, losses
 from cm3leon_jax.image_tokenizers.vqgan.codebook import CodebookStatistics
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig, ImageTokenizerTrainingConfig
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig, VQGANTrainingConfig
 from cm3leon_jax.image_tokenizers.vqgan.lpips import lpips_distance
-from cm3leon_jax.image_tokenizers.vqgan.model import VQGAN, abstract_vqgan, bind, initial_parameters, straight_through
-from cm3leon_jax.image_tokenizers.vqgan.pixels import to_unit_range
+from cm3leon_jax.image_tokenizers.vqgan.model import (
+    VQGAN,
+    abstract_vqgan,
+    initial_parameters,
+    straight_through,
+    to_unit_range,
+)
+from cm3leon_jax.models.sharding import batch_sharding
+from cm3leon_jax.named_parameters import bind
+from cm3leon_jax.training.schedules import learning_rate
 
 EMBEDDING = "quantize.embedding"
 LAST_KERNEL = "decoder.conv_out.kernel"
@@ -29,7 +37,7 @@ Parameters = dict[str, Array]
 Metrics = dict[str, Array]
 
 
-class TrainingState(NamedTuple):
+class VQGANState(NamedTuple):
     """All that a run needs to go on; the discriminator's parts are empty when there is none."""
 
     step: Int[Array, ""]
@@ -41,29 +49,19 @@ class TrainingState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Architecture and training values, and what follows from them."""
+class VQGANModules:
+    """The optimizer and the discriminator that a config describes."""
 
-    config: ImageTokenizerConfig
-    training: ImageTokenizerTrainingConfig
+    config: VQGANConfig
+    training: VQGANTrainingConfig
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """Adam: the rate rises linearly over `warmup_steps`, then falls linearly to its final share."""
+        """Adam, for the autoencoder and the discriminator."""
         training = self.training
-        peak = training.learning_rate
-        rate = optax.join_schedules(
-            [
-                optax.linear_schedule(peak / max(training.warmup_steps, 1), peak, training.warmup_steps),
-                optax.linear_schedule(
-                    peak,
-                    peak * training.final_learning_rate_fraction,
-                    max(training.num_steps - training.warmup_steps, 1),
-                ),
-            ],
-            [training.warmup_steps],
+        return optax.adam(
+            learning_rate(training, training.num_steps, skip_zero=True), b1=training.beta1, b2=training.beta2
         )
-        return optax.adam(rate, b1=training.beta1, b2=training.beta2)
 
     @property
     def has_discriminator(self) -> bool:
@@ -88,40 +86,40 @@ class Recipe:
         return bind(self.abstract_discriminator(), values)(pixels)
 
 
-def initial_state(recipe: Recipe, images: UInt8[Array, "B R R C"]) -> TrainingState:
+def initial_state(modules: VQGANModules, images: UInt8[Array, "B R R C"]) -> VQGANState:
     """Random weights from the seed, and a codebook of encoder outputs of `images`, the first batch.
 
     A code that starts far from every latent is never chosen and never learns; one that starts on a latent is used.
     """
-    config, seed = recipe.config, recipe.training.seed
+    config, seed = modules.config, modules.training.seed
     model = abstract_vqgan(config)
     values = {name: jnp.asarray(value) for name, value in initial_parameters(model, seed).items()}
     encode = jax.jit(lambda values, images: bind(model, values).encode(to_unit_range(images)))
     latents = encode(values, images).reshape(-1, config.embedding_dim)
     values[EMBEDDING] = codebook.sample_latents(latents, config.codebook_size, jax.random.key(seed))
     discriminator: Parameters = {}
-    if recipe.has_discriminator:
-        fresh = initial_parameters(recipe.abstract_discriminator(), seed)
+    if modules.has_discriminator:
+        fresh = initial_parameters(modules.abstract_discriminator(), seed)
         discriminator = {name: jnp.asarray(value) for name, value in fresh.items()}
-    return TrainingState(
+    return VQGANState(
         step=jnp.zeros((), jnp.int32),
         parameters=values,
-        optimizer=recipe.optimizer.init(values),
+        optimizer=modules.optimizer.init(values),
         codebook=codebook.initial_statistics(values[EMBEDDING], latents.shape[0]),
         discriminator=discriminator,
-        discriminator_optimizer=recipe.optimizer.init(discriminator),
+        discriminator_optimizer=modules.optimizer.init(discriminator),
     )
 
 
 @cache
-def make_train_step(recipe: Recipe, mesh: Mesh) -> Callable[..., tuple[TrainingState, Metrics]]:
+def make_train_step(modules: VQGANModules, mesh: Mesh) -> Callable[..., tuple[VQGANState, Metrics]]:
     """`(state, images, lpips weights or None, adversarial=) -> (state, metrics)`, jitted; the state is donated.
 
-    Images are split over the mesh's one axis, everything else is on every device.
+    Images are split over the mesh, everything else is on every device.
     """
-    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    replicated, split = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
     return jax.jit(
-        partial(train_step, recipe),
+        partial(train_step, modules),
         in_shardings=(replicated, split, replicated),
         out_shardings=replicated,
         static_argnums=3,
@@ -130,15 +128,15 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> Callable[..., tuple[TrainingS
 
 
 def train_step(
-    recipe: Recipe,
-    state: TrainingState,
+    modules: VQGANModules,
+    state: VQGANState,
     images: UInt8[Array, "B R R C"],
     lpips_weights: dict[str, Array] | None,
     adversarial: bool,
-) -> tuple[TrainingState, Metrics]:
+) -> tuple[VQGANState, Metrics]:
     """Autoencoder, codebook, and with `adversarial` the discriminator, each one step on the same images."""
-    training = recipe.training
-    model = abstract_vqgan(recipe.config)
+    training = modules.training
+    model = abstract_vqgan(modules.config)
     target = to_unit_range(images)
 
     def forward(values: Parameters) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
@@ -165,7 +163,7 @@ def train_step(
     discriminator, discriminator_optimizer = state.discriminator, state.discriminator_optimizer
     if adversarial:
         generator, adversarial_gradient = jax.value_and_grad(
-            lambda pixels: losses.generator_loss(recipe.score(discriminator, pixels))
+            lambda pixels: losses.generator_loss(modules.score(discriminator, pixels))
         )(pixels)
         # The last layer is linear, so both of its gradients follow from those at the pixels: the adaptive weight costs
         # two small products, and decoder and encoder still go backward once.
@@ -174,24 +172,26 @@ def train_step(
         weight *= training.discriminator_weight
         pixel_gradient += weight * adversarial_gradient
         loss, gradient = jax.value_and_grad(
-            lambda values: losses.discriminator_loss(recipe.score(values, target), recipe.score(values, pixels))
+            lambda values: losses.discriminator_loss(modules.score(values, target), modules.score(values, pixels))
         )(discriminator)
-        discriminator, discriminator_optimizer = _descend(recipe, gradient, discriminator, discriminator_optimizer)
+        discriminator, discriminator_optimizer = _apply_gradients(
+            modules, gradient, discriminator, discriminator_optimizer
+        )
         metrics |= {"generator": generator, "discriminator": loss, "adversarial_weight": weight}
         metrics["loss"] += weight * generator
 
     (gradients,) = vjp_fn((pixel_gradient, jnp.ones_like(quantization)))
-    values, optimizer = _descend(recipe, gradients, state.parameters, state.optimizer)
-    statistics, embedding = _move_codebook(
-        recipe, state, values[EMBEDDING], latents.reshape(-1, latents.shape[-1]), codes.reshape(-1)
+    values, optimizer = _apply_gradients(modules, gradients, state.parameters, state.optimizer)
+    statistics, embedding = _update_codebook(
+        modules, state, values[EMBEDDING], latents.reshape(-1, latents.shape[-1]), codes.reshape(-1)
     )
-    counts = codebook.count_codes(codes.reshape(-1), recipe.config.codebook_size)
+    counts = codebook.count_codes(codes.reshape(-1), modules.config.codebook_size)
     metrics |= {
         "psnr": -10 * jnp.log10(jnp.mean(((jnp.clip(pixels, -1, 1) - target) / 2) ** 2)),
         "codes_used": jnp.sum(counts > 0),
         "perplexity": codebook.perplexity(counts),
     }
-    return TrainingState(
+    return VQGANState(
         step=state.step + 1,
         parameters=values | {EMBEDDING: embedding},
         optimizer=optimizer,
@@ -201,14 +201,14 @@ def train_step(
     ), metrics
 
 
-def _move_codebook(
-    recipe: Recipe, state: TrainingState, embedding: Array, latents: Array, codes: Array
+def _update_codebook(
+    modules: VQGANModules, state: VQGANState, embedding: Array, latents: Array, codes: Array
 ) -> tuple[CodebookStatistics, Array]:
-    training = recipe.training
+    training = modules.training
     if training.codebook_update == "ema":
         statistics, embedding = codebook.update_means(state.codebook, embedding, latents, codes, training.ema_decay)
     else:
-        counts = codebook.count_codes(codes, recipe.config.codebook_size)
+        counts = codebook.count_codes(codes, modules.config.codebook_size)
         statistics = codebook.update_usage(state.codebook, counts, training.ema_decay)
     if not training.dead_code_every:
         return statistics, embedding
@@ -229,8 +229,8 @@ def _last_kernel_gradient(model: VQGAN, values: Parameters, features: Array, pix
     return vjp_fn(pixel_gradient)[0]
 
 
-def _descend(
-    recipe: Recipe, gradients: Parameters, values: Parameters, optimizer: optax.OptState
+def _apply_gradients(
+    modules: VQGANModules, gradients: Parameters, values: Parameters, optimizer: optax.OptState
 ) -> tuple[Parameters, optax.OptState]:
-    updates, optimizer = recipe.optimizer.update(gradients, optimizer, values)
+    updates, optimizer = modules.optimizer.update(gradients, optimizer, values)
     return optax.apply_updates(values, updates), optimizer

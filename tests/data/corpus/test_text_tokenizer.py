@@ -11,7 +11,7 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
 from cm3leon_jax.vocabulary import Vocabulary
 
 
@@ -20,7 +20,7 @@ def config(tmp_path):
     return Config(
         corpus=CorpusConfig(path=str(tmp_path / "corpus"), mixture="digits", modules=("examples.digits.tasks",)),
         vocabulary=VocabularyConfig(str(tmp_path / "vocabulary"), num_text_tokens=320, num_masks=4, num_documents=200),
-        image_tokenizer=ImageTokenizerConfig(codebook_size=64),
+        image_tokenizer=VQGANConfig(codebook_size=64),
     )
 
 

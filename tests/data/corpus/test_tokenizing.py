@@ -23,14 +23,16 @@ from cm3leon_jax.data.sources.folder_task import FolderSource
 from cm3leon_jax.data.sources.reading import TaskReader, open_mixture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
-from cm3leon_jax.image_tokenizers.vqgan.model import VQGAN, parameters
+from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
+from cm3leon_jax.image_tokenizers.vqgan.model import VQGAN
+from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3leon_jax.images import decode_image, encode_png
+from cm3leon_jax.named_parameters import parameters
 from cm3leon_jax.vocabulary import Vocabulary
 
 NUM_IMAGES = 40
-IMAGE_TOKENIZER = ImageTokenizerConfig(
+IMAGE_TOKENIZER = VQGANConfig(
     resolution=8, in_channels=1, base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, latent_channels=8,
     embedding_dim=4, codebook_size=32,
 )  # fmt: skip
@@ -53,8 +55,8 @@ def folder(tmp_path_factory):
 def image_tokenizer(tmp_path_factory):
     """One folder for all tests, so that the encoder is compiled once."""
     path = tmp_path_factory.mktemp("image_tokenizer")
-    ImageTokenizer(IMAGE_TOKENIZER, parameters(VQGAN(IMAGE_TOKENIZER, nnx.Rngs(0)))).save(path)
-    return ImageTokenizer.load(path)
+    VQGANTokenizer(IMAGE_TOKENIZER, parameters(VQGAN(IMAGE_TOKENIZER, nnx.Rngs(0)))).save(path)
+    return load_image_tokenizer(path)
 
 
 @pytest.fixture
@@ -324,7 +326,7 @@ def test_processes_that_write_in_turns_write_what_one_does(
     corpus = replace(config.corpus, mixture=name, examples_per_shard=4)
     (task,) = open_mixture(corpus)
     tokens = DocumentTokenizer(
-        Vocabulary.load(config.vocabulary.path), ImageTokenizer.load(config.image_tokenizer.path), 8
+        Vocabulary.load(config.vocabulary.path), load_image_tokenizer(config.image_tokenizer.path), 8
     )
 
     def written(folder, processes):

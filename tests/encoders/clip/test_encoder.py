@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cm3leon_jax.encoders.base import load_encoder
 from cm3leon_jax.encoders.clip.encoder import ClipEncoder
-from cm3leon_jax.encoders.clip.inputs import ImageNormalization, SpecialTokenIds, kept_patches, normalized
-from cm3leon_jax.encoders.clip.model import abstract_clip, l2_normalize
-from cm3leon_jax.encoders.loading import load_encoder
+from cm3leon_jax.encoders.clip.inputs import ImageNormalization, SpecialTokenIds, kept_patches, normalize_images
+from cm3leon_jax.encoders.clip.model import abstract_clip, normalize_rows
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.image_tokenizers.vqgan.model import bind
+from cm3leon_jax.named_parameters import bind
 from tests.conftest import CAPTIONS
 
 LONG = "a handwritten seven " * 9
@@ -69,7 +69,7 @@ def test_pixels_are_resized_as_clip_does(side):
     scaled = torch.tensor(found.transpose(0, 3, 1, 2)).float() / 255
     expected = torch.nn.functional.interpolate(scaled, (16, 16), mode="bicubic", antialias=True).clip(0, 1)
     expected = (expected.numpy().transpose(0, 2, 3, 1) - ImageNormalization.mean) / np.array(ImageNormalization.std)
-    np.testing.assert_allclose(normalized(jnp.asarray(found), 16, ImageNormalization()), expected, atol=1e-4)
+    np.testing.assert_allclose(normalize_images(jnp.asarray(found), 16, ImageNormalization()), expected, atol=1e-4)
 
 
 def test_what_is_left_out_follows_from_the_key_and_the_content(clip_encoder):
@@ -88,10 +88,10 @@ def test_what_is_left_out_follows_from_the_key_and_the_content(clip_encoder):
 
 def test_what_is_left_out_of_an_image_has_the_mean_color(clip_encoder):
     kept = kept_patches(2, 16, 0.5, np.array([1, 2]))
-    pixels = np.array(normalized(jnp.asarray(images(2)), 16, ImageNormalization()))
+    pixels = np.array(normalize_images(jnp.asarray(images(2)), 16, ImageNormalization()))
     pixels *= kept.reshape(2, 4, 4).repeat(4, axis=1).repeat(4, axis=2)[..., None]
     clip = bind(abstract_clip(clip_encoder.architecture), clip_encoder.weights)
-    expected = l2_normalize(clip.image(jnp.asarray(pixels)))
+    expected = normalize_rows(clip.image(jnp.asarray(pixels)))
     np.testing.assert_allclose(clip_encoder.encode_images(images(2), 0.5, np.array([1, 2])), expected, atol=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_a_folder_gives_the_encoder_back(clip_encoder, tmp_path):
     assert isinstance(loaded, ClipEncoder) and loaded.fingerprint == clip_encoder.fingerprint
     np.testing.assert_array_equal(loaded.encode_texts(TEXTS), clip_encoder.encode_texts(TEXTS))
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert stored["kind"] == "clip" and stored["training"] == {"mixture": "x"}
+    assert stored["family"] == "clip" and stored["training"] == {"mixture": "x"}
 
 
 def test_fingerprints_tell_encoders_apart(clip_encoder):
@@ -135,12 +135,12 @@ def test_fingerprints_tell_encoders_apart(clip_encoder):
         weights=clip_encoder.weights,
         tokenizer_json=clip_encoder.tokenizer.json,
         special_tokens=clip_encoder.special_tokens,
-        colors=clip_encoder.colors,
+        normalization=clip_encoder.normalization,
     )
     others = dict(
         weights=clip_encoder.weights | {"logit_scale": np.float32(1)},
         special_tokens=SpecialTokenIds(0, 2, 2),
-        colors=ImageNormalization(std=(1.0, 1.0, 1.0)),
+        normalization=ImageNormalization(std=(1.0, 1.0, 1.0)),
     )
     found = {ClipEncoder(**(parts | {name: other})).fingerprint for name, other in others.items()}
     assert ClipEncoder(**parts).fingerprint == clip_encoder.fingerprint
@@ -161,13 +161,13 @@ def test_a_damaged_folder_is_refused_in_a_line(clip_encoder, tmp_path):
         ("model.safetensors", None, "is damaged"),
         ("model.safetensors", b"nothing", "is damaged"),
         ("tokenizer.json", b"{}", "tokenizer.json is damaged"),
-        ("config.json", json.dumps({"kind": "clip"}).encode(), "config is damaged: .*architecture: field required"),
-        ("config.json", json.dumps(config | {"fingerprint": "0"}).encode(), "are not those that"),
+        ("config.json", json.dumps({"family": "clip"}).encode(), "config is damaged: .*settings: field required"),
+        ("config.json", json.dumps(config | {"fingerprint": "0"}).encode(), "is not the file that"),
     ):
         spoilt(name, content)
         with pytest.raises(UserError, match=message):
             load_encoder(tmp_path / "part")
-    config["architecture"]["embedding_dim"] = 25
+    config["settings"]["architecture"]["embedding_dim"] = 25
     spoilt("config.json", json.dumps(config).encode())
     with pytest.raises(UserError, match=r"tensor image.projection is \(32, 24\), its config says \(32, 25\)"):
         load_encoder(tmp_path / "part")

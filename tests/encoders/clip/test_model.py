@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cm3leon_jax.encoders.clip.model import Clip, ClipArchitecture, abstract_clip, eos_positions, l2_normalize
-from cm3leon_jax.encoders.config import EncoderConfig
+from cm3leon_jax.encoders.clip.config import ClipConfig
+from cm3leon_jax.encoders.clip.model import Clip, ClipArchitecture, abstract_clip, eos_positions, normalize_rows
 from cm3leon_jax.huggingface.families.clip import read_architecture, read_parameters
 from cm3leon_jax.huggingface.reading_weights import StoredTensor
-from cm3leon_jax.image_tokenizers.vqgan.model import bind
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.models.sharding import make_mesh, shardings
+from cm3leon_jax.named_parameters import bind
 from tests.encoders.conftest import TINY_IMAGE, TINY_TEXT, theirs
 
 torch = pytest.importorskip("torch", reason="parity with transformers needs torch: pip install -e '.[test]'")
@@ -56,8 +56,8 @@ def assert_equal(model: Any, count: int, atol: float = 1e-4) -> None:
     our_image = jax.jit(lambda clip, pixels: clip.image(pixels))(clip, pixels)
     np.testing.assert_allclose(our_text, text, atol=atol)
     np.testing.assert_allclose(our_image, image, atol=atol)
-    np.testing.assert_allclose(l2_normalize(our_text), found.text_embeds.numpy(), atol=atol)
-    np.testing.assert_allclose(l2_normalize(our_image), found.image_embeds.numpy(), atol=atol)
+    np.testing.assert_allclose(normalize_rows(our_text), found.text_embeds.numpy(), atol=atol)
+    np.testing.assert_allclose(normalize_rows(our_image), found.image_embeds.numpy(), atol=atol)
     np.testing.assert_allclose(clip.logit_scale[...], model.logit_scale.detach(), atol=1e-6)
     # Not all alike, or equality would say little.
     assert np.std(text, axis=0).max() > 0.01 and np.std(image, axis=0).max() > 0.01
@@ -81,7 +81,7 @@ def test_embeddings_are_those_of_transformers(text, image):
 def test_embeddings_of_vit_b_32_are_those_of_transformers():
     model = theirs({}, {}, projection_dim=512)
     assert_equal(model, count=2)
-    architecture = ClipArchitecture.of(EncoderConfig(), vocabulary_size=49408)
+    architecture = ClipArchitecture.of(ClipConfig(), vocabulary_size=49408)
     assert read_architecture(model.config.to_dict(), Path("there")) == architecture
 
 

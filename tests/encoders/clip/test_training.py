@@ -19,16 +19,19 @@ from hypothesis import strategies as st
 
 from cm3leon_jax.data.corpus.training_samples import PairSample
 from cm3leon_jax.encoders.clip import training as clip_training
+from cm3leon_jax.encoders.clip.config import ClipTrainingConfig
 from cm3leon_jax.encoders.clip.model import abstract_clip
-from cm3leon_jax.encoders.clip.training import ClipTrainStep, contrastive_loss, learning_rate, places_at
-from cm3leon_jax.encoders.config import EncoderTrainingConfig
-from cm3leon_jax.errors import RestartError, UserError
+from cm3leon_jax.encoders.clip.training import ClipTrainStep, batch_indices, contrastive_loss
+from cm3leon_jax.encoders.training import LOG_NAME
+from cm3leon_jax.errors import UserError
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.models.weight_decay import decays
+from cm3leon_jax.training import trainer
+from cm3leon_jax.training.schedules import learning_rate
 from tests.conftest import CAPTIONS
 
-TRAINING = EncoderTrainingConfig(
+TRAINING = ClipTrainingConfig(
     num_steps=8, batch_size=16, peak_learning_rate=1e-3, warmup_steps=2, log_every=2, save_every=3
 )
 PAIRS = PairSample(
@@ -41,23 +44,21 @@ def one_device():
     return make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
 
 
-def train(encoder, folder: Path, training: EncoderTrainingConfig = TRAINING) -> dict[str, np.ndarray]:
-    return clip_training.train(
-        encoder.architecture,
-        training,
-        encoder.tokenizer,
-        PAIRS,
-        make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2)),
-        folder / "checkpoints",
-        folder / "metrics.jsonl",
-        lambda stored: None,
-        {},
+def train(encoder, folder: Path, training: ClipTrainingConfig = TRAINING) -> dict[str, np.ndarray] | None:
+    """The parameters after the last step; None if a signal stopped it."""
+    mesh, checkpoints = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2)), folder / "checkpoints"
+    result = trainer.train(
+        clip_training.training_run(
+            encoder.architecture, training, encoder.tokenizer, PAIRS, mesh, checkpoints, folder, {}
+        )
     )
+    return None if result.is_stopped else clip_training.whole_parameters(result.state)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "pairs_per_second"} for line in lines]
+    lines = [json.loads(line) for line in (folder / f"{LOG_NAME}_metrics.jsonl").read_text().splitlines()]
+    names = ("step", "loss", "temperature", "learning_rate", "grad_norm")
+    return [{name: line[name] for name in names} for line in lines]
 
 
 def test_the_loss_is_that_of_a_plain_loop():
@@ -77,13 +78,13 @@ def test_the_loss_is_that_of_a_plain_loop():
 
 @pytest.mark.slow
 def test_eight_devices_give_loss_and_gradients_of_one(clip_encoder):
-    places = places_at(40, TRAINING, 0)
-    tokens, _ = clip_encoder.tokenizer([PAIRS.texts[place] for place in places])
+    indices = batch_indices(40, TRAINING, 0)
+    tokens, _ = clip_encoder.tokenizer([PAIRS.texts[index] for index in indices])
     found = []
     for mesh in (one_device(), make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))):
         compiled = ClipTrainStep(clip_encoder.architecture, TRAINING, clip_encoder.special_tokens.read_at, mesh)
         parameters = compiled.init().parameters
-        found.append(jax.device_get(compiled.gradients(parameters, tokens, PAIRS.images[places])))
+        found.append(jax.device_get(compiled.gradients(parameters, tokens, PAIRS.images[indices])))
     (one, of_one), (eight, of_eight) = found
     assert float(eight) == pytest.approx(float(one), rel=1e-5) and float(one) > 0.5
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), of_eight, of_one)
@@ -93,21 +94,21 @@ def test_eight_devices_give_loss_and_gradients_of_one(clip_encoder):
 @given(count=st.integers(1, 30), size=st.integers(2, 9), seed=st.integers(0, 9), epoch=st.integers(0, 5))
 def test_a_pass_holds_every_pair_once(count, size, seed, epoch):
     training = dataclasses.replace(TRAINING, batch_size=size, seed=seed)
-    drawn = [places_at(count * size, training, epoch * count + step) for step in range(count)]
-    assert sorted(np.concatenate(drawn).tolist()) == list(range(count * size))
+    seen = [batch_indices(count * size, training, epoch * count + step) for step in range(count)]
+    assert sorted(np.concatenate(seen).tolist()) == list(range(count * size))
 
 
 def test_a_batch_follows_from_seed_and_step():
-    first = places_at(40, TRAINING, 1)
-    np.testing.assert_array_equal(first, places_at(40, TRAINING, 1))
+    first = batch_indices(40, TRAINING, 1)
+    np.testing.assert_array_equal(first, batch_indices(40, TRAINING, 1))
     assert len(set(first.tolist())) == 16
-    assert not np.array_equal(first, places_at(40, TRAINING, 0))
-    assert not np.array_equal(first, places_at(40, dataclasses.replace(TRAINING, seed=1), 1))
+    assert not np.array_equal(first, batch_indices(40, TRAINING, 0))
+    assert not np.array_equal(first, batch_indices(40, dataclasses.replace(TRAINING, seed=1), 1))
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_nothing():
     training = dataclasses.replace(TRAINING, num_steps=12, warmup_steps=4)
-    rates = [float(learning_rate(training)(step)) for step in range(13)]
+    rates = [float(learning_rate(training, 12, "cosine")(step)) for step in range(13)]
     assert rates[0] == 0 and rates[4] == pytest.approx(1e-3) and rates[12] == pytest.approx(0, abs=1e-9)
     assert rates[8] == pytest.approx(5e-4)
     assert rates[:5] == sorted(rates[:5]) and rates[4:] == sorted(rates[4:], reverse=True)
@@ -137,29 +138,29 @@ def test_the_temperature_stays_above_its_lowest(clip_encoder):
 @pytest.mark.slow
 def test_training_resumes_bit_for_bit(clip_encoder, tmp_path, monkeypatch):
     whole = train(clip_encoder, tmp_path / "whole")
-    assert [line["step"] for line in metrics(tmp_path / "whole")] == [2, 4, 6, 8]
+    assert [line["step"] for line in metrics(tmp_path / "whole")] == [1, 2, 4, 6, 8]
 
-    drawn: list[int] = []
+    seen: list[int] = []
 
     def interrupted(num_pairs, training, step):
-        drawn.append(step)
-        if len(drawn) == 6:
+        seen.append(step)
+        if len(seen) == 6:
             raise KeyboardInterrupt
-        return places_at(num_pairs, training, step)
+        return batch_indices(num_pairs, training, step)
 
-    monkeypatch.setattr(clip_training, "places_at", interrupted)
+    monkeypatch.setattr(clip_training, "batch_indices", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(clip_encoder, tmp_path / "parts")
-    monkeypatch.setattr(clip_training, "places_at", lambda *given: drawn.append(given[2]) or places_at(*given))
-    drawn.clear()
+    monkeypatch.setattr(clip_training, "batch_indices", lambda *given: seen.append(given[2]) or batch_indices(*given))
+    seen.clear()
     parts = train(clip_encoder, tmp_path / "parts")
-    assert drawn == [3, 4, 5, 6, 7]
+    assert seen == [3, 4, 5, 6, 7]
     for name, value in whole.items():
         np.testing.assert_array_equal(parts[name], value, err_msg=name)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
     fewer = dataclasses.replace(TRAINING, num_steps=4)
-    with pytest.raises(UserError, match=r"is at step 8, beyond config.encoder_training.num_steps 4"):
+    with pytest.raises(UserError, match=r"num_steps 4 ends the run at step 4, but it is at step 8"):
         train(clip_encoder, tmp_path / "parts", fewer)
 
 
@@ -170,7 +171,7 @@ def test_a_loss_that_is_no_number_stops_the_run_unsaved(clip_encoder, tmp_path, 
         return step
 
     monkeypatch.setattr(clip_training, "compiled_step", broken)
-    with pytest.raises(UserError, match=r"loss is nan since step 1: lower config.encoder_training.peak"):
+    with pytest.raises(UserError, match=r"loss is nan since step 1: lower config.encoder.training.peak"):
         train(clip_encoder, tmp_path)
     assert not [found for found in (tmp_path / "checkpoints").iterdir() if found.name.isdigit()]
 
@@ -181,15 +182,14 @@ def test_a_signal_saves_and_the_next_run_is_bit_for_bit_that_of_one(clip_encoder
     values = dataclasses.replace(TRAINING, num_steps=5, save_every=100)
     whole = train(clip_encoder, tmp_path / "whole", values)
 
-    def told(num_pairs, training, step):
+    def signalled(num_pairs, training, step):
         if step == 2:
             os.kill(os.getpid(), number)
-        return places_at(num_pairs, training, step)
+        return batch_indices(num_pairs, training, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(clip_training, "places_at", told)
-        with pytest.raises(RestartError, match="stopped and saved at step 3; run the same command again to continue"):
-            train(clip_encoder, tmp_path / "parts", values)
+        patch.setattr(clip_training, "batch_indices", signalled)
+        assert train(clip_encoder, tmp_path / "parts", values) is None
     assert [found.name for found in (tmp_path / "parts" / "checkpoints").iterdir()] == ["3"]
     parts = train(clip_encoder, tmp_path / "parts", values)
     for name, value in whole.items():

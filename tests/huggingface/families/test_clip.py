@@ -13,8 +13,8 @@ from tokenizers import pre_tokenizers
 
 from cm3leon_jax.cli import main
 from cm3leon_jax.config import Config
-from cm3leon_jax.encoders.config import EncoderConfig
-from cm3leon_jax.encoders.loading import load_encoder
+from cm3leon_jax.encoders.base import load_encoder
+from cm3leon_jax.encoders.clip.config import ClipConfig
 from cm3leon_jax.errors import UserError
 from tests.encoders.conftest import TINY_IMAGE, TINY_TEXT, theirs
 from tests.huggingface.conftest import import_folder
@@ -84,7 +84,7 @@ def folder(saved, tmp_path) -> Path:
 
 @pytest.fixture
 def config(tmp_path) -> Config:
-    return Config(encoder=EncoderConfig(path=str(tmp_path / "encoder")))
+    return Config(encoder=ClipConfig(path=str(tmp_path / "encoder")))
 
 
 def change(file: Path, part: str | None = None, **values: object) -> None:
@@ -157,7 +157,7 @@ def test_another_encoder_is_not_overwritten(folder, config):
     with pytest.raises(UserError, match="holds another encoder than the folder's"):
         import_folder(config, folder.parent, folder)
     assert load_encoder(config.encoder.path).fingerprint == found
-    elsewhere = replace(config, encoder=EncoderConfig(path=str(folder.parent / "other")))
+    elsewhere = replace(config, encoder=ClipConfig(path=str(folder.parent / "other")))
     import_folder(elsewhere, folder.parent, folder)
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.image_tokenizers.vqgan import losses
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
+from cm3leon_jax.named_parameters import bind
 
 
 def test_hinge_losses() -> None:
@@ -45,7 +46,7 @@ def test_discriminator_scores_patches(resolution: int, num_layers: int, patches:
 
 def test_a_score_does_not_depend_on_the_rest_of_the_batch() -> None:
     model = nnx.eval_shape(lambda: discriminator(8, 1))
-    model = vqgan.bind(model, vqgan.initial_parameters(model, 0))
+    model = bind(model, vqgan.initial_parameters(model, 0))
     pixels = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
     score = jax.jit(lambda pixels: model(pixels)[0])
     np.testing.assert_allclose(score(pixels), score(pixels.at[1:].multiply(5.0)), rtol=1e-5, atol=1e-6)

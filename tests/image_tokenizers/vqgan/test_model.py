@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
+from cm3leon_jax.named_parameters import bind, parameters
 
-TINY = ImageTokenizerConfig(
+TINY = VQGANConfig(
     resolution=8,
     in_channels=1,
     base_channels=8,
@@ -19,7 +20,7 @@ TINY = ImageTokenizerConfig(
     embedding_dim=4,
     codebook_size=16,
 )
-THREE_LEVELS = ImageTokenizerConfig(
+THREE_LEVELS = VQGANConfig(
     resolution=32,
     in_channels=3,
     base_channels=6,
@@ -30,11 +31,11 @@ THREE_LEVELS = ImageTokenizerConfig(
     embedding_dim=7,
     codebook_size=11,
 )
-PUBLISHED = ImageTokenizerConfig(resolution=512, channel_multipliers=(1, 1, 2, 2, 4))
+PUBLISHED = VQGANConfig(resolution=512, channel_multipliers=(1, 1, 2, 2, 4))
 
 
 @pytest.mark.parametrize("config", [TINY, THREE_LEVELS, PUBLISHED], ids=["tiny", "three levels", "published"])
-def test_pixels_go_to_the_code_grid_and_back(config: ImageTokenizerConfig) -> None:
+def test_pixels_go_to_the_code_grid_and_back(config: VQGANConfig) -> None:
     side, grid = config.resolution, config.grid
     pixels = jax.ShapeDtypeStruct((2, side, side, config.in_channels), jnp.float32)
     latents = nnx.eval_shape(lambda x: vqgan.VQGAN(config, nnx.Rngs(0)).encode(x), pixels)
@@ -43,7 +44,7 @@ def test_pixels_go_to_the_code_grid_and_back(config: ImageTokenizerConfig) -> No
 
 
 def test_names_are_those_of_the_published_weights() -> None:
-    shapes = {name: value.shape for name, value in vqgan.parameters(vqgan.abstract_vqgan(PUBLISHED)).items()}
+    shapes = {name: value.shape for name, value in parameters(vqgan.abstract_vqgan(PUBLISHED)).items()}
     assert shapes["encoder.conv_in.kernel"] == (3, 3, 3, 128)
     assert shapes["encoder.down.2.block.0.nin_shortcut.kernel"] == (1, 1, 128, 256)
     assert shapes["encoder.down.3.downsample.conv.kernel"] == (3, 3, 256, 256)
@@ -58,7 +59,7 @@ def test_names_are_those_of_the_published_weights() -> None:
 
 
 def test_attention_stands_only_where_the_config_asks() -> None:
-    names = vqgan.parameters(vqgan.abstract_vqgan(THREE_LEVELS))
+    names = parameters(vqgan.abstract_vqgan(THREE_LEVELS))
     assert {name.split(".attn.")[0] for name in names if ".attn." in name} == {"encoder.down.1", "decoder.up.1"}
     assert {name.split(".")[4] for name in names if name.startswith("decoder.up.1.attn.")} == {"0", "1", "2"}
 
@@ -71,7 +72,7 @@ def test_norm_groups_divide_the_channels(channels: int, most: int, groups: int) 
 def test_nearest_is_the_smallest_distance_and_lookup_its_vector() -> None:
     random = np.random.default_rng(0)
     embedding, latents = random.normal(size=(16, 4)), random.normal(size=(2, 3, 3, 4))
-    book = vqgan.bind(
+    book = bind(
         nnx.eval_shape(lambda: vqgan.Codebook(16, 4, nnx.Rngs(0))), {"embedding": jnp.asarray(embedding, jnp.float32)}
     )
     codes = book.nearest(jnp.asarray(latents, jnp.float32))
@@ -91,7 +92,7 @@ def test_straight_through_has_the_codes_value_and_the_latents_gradient() -> None
 
 
 def test_downsample_pads_below_and_to_the_right() -> None:
-    layer = vqgan.bind(
+    layer = bind(
         nnx.eval_shape(lambda: vqgan.Downsample(1, nnx.Rngs(0))),
         {"conv.kernel": jnp.ones((3, 3, 1, 1)), "conv.bias": jnp.zeros(1)},
     )
@@ -109,5 +110,5 @@ def test_first_weights_follow_from_seed_and_name() -> None:
     assert not np.array_equal(first[kernel], other[kernel])
     assert np.std(first[kernel]) == pytest.approx((9 * 16) ** -0.5, rel=0.1)
     assert {name: value.shape for name, value in first.items()} == {
-        name: value.shape for name, value in vqgan.parameters(model).items()
+        name: value.shape for name, value in parameters(model).items()
     }

@@ -7,16 +7,16 @@ import pytest
 
 from cm3leon_jax.image_tokenizers.vqgan import losses, lpips, train_step
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig, ImageTokenizerTrainingConfig
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig, VQGANTrainingConfig
 
-CONFIG = ImageTokenizerConfig(
+CONFIG = VQGANConfig(
     resolution=16, in_channels=1, base_channels=4, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=2,
     latent_channels=4, embedding_dim=3, codebook_size=16,
 )  # fmt: skip
-TRAINING = ImageTokenizerTrainingConfig(
+TRAINING = VQGANTrainingConfig(
     num_steps=100,
     batch_size=4,
-    learning_rate=1e-3,
+    peak_learning_rate=1e-3,
     warmup_steps=10,
     final_learning_rate_fraction=0.1,
     perceptual_weight=1.0,
@@ -24,14 +24,15 @@ TRAINING = ImageTokenizerTrainingConfig(
     discriminator_layers=1,
     discriminator_channels=4,
 )
-RECIPE = train_step.Recipe(CONFIG, TRAINING)
+MODULES = train_step.VQGANModules(CONFIG, TRAINING)
 
 
 def test_the_adaptive_weight_is_that_of_gradients_at_the_last_kernel() -> None:
     model = vqgan.abstract_vqgan(CONFIG)
     values = {name: jnp.asarray(value) for name, value in vqgan.initial_parameters(model, 0).items()}
     critic = {
-        name: jnp.asarray(value) for name, value in vqgan.initial_parameters(RECIPE.abstract_discriminator(), 0).items()
+        name: jnp.asarray(value)
+        for name, value in vqgan.initial_parameters(MODULES.abstract_discriminator(), 0).items()
     }
     features = jax.random.normal(jax.random.key(0), (2, 16, 16, 4))
     target = jax.random.uniform(jax.random.key(1), (2, 16, 16, 1), minval=-1)
@@ -46,7 +47,7 @@ def test_the_adaptive_weight_is_that_of_gradients_at_the_last_kernel() -> None:
         return losses.reconstruction_loss(pixels, target)
 
     def generator(pixels: jax.Array) -> jax.Array:
-        return losses.generator_loss(RECIPE.score(critic, pixels))
+        return losses.generator_loss(MODULES.score(critic, pixels))
 
     kernel = values[train_step.LAST_KERNEL]
     for loss in (similarity, generator):
@@ -64,9 +65,9 @@ def test_a_step_keeps_every_shape_with_the_perceptual_loss(adversarial: bool) ->
         name: jax.ShapeDtypeStruct((3, 3, shape[1], shape[0]) if shape[-1] == 3 else shape, jnp.float32)
         for name, shape in lpips.expected_shapes().items()
     }
-    state = train_step.initial_state(RECIPE, jnp.zeros(images.shape, jnp.uint8))
+    state = train_step.initial_state(MODULES, jnp.zeros(images.shape, jnp.uint8))
     after, metrics = jax.eval_shape(
-        lambda state, images, weights: train_step.train_step(RECIPE, state, images, weights, adversarial),
+        lambda state, images, weights: train_step.train_step(MODULES, state, images, weights, adversarial),
         state, images, weights,
     )  # fmt: skip
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
@@ -76,7 +77,7 @@ def test_a_step_keeps_every_shape_with_the_perceptual_loss(adversarial: bool) ->
 
 def test_the_rate_warms_up_then_falls_to_its_share() -> None:
     # Adam's first updates have the size of the rate, whatever the gradient.
-    optimizer = RECIPE.optimizer
+    optimizer = MODULES.optimizer
     value = {"x": jnp.ones(())}
     state = optimizer.init(value)
     sizes = []

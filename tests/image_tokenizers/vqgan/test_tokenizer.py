@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
-from cm3leon_jax.image_tokenizers.vqgan.codec import ImageTokenizer
-from cm3leon_jax.image_tokenizers.vqgan.config import ImageTokenizerConfig
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
+from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
+from cm3leon_jax.named_parameters import bind
 
-CONFIG = ImageTokenizerConfig(
+CONFIG = VQGANConfig(
     resolution=8,
     in_channels=1,
     base_channels=4,
@@ -33,13 +35,13 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1)).astype(np.uint8
 def tokenizer() -> ImageTokenizer:
     weights = vqgan.initial_parameters(vqgan.abstract_vqgan(CONFIG), 0)
     weights["quantize.embedding"] = np.random.default_rng(1).normal(size=(16, 3)).astype(np.float32)
-    return ImageTokenizer(CONFIG, weights)
+    return VQGANTokenizer(CONFIG, weights)
 
 
 def test_codes_are_those_of_the_model_in_raster_order(tokenizer: ImageTokenizer) -> None:
     codes = tokenizer.encode(IMAGES, 4)
     assert codes.shape == (7, 16) and codes.dtype == np.int32 and len(np.unique(codes)) > 3
-    model = vqgan.bind(vqgan.abstract_vqgan(CONFIG), tokenizer.weights)
+    model = bind(vqgan.abstract_vqgan(CONFIG), tokenizer.weights)
     codes_of = jax.jit(lambda pixels: model.quantize.nearest(model.encode(pixels)))
     grid = np.asarray(codes_of(jnp.asarray(IMAGES, jnp.float32) / 127.5 - 1))
     np.testing.assert_array_equal(codes.reshape(7, 4, 4)[:, 1, 2], grid[:, 1, 2])
@@ -70,7 +72,7 @@ def test_impossible_codes_are_refused(tokenizer: ImageTokenizer, codes: np.ndarr
 
 def test_save_and_load_give_back_every_bit(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "a")
-    loaded = ImageTokenizer.load(tmp_path / "a")
+    loaded = load_image_tokenizer(tmp_path / "a")
     assert loaded.fingerprint == tokenizer.fingerprint and len(loaded.fingerprint) == 16
     assert loaded.config == dataclasses.replace(CONFIG, path=str(tmp_path / "a"))
     for name, value in tokenizer.weights.items():
@@ -79,37 +81,39 @@ def test_save_and_load_give_back_every_bit(tokenizer: ImageTokenizer, tmp_path: 
 
 
 def test_the_fingerprint_follows_weights_and_architecture_not_the_path(tokenizer: ImageTokenizer) -> None:
-    moved = ImageTokenizer(dataclasses.replace(CONFIG, path="elsewhere"), tokenizer.weights)
-    other_norm = ImageTokenizer(dataclasses.replace(CONFIG, norm_groups=2), tokenizer.weights)
+    moved = VQGANTokenizer(dataclasses.replace(CONFIG, path="elsewhere"), tokenizer.weights)
+    other_norm = VQGANTokenizer(dataclasses.replace(CONFIG, norm_groups=2), tokenizer.weights)
     changed = {name: value.copy() for name, value in tokenizer.weights.items()}
     changed["quantize.embedding"][0, 0] += 1e-3
     assert moved.fingerprint == tokenizer.fingerprint
-    assert len({tokenizer.fingerprint, other_norm.fingerprint, ImageTokenizer(CONFIG, changed).fingerprint}) == 3
+    assert len({tokenizer.fingerprint, other_norm.fingerprint, VQGANTokenizer(CONFIG, changed).fingerprint}) == 3
 
 
 def test_a_missing_or_damaged_folder_is_explained(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `cm3leon train-image-tokenizer` first"):
-        ImageTokenizer.load(tmp_path)
+        load_image_tokenizer(tmp_path)
     tokenizer.save(tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-10])
     with pytest.raises(UserError, match="is damaged"):
-        ImageTokenizer.load(tmp_path)
+        load_image_tokenizer(tmp_path)
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(UserError, match="is not the file that"):
-        ImageTokenizer.load(tmp_path)
+        load_image_tokenizer(tmp_path)
     weights.write_bytes(whole)
     stored = json.loads(config.read_text())
     config.write_text(json.dumps(stored | {"architecture": stored["architecture"] | {"base_channels": 8}}))
     with pytest.raises(UserError, match="is not the file that"):
-        ImageTokenizer.load(tmp_path)
-    config.write_text(json.dumps({"architecture": {"sides": 3}}))
+        load_image_tokenizer(tmp_path)
+    config.write_text(json.dumps({"architecture": {"family": "vqgan"}}))
     with pytest.raises(UserError, match=r"the image tokenizer's config is damaged: .*fingerprint: field required"):
-        ImageTokenizer.load(tmp_path)
+        load_image_tokenizer(tmp_path)
 
 
 def test_the_codec_brings_in_neither_tensorflow_nor_torch() -> None:
-    program = "import sys, cm3leon_jax.image_tokenizers.vqgan.codec; print({'tensorflow', 'torch'} & set(sys.modules))"
+    program = (
+        "import sys, cm3leon_jax.image_tokenizers.vqgan.tokenizer; print({'tensorflow', 'torch'} & set(sys.modules))"
+    )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

@@ -1,0 +1,29 @@
+"""Train the image tokenizer on the images of the mixture; run it again to continue.
+
+Reads the values under `corpus` and `image_tokenizer` of the config; `image_tokenizer.family` names the family.
+
+  IMAGE_TOKENIZER/config.json, model.safetensors    the finished tokenizer, for `prepare` and `generate`
+  IMAGE_TOKENIZER/checkpoints                       the whole training state; a second run goes on from the last one
+  WORKDIR/image_tokenizer_metrics.jsonl             one JSON object per logged step
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from cm3leon_jax.config import Config
+from cm3leon_jax.distributed import barrier, is_coordinator
+from cm3leon_jax.files import remove_partial_files
+from cm3leon_jax.image_tokenizers.training import train_image_tokenizer
+from cm3leon_jax.lock import lock
+
+
+def run(config: Config, workdir: Path, arguments: Namespace) -> int:
+    """The command `cm3leon train-image-tokenizer`."""
+    del arguments
+    with lock(config.image_tokenizer.path, "train-image-tokenizer"):
+        if is_coordinator():
+            remove_partial_files(config.image_tokenizer.path)
+        barrier("the partial files of interrupted runs are removed")
+        return train_image_tokenizer(config, workdir)

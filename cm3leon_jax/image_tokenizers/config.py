@@ -1,0 +1,68 @@
+"""What every image tokenizer's config has, and the families by name; a family's own values are in its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from cm3leon_jax.config_part import AT_RESUME, Names, Part, require
+from cm3leon_jax.paths import LocalPath
+from cm3leon_jax.ranges import NonNegativeInt, PositiveInt, Range
+from cm3leon_jax.registry import Registry
+
+# Maps `config.image_tokenizer.family` to the family's config class.
+IMAGE_TOKENIZERS = Registry(
+    "config.image_tokenizer.family", {"vqgan": "cm3leon_jax.image_tokenizers.vqgan.config:VQGANConfig"}
+)
+
+
+@dataclass(frozen=True)
+class ImageTokenizerTrainingConfig(Part):
+    """What every training of an image tokenizer has."""
+
+    # Images sampled from the mixture's training split, kept as one memory-mapped file; 0 means all.
+    num_images: NonNegativeInt = 1_000_000
+
+    @classmethod
+    def name_in_config(cls) -> str:
+        """Also that of every family."""
+        return "image_tokenizer.training"
+
+
+@dataclass(frozen=True)
+class ImageTokenizerConfig(Part):
+    """The sizes of an image tokenizer of any family, which is all that the rest of the package reads of it.
+
+    The class of a family derives from this, and names a subclass of `ImageTokenizer`.
+    """
+
+    families: ClassVar[Registry] = IMAGE_TOKENIZERS
+    # "module:attribute" of the `ImageTokenizer`, and of what trains it; empty: it has nothing to learn.
+    implementation: ClassVar[str]
+    trainer: ClassVar[str] = ""
+
+    family: str = "vqgan"
+    path: Annotated[LocalPath, AT_RESUME] = "{workdir}/image_tokenizer"
+    resolution: PositiveInt = 256
+    in_channels: Annotated[int, Range(at_least=1, at_most=3)] = 3
+    codebook_size: Names = 8192
+    training: Annotated[ImageTokenizerTrainingConfig, AT_RESUME] = field(default_factory=ImageTokenizerTrainingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.in_channels in (1, 3), f"image_tokenizer.in_channels is {self.in_channels}: 1 (gray) or 3 (RGB)")
+
+    @classmethod
+    def name_in_config(cls) -> str:
+        """Also that of every family."""
+        return "image_tokenizer"
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side of an image."""
+        raise NotImplementedError
+
+    @property
+    def image_length(self) -> int:
+        """Codes of one image."""
+        return self.grid**2

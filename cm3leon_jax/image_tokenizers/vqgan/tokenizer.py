@@ -1,0 +1,72 @@
+"""The trained VQGAN as an image tokenizer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, UInt8
+
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer
+from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
+from cm3leon_jax.image_tokenizers.vqgan.model import abstract_vqgan, from_unit_range, to_unit_range
+from cm3leon_jax.named_parameters import bind, parameters
+
+
+class VQGANTokenizer(ImageTokenizer):
+    """A trained VQGAN; its arrays have the names that `parameters` gives."""
+
+    config: VQGANConfig
+
+    def __init__(self, config: VQGANConfig, weights: Mapping[str, Array | np.ndarray]) -> None:
+        super().__init__(config, weights)
+        self._mesh = jax.make_mesh(
+            (jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
+        )
+        self._on_devices = jax.device_put(self.weights, NamedSharding(self._mesh, PartitionSpec()))
+
+    @classmethod
+    def shapes(cls, config: VQGANConfig) -> dict[str, tuple[int, ...]]:  # type: ignore[override]
+        """The shape of every parameter, by name."""
+        return {name: value.shape for name, value in parameters(abstract_vqgan(config)).items()}
+
+    def encode_batch(self, images: UInt8[np.ndarray, "B R R C"]) -> Int[np.ndarray, "B L"]:
+        """The codes nearest to the encoder's outputs."""
+        codes = np.asarray(_encode(self.config)(self._on_devices, self._sharded(images)))
+        return codes.reshape(len(images), self.config.image_length)
+
+    def decode_batch(self, codes: Int[np.ndarray, "B L"]) -> UInt8[np.ndarray, "B R R C"]:
+        """What the decoder makes of the codes' vectors."""
+        grid = self.config.grid
+        return np.asarray(_decode(self.config)(self._on_devices, self._sharded(codes.reshape(-1, grid, grid))))
+
+    def _sharded(self, batch: np.ndarray) -> Array:
+        divides = len(batch) % self._mesh.size == 0
+        return jax.device_put(batch, NamedSharding(self._mesh, PartitionSpec("data" if divides else None)))
+
+
+@functools.cache
+def _encode(config: VQGANConfig) -> Callable[..., Int[Array, "B G G"]]:
+    model = abstract_vqgan(config)
+
+    @jax.jit
+    def encode(weights: dict[str, Array], images: UInt8[Array, "B R R C"]) -> Int[Array, "B G G"]:
+        vqgan = bind(model, weights)
+        return vqgan.quantize.nearest(vqgan.encode(to_unit_range(images)))
+
+    return encode
+
+
+@functools.cache
+def _decode(config: VQGANConfig) -> Callable[..., UInt8[Array, "B R R C"]]:
+    model = abstract_vqgan(config)
+
+    @jax.jit
+    def decode(weights: dict[str, Array], codes: Int[Array, "B G G"]) -> UInt8[Array, "B R R C"]:
+        vqgan = bind(model, weights)
+        return from_unit_range(vqgan.decode(vqgan.quantize.lookup(codes)))
+
+    return decode
