@@ -99,7 +99,7 @@ def test_one_of_two_processes_killed_and_any_number_started_again(root, undistur
     codes = [code for code, _ in launched.ended(processes, 60)]
     assert codes[1 - killed] == EXIT_RESTART and codes[killed] < 0
     said = launched.run(arguments(root, workdir), again, devices)
-    assert "neighbors a document" in said[0]
+    assert "neighbors per document" in said[0]
     assert not any("documents" in other for other in said[1:])
     assert launched.files_below(corpus) == undisturbed
 
