@@ -71,7 +71,7 @@ def get_config():
         num_res_blocks=1, norm_groups=4, latent_channels=8, embedding_dim=4, codebook_size=16)
     config.image_tokenizer.training = dict(num_images=0, num_steps=6, batch_size=16, discriminator_weight=0.0)
     config.encoder = dict(path="{folder}/encoder", family="tfidf", embedding_dim=512, resolution=8)
-    config.retrieval = dict(enabled=True, num_drawn=1)
+    config.retrieval = dict(enabled=True, num_retrieved=1)
     config.model = dict(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="none")
     config.batch = dict(batch_size=16, sequence_length=96)
     config.mesh = dict(replica=2, fsdp=4)

@@ -40,7 +40,7 @@ from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.retrieval.config import RetrievalConfig
 from cm3leon_jax.vocabulary import Vocabulary
 
-RETRIEVAL = RetrievalConfig(enabled=True, num_drawn=2)
+RETRIEVAL = RetrievalConfig(enabled=True, num_retrieved=2)
 OBJECTIVE = ObjectiveConfig()
 # Rows that Grain fills at once; with two neighbors any number packs as well.
 GRAIN_BINS = 16
@@ -154,7 +154,7 @@ def _grain_batches(
     memory = retrieval.lists.documents
 
     def example(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        drawn = rng.permutation(kept[index])[: RETRIEVAL.num_drawn]
+        drawn = rng.permutation(kept[index])[: RETRIEVAL.num_retrieved]
         tokens = _framed([memory.stored(int(place)) for place in drawn] + [documents.stored(index)], vocabulary)
         count = min(int(rng.poisson(OBJECTIVE.mean_spans)), OBJECTIVE.max_spans)
         is_whole = rng.random() < OBJECTIVE.segment_mask_prob

@@ -45,10 +45,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         corpus = synthetic_corpus(Path(folder), vocabulary, arguments.documents)
         print("neighbors  packing           length   real tokens   examples a row   rows begun inside   neighbors kept")
-        for num_drawn, draw in ((0, "fixed"), (2, "uniform"), (2, "fixed"), (3, "fixed")):
+        for num_retrieved, sampling in ((0, "fixed"), (2, "uniform"), (2, "fixed"), (3, "fixed")):
             for packing in ("concat_then_split", "best_fit"):
                 for length in (4096, 4224):
-                    _measure(corpus, vocabulary, num_drawn, draw, packing, length, arguments.rows)
+                    _measure(corpus, vocabulary, num_retrieved, sampling, packing, length, arguments.rows)
 
 
 def synthetic_corpus(path: Path, vocabulary: Vocabulary, num_documents: int) -> PreparedCorpus:
@@ -110,9 +110,15 @@ def synthetic_corpus(path: Path, vocabulary: Vocabulary, num_documents: int) -> 
 
 
 def _measure(
-    corpus: PreparedCorpus, vocabulary: Vocabulary, num_drawn: int, draw: str, packing: str, length: int, rows: int
+    corpus: PreparedCorpus,
+    vocabulary: Vocabulary,
+    num_retrieved: int,
+    sampling: str,
+    packing: str,
+    length: int,
+    rows: int,
 ) -> None:
-    config = RetrievalConfig(enabled=True, num_drawn=num_drawn, draw=draw)
+    config = RetrievalConfig(enabled=True, num_retrieved=num_retrieved, sampling=sampling)
     batch = BatchConfig(batch_size=100, sequence_length=length, packing=packing)
     source = BatchSource(
         corpus, vocabulary, ObjectiveConfig(), batch, retrieval=open_retrieval(corpus, config, "train")
@@ -127,10 +133,10 @@ def _measure(
         examples += int(is_whole.sum()) if packing == "best_fit" else ends // 2
         begun += int((found.tokens[:, 0] != vocabulary.end).sum())
         breaks += int((found.targets == vocabulary.break_).sum())
-    wanted = num_drawn / 2 if draw == "uniform" else num_drawn
+    wanted = num_retrieved / 2 if sampling == "uniform" else num_retrieved
     # Beside the one of its own, a document has two breaks for each neighbor.
     kept = (breaks / examples - 1) / 2 / wanted if wanted and packing == "best_fit" else 1.0
-    what = f"0 to {num_drawn}" if draw == "uniform" else f"{num_drawn}"
+    what = f"0 to {num_retrieved}" if sampling == "uniform" else f"{num_retrieved}"
     print(
         f"{what:<11} {packing:<17} {length:>6} {real / (rows * length):13.1%} {examples / rows:16.2f} "
         f"{begun / rows:18.1%} {kept:17.1%}"

@@ -1,4 +1,4 @@
-"""The commands, in one table: `cm3leon COMMAND --config=FILE [--workdir=DIR] [--config.a.b=value]`."""
+"""The command line: `cm3leon COMMAND --config=FILE [--workdir=DIR] [--config.a.b=value]`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from cm3leon_jax import __version__, paths
 from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
+from cm3leon_jax.commands.table import COMMANDS, Command
 from cm3leon_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, FailedSave, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
 from cm3leon_jax.log_handler import show_messages
@@ -26,70 +27,6 @@ from cm3leon_jax.shipped import shipped_folder
 
 log = logging.getLogger(__name__)
 
-
-class Command(NamedTuple):
-    """A command: its module has `add_arguments(parser)`, if it takes more than the config, and `run`."""
-
-    # `run(config, workdir, arguments)`, or `run(arguments)` without a config, returns the exit code or nothing.
-    module: str
-    summary: str
-    # The folders that it writes: parts of the config by name, whose `path` is meant, or "workdir".
-    writes: tuple[str, ...] = ()
-    takes_config: bool = True
-
-
-COMMANDS = {
-    "train-text-tokenizer": Command(
-        "cm3leon_jax.commands.train_text_tokenizer", "learn the vocabulary from the mixture's texts", ("vocabulary",)
-    ),
-    "train-image-tokenizer": Command(
-        "cm3leon_jax.commands.train_image_tokenizer",
-        "train what turns images into codes on the mixture's images",
-        ("workdir", "image_tokenizer"),
-    ),
-    "train-encoder": Command(
-        "cm3leon_jax.commands.train_encoder",
-        "train what finds neighbors: CLIP, or word statistics",
-        ("workdir", "encoder"),
-    ),
-    "prepare": Command(
-        "cm3leon_jax.commands.prepare", "turn a seqio mixture into token shards and neighbor lists", ("corpus",)
-    ),
-    "inspect": Command("cm3leon_jax.commands.inspect", "look into a prepared corpus: documents and packed sequences"),
-    "plan": Command("cm3leon_jax.commands.plan", "compile a run for a pod you do not have: memory, collectives, time"),
-    "train": Command("cm3leon_jax.commands.train", "train the transformer; run it again to continue", ("workdir",)),
-    "generate": Command(
-        "cm3leon_jax.commands.generate", "text-to-image, captioning, infilling and editing from prompts"
-    ),
-    "evaluate": Command(
-        "cm3leon_jax.commands.evaluate", "measure a checkpoint; write evaluation.json and report.html", ("workdir",)
-    ),
-    "export": Command("cm3leon_jax.commands.export", "write a checkpoint as a Hugging Face folder"),
-    "import": Command("cm3leon_jax.commands.import_", "start a run from a Hugging Face folder"),
-    "completion": Command("cm3leon_jax.commands.completion", "print a script for shell completion", takes_config=False),
-}
-
-# Parts of the config that each command reads, as its --help lists them.
-_DATA = ("modules", "corpus", "vocabulary", "image_tokenizer")
-_RUN = (*_DATA, "batch", "model", "mesh")
-READS = {
-    "train-text-tokenizer": _DATA,
-    "train-image-tokenizer": ("modules", "corpus", "image_tokenizer", "distributed"),
-    "train-encoder": (*_DATA, "encoder", "mesh", "distributed"),
-    "prepare": (*_DATA, "encoder", "retrieval", "batch", "distributed"),
-    "inspect": (*_DATA, "retrieval", "objective", "batch"),
-    "plan": (*_RUN, "objective", "optimizer", "train"),
-    "train": (
-        *(*_RUN, "retrieval", "objective", "optimizer", "train", "recovery", "distributed", "sampling", "evaluate"),
-    ),
-    "generate": (*_RUN, "encoder", "retrieval", "sampling"),
-    "evaluate": (*_RUN, "encoder", "retrieval", "objective", "sampling", "evaluate", "distributed"),
-    "export": _RUN,
-    "import": (*_RUN, "encoder"),
-}
-
-# Commands that several processes run together.
-_DISTRIBUTED = ("prepare", "train-image-tokenizer", "train-encoder", "train", "generate", "evaluate")
 
 # The exit code that a shell gives to a program ended by SIGPIPE, such as one that writes to `head`.
 _NO_READER = 141
@@ -291,7 +228,7 @@ def _parser(command: str, description: str | None, lists_fields: bool) -> Parser
 def _help_on_fields(command: str) -> str:
     from cm3leon_jax.config_fields import config_fields
 
-    fields = "\n".join(map(str, config_fields(READS[command])))
+    fields = "\n".join(map(str, config_fields(COMMANDS[command].reads)))
     return f"config fields that {command} reads, set by a config file or the command line:\n{fields}"
 
 
@@ -323,7 +260,7 @@ def _join(command: str, config: Any) -> None:
     """Joins the other processes that the environment names; refuses them if the command runs as one process."""
     from cm3leon_jax import distributed
 
-    if command in _DISTRIBUTED:
+    if COMMANDS[command].distributed:
         # Other commands have no step to save at SIGTERM: started again, they continue after what they wrote.
         distributed.join(config.distributed, notes_sigterm=command.startswith("train"))
     elif processes := distributed.named_processes(os.environ):

@@ -55,13 +55,13 @@ class Config:
             f"{self.image_tokenizer.image_length} codes, and best-fit packing cuts none; make it longer",
         )
         # A document and its neighbors, each an image, at least one text token and a break, after one `</s>`.
-        least = (self.retrieval.num_drawn + 1) * (self.image_tokenizer.image_length + 2)
+        least = (self.retrieval.num_retrieved + 1) * (self.image_tokenizer.image_length + 2)
         require(
             not self.retrieval.enabled
             or self.batch.packing == "concat_then_split"
             or least <= self.batch.sequence_length,
-            f"retrieval.num_drawn {self.retrieval.num_drawn} does not fit batch.sequence_length "
-            f"{self.batch.sequence_length}: {self.retrieval.num_drawn + 1} images of "
+            f"retrieval.num_retrieved {self.retrieval.num_retrieved} does not fit batch.sequence_length "
+            f"{self.batch.sequence_length}: {self.retrieval.num_retrieved + 1} images of "
             f"{self.image_tokenizer.image_length} codes with their texts take at least {least}; lower the one or "
             "raise the other",
         )

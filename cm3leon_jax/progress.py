@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from cm3leon_jax.errors import NotFinite, UserError
 from cm3leon_jax.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -87,84 +85,6 @@ class StepLog:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-
-class TrainingLog:
-    """The bar and the metrics file of a small training; both continue where a checkpoint did."""
-
-    def __init__(
-        self,
-        what: str,
-        file: Path,
-        first: int,
-        num_steps: int,
-        log_every: int,
-        batch: tuple[int, str],
-        fix: str,
-        describe: Callable[[Mapping[str, float]], str],
-    ) -> None:
-        """
-        Args:
-          what: is trained.
-          file: of the JSON lines.
-          first: the step to continue at.
-          num_steps: at the end.
-          log_every: steps between two lines.
-          batch: what a step takes: how many, and of what, such as (64, "images").
-          mend: what to do if the loss is no longer finite.
-          describe: a logged step's values in a few words.
-        """
-        self._what, self._log_every, self._batch = what, log_every, batch
-        self._mend, self._describe = fix, describe
-        self._lines, self._progress = StepLog(file, first), Progress(what, num_steps, first)
-        self._since = (first, time.perf_counter())
-        # What is looked at of the steps since the values were last waited for.
-        self._unread: list[tuple[int, dict[str, Any]]] = []
-
-    def step(self, done: int, metrics: Mapping[str, Any], force: bool) -> None:
-        """Advances the bar; on every `log_every`-th step, and with `force`, waits for the values and looks at them.
-
-        Raises:
-          UserError: names the first step whose loss, or a gradient norm beside it, is not finite.
-        """
-        self._progress.advance()
-        self._unread.append((done, {name: metrics[name] for name in ("loss", "grad_norm") if name in metrics}))
-        logged = done % self._log_every == 0
-        if not (logged or force):
-            return
-        for step, looked_at in self._unread:
-            for name, value in looked_at.items():
-                if not math.isfinite(value):
-                    what = name.replace("grad_norm", "gradient norm")
-                    raise UserError(f"the {self._what}'s {what} is {float(value)} since step {step:,}: {self._mend}")
-        self._unread.clear()
-        if not logged:
-            return
-        values = {name: float(value) for name, value in metrics.items()}
-        (last, then), now = self._since, time.perf_counter()
-        (size, unit), self._since = self._batch, (done, now)
-        values[f"{unit}_per_second"] = (done - last) * size / (now - then)
-        self._lines.write(done, values)
-        self._progress.say(done, f"{self._describe(values)}, {values[f'{unit}_per_second']:.0f} {unit}/s")
-
-    @contextlib.contextmanager
-    def saving(self, done: int) -> Iterator[None]:
-        """Around the save of a step whose values were looked at.
-
-        Raises:
-          UserError: if the state is not finite, which the loss of the next step would show.
-        """
-        try:
-            yield
-        except NotFinite as error:
-            raise UserError(
-                f"the {self._what}'s parameters are not finite since step {done:,} ({error}): {self._mend}"
-            ) from None
-
-    def close(self) -> None:
-        """Ends the bar, closes the file."""
-        self._progress.close()
-        self._lines.close()
 
 
 def read_step_log(path: Path) -> list[dict[str, Any]]:

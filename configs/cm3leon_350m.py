@@ -37,7 +37,7 @@ def get_config(pod: str = "") -> ConfigDict:
     config.corpus = {}
     config.vocabulary = dict(num_text_tokens=56_320, num_masks=512)
     config.image_tokenizer = dict(resolution=256, channel_multipliers=(1, 1, 2, 4), codebook_size=8192)
-    config.retrieval = dict(enabled=True, num_by_text=2, num_by_image=2, num_drawn=3)
+    config.retrieval = dict(enabled=True, num_by_text=2, num_by_image=2, num_retrieved=3)
     config.batch = dict(batch_size=2048, sequence_length=4224, packing="best_fit")
     config.model = dict(num_layers=24, model_dim=1024, num_heads=16)
     config.optimizer = dict(peak_learning_rate=6e-4, warmup_steps=1500)

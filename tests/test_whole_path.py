@@ -149,7 +149,7 @@ def test_from_raw_documents_to_a_report(run, capsys):
 
 RETRIEVING = (
     *("--config.encoder.family=tfidf", "--config.encoder.embedding_dim=512", "--config.encoder.resolution=8"),
-    *("--config.retrieval.enabled=True", "--config.retrieval.num_drawn=1", "--config.batch.sequence_length=96"),
+    *("--config.retrieval.enabled=True", "--config.retrieval.num_retrieved=1", "--config.batch.sequence_length=96"),
     "--config.evaluate.num_retrieved=1",
 )
 
@@ -159,7 +159,7 @@ def test_with_neighbors_from_raw_documents_to_a_report(run, capsys):
     for name in ("train-text-tokenizer", "train-image-tokenizer", "train-encoder", "prepare", "inspect", "train"):
         workdir = run(name, *RETRIEVING, workdir="retrieving")
     out = capsys.readouterr().out
-    assert "neighbors a document" in out and "by image, " in out
+    assert "neighbors per document" in out and "by image, " in out
     assert "retrieval: 1 neighbor before each document" in out
     run("evaluate", *RETRIEVING, workdir="retrieving")
     numbers = json.loads((workdir / "evaluation.json").read_text())
@@ -177,6 +177,6 @@ def test_with_neighbors_from_raw_documents_to_a_report(run, capsys):
     assert "--retrieve=9 does not fit" in capsys.readouterr().err
     assert main(["train", config, f"--workdir={workdir}", *RETRIEVING, "--config.retrieval.max_similarity=0.5"]) == 2
     assert "found with config.retrieval.max_similarity = 0.9, now it is 0.5" in capsys.readouterr().err
-    too_many = ("--config.retrieval.num_drawn=4", "--config.batch.sequence_length=80")
+    too_many = ("--config.retrieval.num_retrieved=4", "--config.batch.sequence_length=80")
     assert main(["train", config, f"--workdir={workdir}", *RETRIEVING, *too_many]) == 2
-    assert "retrieval.num_drawn 4 does not fit batch.sequence_length 80" in capsys.readouterr().err
+    assert "retrieval.num_retrieved 4 does not fit batch.sequence_length 80" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import ast
 import importlib.util
 from pathlib import Path
 
+from cm3leon_jax.commands.table import COMMANDS
 from cm3leon_jax.config_fields import config_fields
 from cm3leon_jax.shipped import shipped_configs
 
@@ -63,15 +64,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def completion_script(shell: str) -> str:
     """Writes the script for a shell."""
-    # The table imports no command's module, and this one is imported by its name in the table.
-    from cm3leon_jax.cli import COMMANDS, READS
-
     cases = []
     for name, command in COMMANDS.items():
         options = ["--help", *options_in(command.module)]
         if command.takes_config:
             options += ["--config=", "--workdir="]
-            options += [f"--config.{field.name}=" for field in config_fields(READS[name])]
+            options += [f"--config.{field.name}=" for field in config_fields(command.reads)]
         cases.append(f'    {name}) options="{" ".join(options)}" ;;')
     script = _SCRIPT.format(
         commands=" ".join(COMMANDS),

@@ -81,8 +81,8 @@ def _announce(training: TransformerTraining, start: Start, samples: str) -> None
     if work.peak_flops:
         log.info(f"MFU: of {work.peak_flops / 1e12:,.0f} TFLOP/s per device, bfloat16")
     if config.retrieval.enabled:
-        how_many = "0 to " * (config.retrieval.draw == "uniform") + str(config.retrieval.num_drawn)
-        log.info(f"retrieval: {how_many} neighbor{'s' * (config.retrieval.num_drawn != 1)} before each document")
+        how_many = "0 to " * (config.retrieval.sampling == "uniform") + str(config.retrieval.num_retrieved)
+        log.info(f"retrieval: {how_many} neighbor{'s' * (config.retrieval.num_retrieved != 1)} before each document")
     if samples:
         log.info(f"samples: {samples}")
     log.info(row_losses(training.corpus, training.vocabulary, config.batch, config.corpus.train_split))

@@ -79,7 +79,7 @@ def _write_shard(file: Path, shard: Sequence[LazyTensor], dtype: str, written: C
     arrays = {}
     for tensor in shard:
         with np.errstate(over="ignore"):
-            arrays[tensor.name] = np.ascontiguousarray(tensor.read(), DTYPES[dtype])
+            arrays[tensor.name] = np.asarray(tensor.read(), DTYPES[dtype], order="C")
         if not np.isfinite(arrays[tensor.name]).all():
             raise UserError(f"{tensor.name} has values beyond the range of {dtype}: take --dtype=float32")
         written()

@@ -35,22 +35,23 @@ class RetrievalConfig(Part):
     search_recall: Annotated[float, Range(above=0, at_most=1)] = 0.95
     # Neighbors that a training document gets, sampled from those kept: "fixed" is this many, or all there are;
     # "uniform" is 0 to this many, with equal probability.
-    num_drawn: Annotated[NonNegativeInt, AFTER_IMPORT] = 3
-    draw: Annotated[str, AFTER_IMPORT] = "fixed"
+    num_retrieved: Annotated[NonNegativeInt, AFTER_IMPORT] = 3
+    sampling: Annotated[str, AFTER_IMPORT] = "fixed"
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("retrieval", self, "search", "exact", "approximate")
-        one_of("retrieval", self, "draw", "fixed", "uniform")
+        one_of("retrieval", self, "sampling", "fixed", "uniform")
         most = max(self.num_by_text, self.num_by_image)
         require(
             self.num_candidates >= most,
             f"retrieval.num_candidates is {self.num_candidates}: at least the {most} neighbors to be kept",
         )
         require(
-            self.num_drawn <= self.num_kept,
-            f"retrieval.num_drawn is {self.num_drawn}: at most num_by_text + num_by_image, which are {self.num_kept}",
+            self.num_retrieved <= self.num_kept,
+            f"retrieval.num_retrieved is {self.num_retrieved}: at most num_by_text + num_by_image, which are "
+            f"{self.num_kept}",
         )
 
     @property

@@ -59,7 +59,7 @@ def get_config(size: str = "32") -> ConfigDict:
     )
     config.encoder = dict(family="tfidf", embedding_dim=1024, resolution=8)
     config.retrieval = dict(
-        enabled=True, num_by_text=4, num_by_image=2, min_similarity=0.15, num_drawn=2, draw="uniform"
+        enabled=True, num_by_text=4, num_by_image=2, min_similarity=0.15, num_retrieved=2, sampling="uniform"
     )
     # Sequences of five images with their texts: one document with two neighbors, and others next to it.
     config.batch = dict(batch_size=8, sequence_length=384 if size == "32" else 1408)

@@ -117,7 +117,7 @@ def test_what_captions_hold_neither_steers_the_terminal_nor_hides(
 
 
 def test_neighbors_are_shown_with_scores_and_by_what_they_were_found(config, tmp_path, corpus, monkeypatch, capsys):
-    retrieval = RetrievalConfig(enabled=True, num_by_text=2, num_by_image=2, num_drawn=0)
+    retrieval = RetrievalConfig(enabled=True, num_by_text=2, num_by_image=2, num_retrieved=0)
     elsewhere = PreparedCorpus(tmp_path / "corpus", corpus.manifest)
     shutil.copytree(corpus.path, elsewhere.path)
     sizes = {

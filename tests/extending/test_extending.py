@@ -21,7 +21,7 @@ def get_config():
     config.vocabulary = dict(num_text_tokens=280, num_masks=4)
     config.image_tokenizer = dict(family="gray_patches")
     config.encoder = dict(family="hashed_words", num_buckets=32, resolution=8)
-    config.retrieval = dict(enabled=True, num_drawn=1)
+    config.retrieval = dict(enabled=True, num_retrieved=1)
     config.batch = dict(batch_size=8, sequence_length=96)
     config.model = dict(num_layers=2, model_dim=16, num_heads=2, compute_dtype="float32", remat="none")
     config.optimizer = dict(peak_learning_rate=1e-2, warmup_steps=2)

@@ -32,6 +32,8 @@ def test_a_source_from_outside_the_package_is_prepared_and_trained_on(tmp_path):
     assert prepared.manifest["mixture"] == "numbers:60"
     documents = prepared.task_split("numbers_60", "train")
     assert documents.num_documents == 60
-    assert [vocabulary.decode_text(documents.document(i)) for i in range(60)] == [f"number {i}" for i in range(60)]
+    assert [vocabulary.decode_text(documents.document(i).tolist()) for i in range(60)] == [
+        f"number {i}" for i in range(60)
+    ]
     assert all(np.count_nonzero(vocabulary.is_image(documents.document(i))) == 16 for i in range(60))
     assert len(read_step_log(tmp_path / "run" / "metrics.jsonl")) == 12

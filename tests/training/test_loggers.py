@@ -110,7 +110,7 @@ def test_every_curve_has_a_tensorboard_group():
     assert {one.split("/")[0] for one in tags.values()} == groups
     assert tags["loss_image"] == "loss/image" and tags["eval_loss_text"] == "eval_loss/text"
     # What others add finds a group by its first word.
-    assert tag("retrieval_num_drawn") == "retrieval/num_drawn"
+    assert tag("retrieval_num_retrieved") == "retrieval/num_retrieved"
 
 
 @pytest.mark.slow

@@ -38,7 +38,9 @@ NONE = -1
 
 # The fields of the config that decide the lists; the others say what training samples from them.
 LIST_FIELDS = tuple(
-    field.name for field in dataclasses.fields(RetrievalConfig) if field.name not in ("enabled", "num_drawn", "draw")
+    field.name
+    for field in dataclasses.fields(RetrievalConfig)
+    if field.name not in ("enabled", "num_retrieved", "sampling")
 )
 
 
@@ -248,15 +250,15 @@ def sample_neighbors(
 
     Args:
       kept: neighbors of n documents.
-      config: says how many: `num_drawn` (arXiv 2309.02591, section 2.2: 3 of the 4), or 0 to `num_drawn`
+      config: says how many: `num_retrieved` (arXiv 2309.02591, section 2.2: 3 of the 4), or 0 to `num_retrieved`
         (arXiv 2211.12561).
       key: of the randomness; array parts have one entry per document.
     """
     columns = [part[:, None] if isinstance(part, np.ndarray) else part for part in key]
     lottery = counter_random.uniform(*columns, Stream.NEIGHBOR_ORDER, np.arange(kept.shape[1]))
-    order = np.argsort(np.where(kept == NONE, np.inf, lottery), axis=1, kind="stable")[:, : config.num_drawn]
+    order = np.argsort(np.where(kept == NONE, np.inf, lottery), axis=1, kind="stable")[:, : config.num_retrieved]
     sampled = np.take_along_axis(kept, order, axis=1)
-    if config.draw == "uniform":
-        counts = np.floor(counter_random.uniform(*key, Stream.NEIGHBOR_COUNT) * (config.num_drawn + 1))
+    if config.sampling == "uniform":
+        counts = np.floor(counter_random.uniform(*key, Stream.NEIGHBOR_COUNT) * (config.num_retrieved + 1))
         sampled = np.where(np.arange(sampled.shape[1]) < np.reshape(counts, (-1, 1)), sampled, NONE)
     return sampled.astype(np.int64)

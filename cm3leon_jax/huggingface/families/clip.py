@@ -177,7 +177,7 @@ def read_parameters(
     progress = Progress("import", len(shapes), unit="parameter")
     for name, shape in shapes.items():
         stored = [weights[key] for key in table[name].names(shape)]
-        result[name] = np.ascontiguousarray(table[name].read(stored, shape, (slice(None),) * len(shape)))
+        result[name] = np.asarray(table[name].read(stored, shape, (slice(None),) * len(shape)), order="C")
         progress.advance()
     progress.close()
     return result

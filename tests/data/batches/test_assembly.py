@@ -126,7 +126,7 @@ def plain_row(source: BatchSource, row: int, irregular, batch: BatchConfig, obje
 @given(
     packing=st.sampled_from(["best_fit", "concat_then_split"]),
     length=st.integers(8, 90),
-    num_drawn=st.one_of(st.none(), st.integers(0, 4)),
+    num_retrieved=st.one_of(st.none(), st.integers(0, 4)),
     objective=st.builds(
         ObjectiveConfig,
         span_count=st.sampled_from(["poisson", "none"]),
@@ -135,11 +135,11 @@ def plain_row(source: BatchSource, row: int, irregular, batch: BatchConfig, obje
     ),
     share=st.floats(0, 1),
 )
-def test_a_batch_is_what_a_plain_loop_gives(irregular, packing, length, num_drawn, objective, share):
+def test_a_batch_is_what_a_plain_loop_gives(irregular, packing, length, num_retrieved, objective, share):
     corpus, vocabulary, _ = irregular
     batch = BatchConfig(batch_size=BATCH_SIZE, sequence_length=length, packing=packing, seed=SEED)
-    config = RetrievalConfig(enabled=True, num_drawn=num_drawn or 0)
-    retrieval = None if num_drawn is None else open_retrieval(corpus, config, "train")
+    config = RetrievalConfig(enabled=True, num_retrieved=num_retrieved or 0)
+    retrieval = None if num_retrieved is None else open_retrieval(corpus, config, "train")
     source = BatchSource(corpus, vocabulary, objective, batch, retrieval=retrieval)
     # With a share of 1, the batch that crosses into the second window.
     step = int(share * len(source.planner.plan(0).rows)) // BATCH_SIZE

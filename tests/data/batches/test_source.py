@@ -133,7 +133,7 @@ def test_a_hint_of_the_block_changes_no_batch(corpus, vocabulary, packing):
         assert_equal(hinted[step], plain[step])
 
 
-RETRIEVAL = RetrievalConfig(enabled=True, num_drawn=3)
+RETRIEVAL = RetrievalConfig(enabled=True, num_retrieved=3)
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def test_lists_that_are_missing_or_of_something_else_are_refused(corpus, tmp_pat
     with pytest.raises(UserError, match=r"config.retrieval.max_similarity = 0.9, now it is 0.8"):
         NeighborLists.open(corpus, dataclasses.replace(CONFIG, max_similarity=0.8), "train")
     # What training draws is no matter of the lists.
-    NeighborLists.open(corpus, dataclasses.replace(CONFIG, num_drawn=1, draw="uniform"), "train")
+    NeighborLists.open(corpus, dataclasses.replace(CONFIG, num_retrieved=1, sampling="uniform"), "train")
     grown = dict(corpus.manifest["tasks"]["first"]["splits"]["train"], num_documents=8)
     manifest = {**corpus.manifest, "tasks": {"first": {"rate": 1.0, "splits": {"train": grown}}}}
     with pytest.raises(UserError, match="found for another corpus"):
@@ -81,31 +81,36 @@ def test_lists_that_are_missing_or_of_something_else_are_refused(corpus, tmp_pat
 
 @settings(max_examples=50, deadline=None)
 @given(
-    seed=st.integers(0, 1000), num_drawn=st.integers(0, 4), draw=st.sampled_from(["fixed", "uniform"]), n=st.just(200)
+    seed=st.integers(0, 1000),
+    num_retrieved=st.integers(0, 4),
+    sampling=st.sampled_from(["fixed", "uniform"]),
+    n=st.just(200),
 )
-def test_what_is_drawn_was_kept_and_stands_in_front(seed, num_drawn, draw, n):
-    config = RetrievalConfig(enabled=True, num_drawn=num_drawn, draw=draw)
+def test_what_is_drawn_was_kept_and_stands_in_front(seed, num_retrieved, sampling, n):
+    config = RetrievalConfig(enabled=True, num_retrieved=num_retrieved, sampling=sampling)
     rng = np.random.default_rng(seed)
     kept = np.stack([rng.permutation(50)[:4] for _ in range(n)])
     kept[rng.random(kept.shape) < 0.3] = NONE
     drawn = sample_neighbors(kept, config, seed, np.arange(n))
-    assert drawn.shape == (n, num_drawn)
+    assert drawn.shape == (n, num_retrieved)
     for mine, found in zip(kept.tolist(), drawn.tolist(), strict=True):
         real = [place for place in found if place != NONE]
         assert found[: len(real)] == real and len(set(real)) == len(real) and set(real) <= set(mine)
         there = sum(place != NONE for place in mine)
-        assert len(real) == min(num_drawn, there) if draw == "fixed" else len(real) <= min(num_drawn, there)
+        assert len(real) == min(num_retrieved, there) if sampling == "fixed" else len(real) <= min(num_retrieved, there)
 
 
 def test_the_draw_is_even_and_depends_on_the_key_alone():
     kept = np.tile(np.arange(4), (8000, 1))
-    config = RetrievalConfig(enabled=True, num_drawn=3)
+    config = RetrievalConfig(enabled=True, num_retrieved=3)
     drawn = sample_neighbors(kept, config, 5, np.arange(8000))
     for place in range(4):
         assert (drawn == place).any(axis=1).mean() == pytest.approx(0.75, abs=0.02)
         assert (drawn[:, 0] == place).mean() == pytest.approx(0.25, abs=0.02)
     np.testing.assert_array_equal(drawn[100:200], sample_neighbors(kept[100:200], config, 5, np.arange(100, 200)))
-    uniform = sample_neighbors(kept, dataclasses.replace(config, num_drawn=2, draw="uniform"), 5, np.arange(8000))
+    uniform = sample_neighbors(
+        kept, dataclasses.replace(config, num_retrieved=2, sampling="uniform"), 5, np.arange(8000)
+    )
     counts = (uniform != NONE).sum(axis=1)
     for count in range(3):
         assert (counts == count).mean() == pytest.approx(1 / 3, abs=0.02)
