@@ -23,16 +23,16 @@ def get_config():
         resolution=8, in_channels=3, base_channels=4, channel_multipliers=(1, 2), num_res_blocks=1,
         latent_channels=4, embedding_dim=3, codebook_size=32)
     config.image_tokenizer.training = dict(
-        num_steps=160, batch_size=8, peak_learning_rate=1e-3, codebook_update="ema", discriminator_layers=1,
-        discriminator_channels=4, discriminator_start=40, flip=True, log_every=1, save_every=20)
+        num_steps=60, batch_size=8, peak_learning_rate=1e-3, codebook_update="ema", discriminator_layers=1,
+        discriminator_channels=4, discriminator_start=20, flip=True, log_every=1, save_every=15)
     config.encoder = dict(
         embedding_dim=16, resolution=8, patch_size=4, image_layers=1, image_dim=16, image_heads=2, max_text_tokens=8,
         text_layers=1, text_dim=16, text_heads=2)
-    config.encoder.training = dict(num_steps=160, batch_size=8, warmup_steps=5, log_every=1, save_every=20)
+    config.encoder.training = dict(num_steps=60, batch_size=8, warmup_steps=5, log_every=1, save_every=15)
     config.distributed = dict(initialization_seconds=60, heartbeat_seconds=10)
     return config
 """
-NUM_DEVICES, NUM_STEPS = 4, 160
+NUM_DEVICES, NUM_STEPS = 4, 60
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 230), "white": (235, 235, 235)}
 
 
@@ -68,7 +68,7 @@ def command(tmp_path):
 def test_stopped_and_killed_trainings_end_with_the_bits_of_an_undisturbed_one(command, tmp_path, trained, processes):
     name = f"train-{trained.replace('_', '-')}"
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    found = ended(command(name, whole, processes))
+    found = ended(command(name, whole, processes), 480.0)
     assert [code for code, _ in found] == [0] * processes, found
 
     def steps() -> list[int]:
@@ -78,15 +78,15 @@ def test_stopped_and_killed_trainings_end_with_the_bits_of_an_undisturbed_one(co
         running = command(name, broken, processes)
         wait_until(lambda: bool(steps()) and steps()[-1] >= step, running[0])
         running[-1].send_signal(number)
-        return [code for code, _ in ended(running)]
+        return [code for code, _ in ended(running, 480.0)]
 
     assert disturb(10, signal.SIGTERM) == [75] * processes
     stopped_at = steps()[-1]
     assert stopped_at < NUM_STEPS
-    *others, killed = disturb(stopped_at + 25, signal.SIGKILL)
+    *others, killed = disturb(stopped_at + 15, signal.SIGKILL)
     assert killed == -signal.SIGKILL and others == [75] * (processes - 1)
     assert steps()[-1] < NUM_STEPS
-    found = ended(command(name, broken, processes))
+    found = ended(command(name, broken, processes), 480.0)
     assert [code for code, _ in found] == [0] * processes, found
     assert "continued from the checkpoint of step" in found[0][1] or "finished" in found[0][1]
 
