@@ -1,7 +1,7 @@
 """The base of the config's parts: frozen dataclasses that check their values when they are made.
 
 The type of a field says whether its value may change when a run goes on: `every: Annotated[PositiveInt, AT_RESUME]`.
-A mark of a whole part holds for all its fields that have none; a field without any must stay as it is.
+What a whole part says holds for all its fields that have none; a field without any must stay as it is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def changeable(part: object, prefix: str = "", after_import: bool = False) -> tu
       prefix: begins each name, such as "config.".
       after_import: adds the fields that may change after an import.
     """
-    return tuple(prefix + name for name, mark in _marks(part, None) if mark is AT_RESUME or (mark and after_import))
+    return tuple(prefix + name for name, rule in _rules(part, None) if rule is AT_RESUME or (rule and after_import))
 
 
 def field_types(part: Any, include_extras: bool = False) -> dict[str, Any]:
@@ -49,21 +49,21 @@ def field_types(part: Any, include_extras: bool = False) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(part)}
 
 
-def _marks(part: Any, inherited: MayChange | None) -> list[tuple[str, MayChange | None]]:
+def _rules(part: Any, inherited: MayChange | None) -> list[tuple[str, MayChange | None]]:
     kind = part if isinstance(part, type) else type(part)
-    # A subclass that narrows the type of a field keeps the mark of its base.
+    # A subclass that narrows the type of a field keeps the rule of its base.
     hints = [
         typing.get_type_hints(base, include_extras=True) for base in kind.__mro__ if dataclasses.is_dataclass(base)
     ]
     found = []
     for name in (field.name for field in dataclasses.fields(kind)):
         notes = [note for of_class in hints for note in getattr(of_class.get(name), "__metadata__", ())]
-        mark = next((note for note in notes if isinstance(note, MayChange)), inherited)
+        rule = next((note for note in notes if isinstance(note, MayChange)), inherited)
         inner = getattr(hints[0][name], "__origin__", hints[0][name]) if part is kind else getattr(part, name)
         if dataclasses.is_dataclass(inner):
-            found += [(f"{name}.{inside}", its_mark) for inside, its_mark in _marks(inner, mark)]
+            found += [(f"{name}.{inside}", its_rule) for inside, its_rule in _rules(inner, rule)]
         else:
-            found.append((name, mark))
+            found.append((name, rule))
     return found
 
 

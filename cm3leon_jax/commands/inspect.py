@@ -1,7 +1,7 @@
 """Shows what is in a prepared corpus: its documents, their neighbors, and the packed sequences that training sees.
 
-Prints them as text and writes a page with images. Marks are shown as they are, `[image 4x4]` stands for a whole
-image and `[5 codes]` for a part of one.
+Prints them as text and writes a page with images. Special tokens are shown as they are, `[image 4x4]` stands for a
+whole image and `[5 codes]` for a part of one.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _MISSING = (205, 218, 240)
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of ids of one kind: "text", "mark", "pad" or "image"."""
+    """A run of ids of one kind: "text", "special", "pad" or "image"."""
 
     kind: str
     text: str
-    # Of an image: its codes, and where in the image the first of them lies; None if that cannot be told.
+    # Of an image: its codes, and where in the image the first of them lies; None if that is not known.
     codes: tuple[int, ...] = ()
     offset: int | None = None
 
@@ -111,7 +111,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
 
 
 def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int) -> tuple[Piece, ...]:
-    """Splits ids into runs of text, images and single marks, and finds where in its image each part lies."""
+    """Splits ids into runs of text, images and single special tokens, and finds where in its image each part lies."""
     edges = {vocabulary.break_, vocabulary.end}
     result: list[Piece] = []
     # Where in its image the hole under a mask begins, for the masks met so far.
@@ -128,13 +128,13 @@ def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int
             reached = None
         elif kind == "pad":
             result.append(Piece(kind, f"<pad> x {len(run)}"))
-        elif kind == "mark":
+        elif kind == "special":
             for token in run:
                 result.append(Piece(kind, vocabulary.name(token)))
                 if token in edges:
                     reached = 0
                 elif token in holes:
-                    # The mask comes a second time, in front of what it hides.
+                    # The mask comes a second time, before what it hides.
                     reached = holes[token]
                 else:
                     holes[token], reached = reached, None
@@ -149,7 +149,7 @@ def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int
 
 def _kinds(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary) -> list[str]:
     conditions = [ids == vocabulary.pad, vocabulary.is_image(ids), vocabulary.is_text(ids)]
-    return np.select(conditions, ["pad", "image", "text"], "mark").tolist()
+    return np.select(conditions, ["pad", "image", "text"], "special").tolist()
 
 
 def _image_piece(run: list[int], offset: int | None, vocabulary: Vocabulary, image_length: int) -> Piece:
@@ -183,13 +183,13 @@ def _documents(
 def _neighbors(
     corpus: PreparedCorpus, vocabulary: Vocabulary, task: str, split: str, index: int, retrieval: Retrieval
 ) -> Iterator[Shown]:
-    places, scores = retrieval.lists.of_split(task, split)
-    for rank, (place, score) in enumerate(zip(places[index].tolist(), scores[index].tolist(), strict=True)):
-        if place == NONE:
+    indices, scores = retrieval.lists.of_split(task, split)
+    for rank, (position, score) in enumerate(zip(indices[index].tolist(), scores[index].tolist(), strict=True)):
+        if position == NONE:
             continue
         found_by = "text" if rank < retrieval.config.num_by_text else "image"
-        origin, number = retrieval.lists.documents.origin(place)
-        ids = retrieval.lists.documents.document(place)
+        origin, number = retrieval.lists.documents.origin(position)
+        ids = retrieval.lists.documents.document(position)
         yield Shown(f"by {found_by}, {score:.2f}, {origin} {number}", pieces(ids, vocabulary, corpus.image_length))
 
 
@@ -243,7 +243,7 @@ def _page(
 ) -> str:
     everything = [*documents, *(neighbor for document in documents for neighbor in document.neighbors), *sequences]
     placed = [piece for shown in everything for piece in shown.pieces if piece.offset is not None]
-    images = dict(zip(placed, _drawn(placed, image_tokenizer), strict=True)) if image_tokenizer and placed else {}
+    images = dict(zip(placed, _decoded(placed, image_tokenizer), strict=True)) if image_tokenizer and placed else {}
     return pages.render(
         "commands",
         "inspect.html.jinja",
@@ -258,7 +258,7 @@ def _page(
     )
 
 
-def _drawn(placed: Sequence[Piece], image_tokenizer: ImageTokenizer) -> list[str]:
+def _decoded(placed: Sequence[Piece], image_tokenizer: ImageTokenizer) -> list[str]:
     """PNGs as data URLs; what a part of an image does not cover is pale blue."""
     config = image_tokenizer.config
     codes = np.zeros((len(placed), config.image_length), np.int32)

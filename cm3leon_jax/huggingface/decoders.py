@@ -47,7 +47,7 @@ TOKEN_IDS = {"bos_token_id": Vocabulary.end, "eos_token_id": Vocabulary.end, "pa
 # Fields that say how a model is computed or begun, and not what it is.
 _NOT_ARCHITECTURE = ("attention", "remat", "scan_layers", "compute_dtype", "init_std", "position_init_std")
 _PLAIN = {name: value for name, value in dataclasses.asdict(ModelConfig()).items() if name not in _NOT_ARCHITECTURE}
-# In front of most names in a whole model; some published folders leave it out.
+# Before most names in a whole model; some published folders leave it out.
 _PREFIX = "model."
 
 

@@ -9,7 +9,7 @@ LONGEST = 1 << 20
 
 _ENCODINGS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    # Its mark begins as that of UTF-16 does.
+    # Its byte order mark begins as that of UTF-16 does.
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
