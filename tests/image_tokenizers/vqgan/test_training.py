@@ -51,7 +51,7 @@ TRAINING = VQGANTrainingConfig(
 )
 
 
-def train(folder: Path, values: VQGANTrainingConfig) -> trainer.Result:
+def train(folder: Path, values: VQGANTrainingConfig) -> trainer.TrainingResult:
     """On one device, whatever the number of all."""
     config = dataclasses.replace(ARCHITECTURE, path=str(folder), training=values)
     return trainer.train(training.VQGANTrainer(config).run(SAMPLE, folder, {}, jax.devices()[:1]))
