@@ -143,11 +143,11 @@ class Metadata(Captions):
 class _SameCodes(ImageTokenizer):
     """An image tokenizer without a network: its codes make no difference to what is read."""
 
-    def __init__(self, config: VQGANConfig) -> None:
-        self.config = config
-
-    def encode(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+    def encode_batch(self, images: np.ndarray) -> np.ndarray:
         return np.zeros((len(images), self.config.image_length), np.int32)
+
+    def decode_batch(self, codes: np.ndarray) -> np.ndarray:
+        raise NotImplementedError("prompts are only read")
 
 
 class Prompts:

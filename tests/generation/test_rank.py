@@ -10,14 +10,16 @@ from flax import nnx
 
 from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.data.corpus.config import VocabularyConfig
+from cm3leon_jax.documents import Document, ImageSegment, TextSegment
 from cm3leon_jax.encoders.clip.config import ClipConfig
-from cm3leon_jax.encoders.tfidf import TfidfEncoder
+from cm3leon_jax.encoders.tfidf import fit_documents
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.load import load_model
 from cm3leon_jax.generation.rank import SCORERS, Candidate, best, caption_prompt, text_log_likelihoods
 from cm3leon_jax.generation.requests import Request
 from cm3leon_jax.generation.sampler import Completion
+from cm3leon_jax.images import encode_png
 from cm3leon_jax.models.config import MeshConfig
 from tests.conftest import CAPTIONS
 from tests.encoders.conftest import random_encoder
@@ -117,8 +119,8 @@ def test_an_encoder_that_cannot_score_is_refused_before_anything_is_drawn(tiny_c
         checkpoints.save(1, {"parameters": {"x": np.zeros(1)}}, {})
     with pytest.raises(UserError, match=r"no encoder at .*: run `cm3leon train-encoder` first"):
         load_model(config, tmp_path)
-    pixels = np.zeros(12, np.float32)
-    TfidfEncoder(64, 2, 1, np.zeros(1 << 18, np.int64), pixels).save(path)
+    document = Document((TextSegment("a word"), ImageSegment(encode_png(np.zeros((8, 8, 3), np.uint8)))))
+    fit_documents([document], dim=64, side=2, resolution=8).save(path)
     with pytest.raises(UserError, match=r"scorer is 'clip', but the encoder at .* is none"):
         load_model(config, tmp_path)
     # CLIP is taken, and what misses next is the run's.

@@ -250,7 +250,7 @@ def test_a_missing_torch_is_one_line(config, folder, tmp_path, monkeypatch):
         (lambda f: edit(f / "config.json", activation_function="silu"), "activation_function is 'silu'"),
         (lambda f: edit(f / "config.json", hidden_size="32"), "hidden_size is '32'"),
         (lambda f: edit(f / "config.json", max_position_embeddings=65), "embed_positions.weight is (66, 32), by"),
-        (lambda f: edit_weights(f, "model.sampler.layers.1.fc1.bias", None), "layers.1.fc1.bias is absent, by"),
+        (lambda f: edit_weights(f, "model.decoder.layers.1.fc1.bias", None), "layers.1.fc1.bias is absent, by"),
         (
             lambda f: edit_weights(f, "extra", torch.zeros(2)),
             "tensor extra is (2,), by config.json it has to be absent",
