@@ -98,7 +98,9 @@ def make_folder(size: Size, num_codes: int, dtype: str, root: Path) -> Path:
     image = config.image_tokenizer
     tokenizer = VQGANTokenizer(image, vqgan.initial_parameters(vqgan.abstract_vqgan(image), 0))
     tokenizer.save(config.image_tokenizer.path)
-    model = Transformer(config.model, vocabulary.size, config.batch.sequence_length, nnx.Rngs(0))
+    model = Transformer(
+        config.model, vocabulary.size, config.batch.sequence_length, nnx.Rngs(0), config.image_tokenizer.image_length
+    )
     for index, parameter in enumerate((model.blocks.attention.output, model.blocks.feed_forward.down)):
         shape = parameter.get_value().shape
         parameter.set_value(0.02 * jax.random.normal(jax.random.key(index), shape))
