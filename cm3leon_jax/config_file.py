@@ -138,7 +138,8 @@ def _make_importable(folder: Path) -> None:
 
     Its folder comes last in `sys.path`, where modules of the user may be, so that an `emoji.py` there hides no package.
     """
-    for importable in (folder, folder.parent):
+    # The last is where `examples` is: processes that this one starts inherit the path, and no module made here.
+    for importable in (folder, folder.parent, shipped_folder()):
         if str(importable) not in sys.path:
             sys.path.append(str(importable))
     for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:

@@ -5,7 +5,9 @@ import dataclasses
 import importlib.util
 import json
 import operator
+import os
 import re
+import subprocess
 import sys
 import typing
 from collections.abc import Iterator
@@ -306,3 +308,23 @@ def test_modules_of_a_config_are_imported_before_its_parts_are_read(config_of, t
     assert config.modules == ("registers",) and sys.modules["registers"].LOADED
     with pytest.raises(UserError, match=r"config\.modules: no module 'no_such_module'"):
         config_of("config.modules = ('no_such_module',)")
+
+
+def test_processes_that_a_command_starts_import_the_examples(tmp_path):
+    # Spawned processes inherit sys.path and nothing else; the checkout is not the folder they start in.
+    code = (
+        "import importlib.util, multiprocessing, sys\n"
+        "if __name__ == '__main__':\n"
+        f"    sys.path.insert(0, {str(CONFIGS.parent)!r})\n"
+        "    from cm3leon_jax import config_file\n"
+        "    del sys.path[0]\n"
+        "    config = config_file.load('demo', 'runs/x')\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(pool.apply(importlib.util.find_spec, (config.modules[0],)).name)\n"
+    )
+    (tmp_path / "program.py").write_text(code)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "examples.digits.metric", done.stderr
