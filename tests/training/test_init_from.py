@@ -166,7 +166,7 @@ def test_what_is_no_run_or_lacks_its_vocabulary_is_refused(
     refused("where this run is to be", tmp_path / "run")
     rng = np.random.default_rng(0)
     documents = [random_document(other_vocabulary, rng) for _ in range(12)]
-    path = write_corpus(tmp_path / "corpus", other_vocabulary, {"new": {"train": documents}})
+    path = write_corpus(tmp_path / "corpus", other_vocabulary, {"new": {"train": documents, "validation": documents}})
     folder = other_run[0]
     (folder / "vocabulary").rename(folder / "elsewhere")
     try:
