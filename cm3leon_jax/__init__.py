@@ -12,6 +12,10 @@ __all__ = ["Model", "__version__", "load"]
 def __getattr__(name: str) -> Any:
     # JAX takes seconds to import; whoever asks for the version alone does not wait for it.
     if name in ("Model", "load"):
+        from cm3leon_jax.accelerators import ignore_absent_tpu
+
+        # JAX reads this when it is imported.
+        ignore_absent_tpu()
         from cm3leon_jax import api
 
         return getattr(api, name)

@@ -9,6 +9,8 @@ and for a GPU what the driver leaves.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,3 +68,9 @@ def host_has_gpu() -> bool:
 
 def _has_device(*patterns: str) -> bool:
     return any(found for pattern in patterns for found in Path("/dev").glob(pattern))
+
+
+def ignore_absent_tpu() -> None:
+    """Keeps JAX from loading libtpu on a host without a TPU, where `plan` has it installed: it logs errors."""
+    if not host_has_tpu() and importlib.util.find_spec("libtpu"):
+        os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if host_has_gpu() else "cpu")

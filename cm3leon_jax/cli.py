@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from cm3leon_jax import __version__, paths
-from cm3leon_jax.accelerators import host_has_gpu, host_has_tpu
+from cm3leon_jax.accelerators import ignore_absent_tpu
 from cm3leon_jax.commands.table import COMMANDS, Command
 from cm3leon_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, FailedSave, RestartError, UserError
 from cm3leon_jax.files import is_full_disk
@@ -94,7 +94,7 @@ def _main(argv: list[str]) -> int:
         return 0
     command, *rest = argv
     show_messages()
-    _ignore_an_absent_tpu()
+    ignore_absent_tpu()
     must_leave = False
     try:
         if command not in COMMANDS:
@@ -152,12 +152,6 @@ def _code_among_many(error: Exception) -> tuple[int, str]:
     if lost:
         return EXIT_RESTART, "lost another process of the run, most likely; start all of them again to continue"
     return 1, "ended by the error above"
-
-
-def _ignore_an_absent_tpu() -> None:
-    """Keeps JAX from loading libtpu on a host without a TPU, where `plan` has it installed: it logs errors."""
-    if not host_has_tpu() and importlib.util.find_spec("libtpu"):
-        os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if host_has_gpu() else "cpu")
 
 
 def _overview() -> str:
