@@ -34,7 +34,7 @@ from jax.experimental import multihost_utils
 from cm3leon_jax.accelerators import host_has_tpu
 from cm3leon_jax.distributed_config import DistributedConfig
 from cm3leon_jax.errors import EXIT_RESTART, RestartError, UserError
-from cm3leon_jax.files import wait_for
+from cm3leon_jax.files import remove_partial_files, wait_for
 from cm3leon_jax.runtime_abort import restart_on_abort
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -197,6 +197,13 @@ def barrier(name: str) -> None:
     """Waits until every process has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def clear_partial_files(folder: str | Path) -> None:
+    """Removes the partial files of interrupted runs from a folder, before any process writes there again."""
+    if is_coordinator():
+        remove_partial_files(folder)
+    barrier(f"no partial files are in {folder}")
 
 
 def run_on_coordinator(work: Callable[[], object], ready: Path) -> None:

@@ -16,9 +16,9 @@ from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.data.corpus.tokenizing import summary, write_token_shards
 from cm3leon_jax.data.sources.reading import changes_since
-from cm3leon_jax.distributed import barrier, is_coordinator
+from cm3leon_jax.distributed import clear_partial_files, is_coordinator
 from cm3leon_jax.encoders.base import load_encoder
-from cm3leon_jax.files import read_json, remove_partial_files
+from cm3leon_jax.files import read_json
 from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
 from cm3leon_jax.lock import lock
 from cm3leon_jax.models.sharding import make_mesh
@@ -56,9 +56,7 @@ def _run(config: Config) -> int:
     )
     # What is missing shows before the hours that tokens may take.
     encoder = load_encoder(config.encoder.path) if config.retrieval.enabled else None
-    if is_coordinator():
-        remove_partial_files(config.corpus.path)
-    barrier("partial files of interrupted runs are removed")
+    clear_partial_files(config.corpus.path)
     manifest = write_token_shards(config.corpus, tokens)
     if is_coordinator():
         corpus = PreparedCorpus.open(config.corpus.path)

@@ -14,9 +14,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from cm3leon_jax.config import Config
-from cm3leon_jax.distributed import barrier, is_coordinator
+from cm3leon_jax.distributed import clear_partial_files
 from cm3leon_jax.encoders.training import train_encoder
-from cm3leon_jax.files import remove_partial_files
 from cm3leon_jax.lock import lock
 
 
@@ -24,7 +23,5 @@ def run(config: Config, workdir: Path, arguments: Namespace) -> int:
     """The command `cm3leon train-encoder`."""
     del arguments
     with lock(config.encoder.path, "train-encoder"):
-        if is_coordinator():
-            remove_partial_files(config.encoder.path)
-        barrier("the partial files of interrupted runs are removed")
+        clear_partial_files(config.encoder.path)
         return train_encoder(config, workdir)

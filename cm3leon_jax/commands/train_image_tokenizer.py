@@ -13,8 +13,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from cm3leon_jax.config import Config
-from cm3leon_jax.distributed import barrier, is_coordinator
-from cm3leon_jax.files import remove_partial_files
+from cm3leon_jax.distributed import clear_partial_files
 from cm3leon_jax.image_tokenizers.training import train_image_tokenizer
 from cm3leon_jax.lock import lock
 
@@ -23,7 +22,5 @@ def run(config: Config, workdir: Path, arguments: Namespace) -> int:
     """The command `cm3leon train-image-tokenizer`."""
     del arguments
     with lock(config.image_tokenizer.path, "train-image-tokenizer"):
-        if is_coordinator():
-            remove_partial_files(config.image_tokenizer.path)
-        barrier("the partial files of interrupted runs are removed")
+        clear_partial_files(config.image_tokenizer.path)
         return train_image_tokenizer(config, workdir)

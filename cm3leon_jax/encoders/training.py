@@ -13,21 +13,18 @@ from jaxtyping import Bool, Int64
 
 from cm3leon_jax.checkpoints import check_unchanged
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.corpus.manifest import OfBiEncoder
-from cm3leon_jax.data.corpus.training_samples import PairSample
+from cm3leon_jax.data.corpus.manifest import OfEncoder
+from cm3leon_jax.data.corpus.training_samples import PairSample, num_held_out
 from cm3leon_jax.distributed import READY_FILE, run_on_coordinator
 from cm3leon_jax.encoders.base import Encoder, read_encoder_record, restore_encoder
 from cm3leon_jax.errors import EXIT_RESTART, UserError
 from cm3leon_jax.records import read_record
 from cm3leon_jax.registry import load_attribute
+from cm3leon_jax.training.config import FREE_VALUES
 from cm3leon_jax.weights import CONFIG_FILE
 
 # Begins the names of the training's logs in the workdir.
 LOG_NAME = "encoder"
-HELD_OUT_FRACTION = 0.02
-FEWEST_HELD_OUT = 16
-# They may change between a run and its continuation.
-FREE_VALUES = tuple(f"values.{name}" for name in ("num_steps", "log_every", "save_every"))
 # Pairs searched at a time for `recall`.
 _CHUNK = 1024
 
@@ -111,13 +108,7 @@ def split_pairs(sample: PairSample) -> tuple[PairSample, PairSample]:
       UserError: if no more than half would be left to train on.
     """
     count = len(sample.texts)
-    held_out = max(FEWEST_HELD_OUT, round(HELD_OUT_FRACTION * count))
-    if count < 2 * held_out:
-        raise UserError(
-            f"the mixture gave {count} pairs of a text and an image to train the encoder on: at least "
-            f"{2 * held_out}, {held_out} of which are held out"
-        )
-    cut = count - held_out
+    cut = count - num_held_out(count, "pairs of a text and an image to train the encoder on")
     return PairSample(sample.texts[:cut], sample.images[:cut]), PairSample(sample.texts[cut:], sample.images[cut:])
 
 
@@ -169,7 +160,7 @@ def _check_no_neighbors_need_it(config: Config) -> None:
     stored = Path(config.encoder.path) / CONFIG_FILE
     if manifest.exists() and stored.exists():
         fix = f"delete {manifest.parent} and run `cm3leon prepare` again"
-        found_by = read_record(manifest, "the manifest of the neighbors", OfBiEncoder, fix)["encoder"]
+        found_by = read_record(manifest, "the manifest of the neighbors", OfEncoder, fix)["encoder"]
         if found_by == read_encoder_record(stored.parent)["fingerprint"]:
             raise UserError(
                 f"the neighbors in {manifest.parent} were found with the encoder {stored.parent}, which would be "

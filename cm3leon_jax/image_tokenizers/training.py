@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from cm3leon_jax.checkpoints import check_unchanged
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.manifest import OfImageTokenizer
-from cm3leon_jax.data.corpus.training_samples import load_image_sample
+from cm3leon_jax.data.corpus.training_samples import load_image_sample, num_held_out
 from cm3leon_jax.distributed import READY_FILE, is_coordinator, run_on_coordinator
 from cm3leon_jax.errors import EXIT_RESTART, UserError
 from cm3leon_jax.image_tokenizers.base import (
@@ -27,14 +27,11 @@ from cm3leon_jax.image_tokenizers.base import (
 from cm3leon_jax.image_tokenizers.config import ImageTokenizerConfig
 from cm3leon_jax.records import read_record
 from cm3leon_jax.registry import load_attribute
+from cm3leon_jax.training.config import FREE_VALUES
 from cm3leon_jax.weights import CONFIG_FILE
 
 # Begins the names of the training's logs in the workdir.
 LOG_NAME = "image_tokenizer"
-HELD_OUT_FRACTION = 0.02
-FEWEST_HELD_OUT = 16
-# They may change between a run and its continuation.
-FREE_VALUES = tuple(f"values.{name}" for name in ("num_steps", "log_every", "save_every"))
 
 log = logging.getLogger(__name__)
 
@@ -115,12 +112,7 @@ def split_images(
     Raises:
       UserError: if no more than half would be left to train on.
     """
-    held_out = max(FEWEST_HELD_OUT, round(HELD_OUT_FRACTION * len(sample)))
-    if len(sample) < 2 * held_out:
-        raise UserError(
-            f"the mixture gave {len(sample)} images to train the image tokenizer on: at least {2 * held_out}, "
-            f"{held_out} of which are held out"
-        )
+    held_out = num_held_out(len(sample), "images to train the image tokenizer on")
     return sample[:-held_out], sample[-held_out:]
 
 

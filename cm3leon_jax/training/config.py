@@ -9,6 +9,9 @@ from cm3leon_jax.config_part import AFTER_IMPORT, AT_RESUME, Part
 from cm3leon_jax.paths import OptionalPath
 from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Seed
 
+# Values of the training of an image tokenizer or encoder that may change at a resume.
+FREE_VALUES = tuple(f"values.{name}" for name in ("num_steps", "log_every", "save_every"))
+
 
 @dataclass(frozen=True)
 class OptimizerConfig(Part):

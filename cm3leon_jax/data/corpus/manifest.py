@@ -119,7 +119,7 @@ class OfImageTokenizer(TypedDict):
 
 
 @with_config(OPEN)
-class OfBiEncoder(TypedDict):
+class OfEncoder(TypedDict):
     """A manifest of neighbor lists, as far as it names what found them."""
 
     encoder: str

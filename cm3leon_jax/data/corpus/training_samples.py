@@ -33,6 +33,10 @@ from cm3leon_jax.log_handler import show_messages
 
 log = logging.getLogger(__name__)
 
+# Of a sample, the last are held out.
+_HELD_OUT_FRACTION = 0.02
+_FEWEST_HELD_OUT = 16
+
 
 @dataclass(frozen=True)
 class PairSample:
@@ -172,3 +176,15 @@ def _write_header(file: Any, count: int, spec: SampleSpec) -> None:
     # NumPy leaves room for the first axis to grow, so the header is as long for 0 images as for the final number.
     shape = (count, spec.resolution, spec.resolution, spec.channels)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def num_held_out(count: int, what: str) -> int:
+    """How many of a sample, at its end, are measured on and not trained on: 2%, at least 16.
+
+    Raises:
+      UserError: if no more than half would be left to train on; `what` they are.
+    """
+    held_out = max(_FEWEST_HELD_OUT, round(_HELD_OUT_FRACTION * count))
+    if count < 2 * held_out:
+        raise UserError(f"the mixture gave {count} {what}: at least {2 * held_out}, {held_out} of which are held out")
+    return held_out

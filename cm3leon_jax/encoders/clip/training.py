@@ -34,7 +34,7 @@ from cm3leon_jax.encoders.clip.model import (
     initial_clip_parameters,
     normalize_rows,
 )
-from cm3leon_jax.encoders.training import FREE_VALUES, LOG_NAME, split_pairs
+from cm3leon_jax.encoders.training import LOG_NAME, split_pairs
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.models.sharding import (
     BATCH_SPEC,
@@ -46,6 +46,7 @@ from cm3leon_jax.models.sharding import (
 )
 from cm3leon_jax.models.weight_decay import decays
 from cm3leon_jax.training import trainer
+from cm3leon_jax.training.config import FREE_VALUES
 from cm3leon_jax.training.run import Start, TrainingRun
 from cm3leon_jax.training.schedules import learning_rate
 from cm3leon_jax.vocabulary import Vocabulary

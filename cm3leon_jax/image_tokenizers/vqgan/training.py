@@ -15,7 +15,7 @@ from jaxtyping import Array, UInt8
 
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.image_tokenizers.training import FREE_VALUES, LOG_NAME
+from cm3leon_jax.image_tokenizers.training import LOG_NAME
 from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig, VQGANTrainingConfig
 from cm3leon_jax.image_tokenizers.vqgan.lpips import SMALLEST_SIDE, load_lpips
 from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
@@ -23,6 +23,7 @@ from cm3leon_jax.image_tokenizers.vqgan.train_step import VQGANModules, VQGANSta
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.models.sharding import batch_sharding, global_array, make_mesh, process_local_rows
 from cm3leon_jax.training import trainer
+from cm3leon_jax.training.config import FREE_VALUES
 from cm3leon_jax.training.run import Start, TrainingRun
 
 
