@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from cm3leon_jax.config_values import build
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.context import EvaluationContext, stage
+from cm3leon_jax.evaluation.estimates import Estimate, flatten
 from cm3leon_jax.evaluation.registry import METRICS
 from cm3leon_jax.ranges import first_fault
 
@@ -19,8 +20,11 @@ class Metric(Protocol):
     A metric may have an attribute `headlines`, {name: what it is a fraction of}: they head the report in percent.
     """
 
-    def __call__(self, evaluation: EvaluationContext) -> dict[str, float]:
-        """Returns values by the name that they have in evaluation.json; all processes of a run call it."""
+    def __call__(self, evaluation: EvaluationContext) -> Mapping[str, float | Estimate]:
+        """Returns values by the name that they have in evaluation.json; all processes of a run call it.
+
+        Whatever was measured on a sample of items is an `Estimate`, and has an interval there.
+        """
         ...
 
 
@@ -49,7 +53,7 @@ def measure(metrics: Mapping[str, Metric], evaluation: EvaluationContext) -> dic
     values = {"step": float(evaluation.model.step)}
     for name, metric in metrics.items():
         with stage(f"metric {name}"):
-            found = metric(evaluation)
+            found = flatten(metric(evaluation))
         if repeated := sorted(values.keys() & found):
             raise UserError(f"config.evaluate.metrics.{name} returns {repeated[0]}, as another metric does: remove one")
         values |= found

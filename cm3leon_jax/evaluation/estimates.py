@@ -1,0 +1,98 @@
+"""A measured value with its 95% interval: what a metric returns for whatever it measured on a sample of items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+# Resamples of a bootstrap, and the seed that draws them: a value measured twice has the same interval.
+_NUM_RESAMPLES = 1000
+_SEED = 0
+# Most indices drawn at once: bounds the memory.
+_MOST_DRAWN = 1 << 22
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value measured on `n` items, and the percentile bootstrap interval that covers it in 95 of 100 samples.
+
+    Where all items agree (all right, or all wrong) a bootstrap cannot see the spread, and the interval is a point.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def mean(values: Sequence[float] | Float[np.ndarray, "n"], groups: Sequence[object] | None = None) -> Estimate:
+    """The mean of one value per item.
+
+    Args:
+      values: one per item; none may be NaN.
+      groups: items that are no independent draws share a group, such as the images of one prompt: groups are
+        resampled as a whole.
+
+    Raises:
+      ValueError: without items, or for a value that is NaN.
+    """
+    values = np.asarray(values, np.float64)
+    if not len(values) or np.isnan(values).any():
+        raise ValueError(f"a mean needs values, and of these {len(values)} are {int(np.isnan(values).sum())} NaN")
+    if groups is None:
+        sums, counts = values, np.ones(len(values))
+    else:
+        numbers: dict[object, int] = {}
+        of_item = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+        sums, counts = np.bincount(of_item, values), np.bincount(of_item).astype(np.float64)
+
+    def statistic(drawn: Int[np.ndarray, "... g"], axis: int = -1) -> Float[np.ndarray, "..."]:
+        return sums[drawn].sum(axis) / counts[drawn].sum(axis)
+
+    low, high = _interval(statistic, len(sums), _NUM_RESAMPLES, vectorized=True)
+    return Estimate(float(values.mean()), low, high, len(values))
+
+
+def bootstrap(
+    statistic: Callable[[Int[np.ndarray, "n"]], float], n: int, num_resamples: int = _NUM_RESAMPLES
+) -> Estimate:
+    """A statistic of the whole sample, such as a score of a corpus.
+
+    Args:
+      statistic: takes the indices of the items that count, repeats included.
+    """
+    low, high = _interval(statistic, n, num_resamples, vectorized=False)
+    return Estimate(float(statistic(np.arange(n))), low, high, n)
+
+
+def _interval(
+    statistic: Callable[..., float | Float[np.ndarray, "..."]], n: int, num_resamples: int, vectorized: bool
+) -> tuple[float, float]:
+    if n == 1:
+        value = float(statistic(np.arange(1)))
+        return value, value
+    result = stats.bootstrap(
+        (np.arange(n),),
+        statistic,
+        n_resamples=num_resamples,
+        batch=max(1, min(num_resamples, _MOST_DRAWN // n)),
+        vectorized=vectorized,
+        method="percentile",
+        rng=np.random.default_rng(_SEED),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def flatten(found: Mapping[str, float | Estimate]) -> dict[str, float]:
+    """Values by flat names: an estimate is NAME, NAME_low, NAME_high and NAME_n."""
+    flat: dict[str, float] = {}
+    for name, value in found.items():
+        if isinstance(value, Estimate):
+            flat |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high, f"{name}_n": value.n}
+        else:
+            flat[name] = value
+    return flat
