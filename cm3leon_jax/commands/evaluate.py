@@ -13,6 +13,7 @@ from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.evaluation.context import EvaluationContext, stage
 from cm3leon_jax.evaluation.metrics import build_metrics, headlines, measure
 from cm3leon_jax.evaluation.report import render_report
+from cm3leon_jax.evaluation.set_results import build_sets, set_hashes
 from cm3leon_jax.files import atomic_write, write_json
 from cm3leon_jax.generation.load import load_model
 from cm3leon_jax.progress import read_step_log
@@ -22,17 +23,17 @@ log = logging.getLogger(__name__)
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     """Runs the command; all processes measure, and the coordinator writes."""
-    metrics = build_metrics(config.evaluate.metrics)
+    metrics, sets = build_metrics(config.evaluate.metrics), build_sets(config.evaluate)
     with stage(f"opening the newest checkpoint of {workdir}"):
         model = load_model(config, workdir)
-    evaluation = EvaluationContext(config, model, PreparedCorpus.open(config.corpus.path, model.vocabulary))
+    evaluation = EvaluationContext(config, model, PreparedCorpus.open(config.corpus.path, model.vocabulary), sets)
     values = measure(metrics, evaluation)
     page = render_report(evaluation, workdir.name, values, headlines(metrics), read_step_log(workdir / "metrics.jsonl"))
     if not is_coordinator():
         return
     # A perplexity may be infinite, which JSON has no word for.
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    write_json(workdir / "evaluation.json", finite)
+    write_json(workdir / "evaluation.json", finite | set_hashes(sets))
     with atomic_write(workdir / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     for name, value in values.items():

@@ -21,6 +21,10 @@ class EvaluateConfig(Part):
     # Metrics by a name of your choice: `type` is an entry of the registry in `evaluation/metrics.py`, the rest are
     # that metric's options, as in {"loss": {"type": "loss", "num_sequences": 64}}.
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=_default_metrics)
+    # Evaluation sets by a name of your choice, which metrics take as their option `set`: `type` is an entry of the
+    # registry in `evaluation/registry.py`, `samples_per_prompt` and `sampling` are as below and in `config.sampling`,
+    # the rest are the set's options, as in {"coco": {"type": "karpathy", "file": ..., "images": ...}}.
+    sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # Held-out documents that are captioned, infilled and shown; 0 means all.
     num_documents: NonNegativeInt = 256
     # Prompts of text-to-image (empty: the first held-out texts), and images per prompt.
@@ -31,8 +35,9 @@ class EvaluateConfig(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, options in self.metrics.items():
-            require(
-                isinstance(options.get("type"), str),
-                f"evaluate.metrics.{name} names no metric: set its type, as in dict(type={name!r})",
-            )
+        for part, what in (("metrics", "metric"), ("sets", "evaluation set")):
+            for name, options in getattr(self, part).items():
+                require(
+                    isinstance(options.get("type"), str),
+                    f"evaluate.{part}.{name} names no {what}: set its type, as in dict(type={name!r})",
+                )

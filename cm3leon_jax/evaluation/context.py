@@ -7,8 +7,8 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import numpy as np
@@ -17,10 +17,15 @@ from jaxtyping import Bool, Int, UInt8
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.distributed import is_coordinator
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.evaluation import set_results
+from cm3leon_jax.evaluation.image_arrays import CodedImages, ImageFiles, Images
+from cm3leon_jax.evaluation.set_results import Drawn, Edits, SetOptions, Texts
+from cm3leon_jax.evaluation.sets.base import Item
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.captioned import CaptionedImages, captioned_images
 from cm3leon_jax.generation.config import SamplingConfig
-from cm3leon_jax.generation.generate import open_retriever
+from cm3leon_jax.generation.generate import Result, open_retriever
 from cm3leon_jax.generation.load import TrainedModel
 from cm3leon_jax.generation.prompts import region_mask
 from cm3leon_jax.generation.requests import MIDDLE_HALF
@@ -47,6 +52,56 @@ class EvaluationContext:
     config: Config
     model: TrainedModel
     corpus: PreparedCorpus
+    sets: Mapping[str, SetOptions] = field(default_factory=dict)
+    # Results by the name of a set.
+    _completed: dict[str, tuple[list[Item], list[Result]]] = field(default_factory=dict)
+
+    def drawn(self, name: str = "") -> Drawn:
+        """Images from the prompts of an evaluation set, or of the config."""
+        if not name:
+            prompts = self.sample_prompts
+            per_prompt = self.config.evaluate.samples_per_prompt
+            ranks = np.tile(np.arange(per_prompt), len(prompts) // per_prompt)
+            return Drawn(prompts, prompts, self.sampled_images, ranks)
+        return set_results.drawn(name, *self._of_set(name), self.model)
+
+    def captioned(self, name: str = "") -> Texts:
+        """Captions of the images of an evaluation set, or of held-out images."""
+        if not name:
+            ids = [str(index) for index in range(len(self.held_out.texts))]
+            return Texts(ids, self.captions, [(text,) for text in self.held_out.texts])
+        return set_results.texts(name, *self._of_set(name), ("caption",))
+
+    def answered(self, name: str = "") -> Texts:
+        """Answers to the questions of an evaluation set."""
+        return set_results.texts(name, *self._of_set(name), ("vqa",))
+
+    def edited(self, name: str = "") -> Edits:
+        """Edited images of an evaluation set."""
+        return set_results.edits(name, *self._of_set(name), self.model)
+
+    def real_images(self, name: str = "") -> Images:
+        """The real images of an evaluation set; without a name the held-out images, decoded from their codes."""
+        if not name:
+            return CodedImages(self.held_out.codes, self.model.image_tokenizer)
+        config = self.config.image_tokenizer
+        sources = dict.fromkeys(item.image for item in self._set(name).reader() if item.image is not None)
+        if not sources:
+            raise UserError(f"config.evaluate.sets.{name} has no real images to compare with")
+        return ImageFiles(list(sources), config.resolution, config.in_channels)
+
+    def _of_set(self, name: str) -> tuple[list[Item], list[Result]]:
+        if name not in self._completed:
+            chosen = self._set(name)
+            with stage(f"generating for the evaluation set {name}"):
+                self._completed[name] = set_results.complete(name, chosen, self.model, self.config)
+        return self._completed[name]
+
+    def _set(self, name: str) -> SetOptions:
+        if name not in self.sets:
+            known = ", ".join(map(repr, self.sets)) or "none"
+            raise UserError(f"a metric takes the evaluation set {name!r}: config.evaluate.sets has {known}")
+        return self.sets[name]
 
     @cached_property
     def held_out(self) -> CaptionedImages:

@@ -17,7 +17,8 @@ from cm3leon_jax.ranges import first_fault
 class Metric(Protocol):
     """Measures a model; a frozen dataclass whose fields are the options.
 
-    A metric may have an attribute `headlines`, {name: what it is a fraction of}: they head the report in percent.
+    A metric may have an attribute `headlines`, {name: what it is a fraction of}: they head the report in percent. One
+    that has an option `set` measures that evaluation set of the config, and its values are named SET_NAME.
     """
 
     def __call__(self, evaluation: EvaluationContext) -> Mapping[str, float | Estimate]:
@@ -54,6 +55,9 @@ def measure(metrics: Mapping[str, Metric], evaluation: EvaluationContext) -> dic
     for name, metric in metrics.items():
         with stage(f"metric {name}"):
             found = flatten(metric(evaluation))
+        # The same metric may measure several evaluation sets.
+        if of_set := getattr(metric, "set", ""):
+            found = {f"{of_set}_{key}": value for key, value in found.items()}
         if repeated := sorted(values.keys() & found):
             raise UserError(f"config.evaluate.metrics.{name} returns {repeated[0]}, as another metric does: remove one")
         values |= found

@@ -1,4 +1,4 @@
-"""The metrics that `config.evaluate.metrics` can name."""
+"""The metrics and the evaluation sets that a config can name."""
 
 from cm3leon_jax.registry import Registry
 
@@ -8,5 +8,18 @@ METRICS = Registry(
     {
         "loss": "cm3leon_jax.evaluation.loss:EvalLoss",
         "reconstruction": "cm3leon_jax.evaluation.reconstruction:Reconstruction",
+    },
+)
+
+# An evaluation set is a frozen dataclass of its options: `sets/base.EvaluationSet`, docs/evaluation.md.
+SETS = Registry(
+    "the type in config.evaluate.sets",
+    {
+        "json_lines": "cm3leon_jax.evaluation.sets.json_lines:JsonLines",
+        "coco_captions": "cm3leon_jax.evaluation.sets.coco:CocoCaptions",
+        "karpathy": "cm3leon_jax.evaluation.sets.coco:Karpathy",
+        "vqav2": "cm3leon_jax.evaluation.sets.vqa:VqaV2",
+        "magicbrush": "cm3leon_jax.evaluation.sets.magicbrush:MagicBrush",
+        "geneval": "cm3leon_jax.evaluation.sets.geneval:GenEval",
     },
 )

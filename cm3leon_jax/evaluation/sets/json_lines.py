@@ -1,0 +1,72 @@
+"""An evaluation set of one's own: a prompts file whose lines also say what is true.
+
+    {"id": "7", "prompt": "a red apple", "references": ["an apple, red"], "target": "7.png"}
+    {"id": "8", "task": "vqa", "prompt": "Which color?", "image": "8.png", "references": ["red", "dark red"]}
+    {"id": "9", "task": "edit", "prompt": "make it green", "image": "9.png", "target": "9b.png", "mask": "9m.png"}
+
+Beside the fields of a prompts file: `references` (captions or answers), `target` (the real image of a prompt, or the
+edited one), `mask` (white where an edit should change), `objects` (GenEval's tag, include, exclude). Images are
+relative to the folder of the file. A line without an id has the number of its line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.evaluation.sets.base import Item, chosen, read_json_lines
+from cm3leon_jax.ranges import NonNegativeInt
+
+_TRUTH = ("id", "references", "target", "mask", "objects")
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """A prompts file with references."""
+
+    file: str
+    # A file of the ids to measure, one per line; or how many to draw.
+    ids: str = ""
+    count: NonNegativeInt = 0
+
+    @property
+    def files(self) -> list[str]:
+        return [self.file, *([self.ids] if self.ids else [])]
+
+    def __call__(self) -> list[Item]:
+        lines = read_json_lines(self.file)
+        return chosen((self._item(line, value) for line, value in lines), self.ids, self.count)
+
+    def _item(self, line: int, value: dict[str, Any]) -> Item:
+        where, folder = f"{self.file}, line {line}", Path(self.file).parent
+        references = value.get("references", [])
+        if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
+            raise UserError(f"{where}: references is {references!r:.60}: give a list of texts")
+        objects = value.get("objects", {})
+        if not isinstance(objects, dict):
+            raise UserError(f"{where}: objects is {objects!r:.60}: give an object with tag and include")
+        images = {}
+        for name in ("target", "mask"):
+            if not isinstance(file := value.get(name, ""), str):
+                raise UserError(f"{where}: {name} is {file!r:.60}: give the name of a file")
+            images[name] = folder / file if file else None
+        return Item(
+            id=str(value.get("id", line)),
+            request=_with_folder({name: each for name, each in value.items() if name not in _TRUTH}, folder),
+            references=tuple(references),
+            image=images["target"],
+            mask=images["mask"],
+            objects=objects,
+        )
+
+
+def _with_folder(value: Any, folder: Path) -> Any:
+    """A record whose image files are paths from the working folder."""
+    if isinstance(value, dict):
+        return {
+            name: str(folder / each) if name == "image" and isinstance(each, str) else _with_folder(each, folder)
+            for name, each in value.items()
+        }
+    return [_with_folder(each, folder) for each in value] if isinstance(value, list) else value

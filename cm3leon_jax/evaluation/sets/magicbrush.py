@@ -1,0 +1,86 @@
+"""MagicBrush as published: edits by instruction, in turns, with masks and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.evaluation.sets.base import Item, chosen, field_of, read_json
+from cm3leon_jax.generation.requests import ImageSource
+from cm3leon_jax.ranges import NonNegativeInt
+
+_COLUMNS = ("img_id", "turn_index", "source_img", "mask_img", "instruction", "target_img")
+
+
+@dataclass(frozen=True)
+class MagicBrush:
+    """A folder of parquet files (img_id, turn_index, source_img, mask_img, instruction, target_img), or of JSON.
+
+    The latter is edit_turns.json, [{input, mask, output, instruction}], beside images/ID/FILE. Each turn is an item
+    that begins with the published source, as the benchmark's single-turn setting does; its id is ID-outputTURN.
+    """
+
+    folder: str
+    # The captions of the targets, {ID: {"ID-output1.png": caption}}: global_descriptions.json.
+    captions: str = ""
+    ids: str = ""
+    count: NonNegativeInt = 0
+
+    @property
+    def files(self) -> list[str]:
+        return [str(file) for file in (*self._tables, Path(self.captions), Path(self.ids)) if file != Path()]
+
+    @property
+    def _tables(self) -> list[Path]:
+        return sorted(Path(self.folder).glob("*.parquet")) or [Path(self.folder) / "edit_turns.json"]
+
+    def __call__(self) -> list[Item]:
+        captions = read_json(self.captions) if self.captions else {}
+        items = []
+        for image, target, instruction, (source, mask, edited) in self._turns():
+            caption = captions.get(image, {}).get(f"{target}.png", "")
+            request = {"task": "edit", "prompt": instruction, "image": source}
+            items.append(Item(target, request, (caption,) if caption else (), edited, mask))
+        return chosen(items, self.ids, self.count)
+
+    def _turns(self) -> Iterator[tuple[str, str, str, tuple[Any, ImageSource, ImageSource]]]:
+        """(id of the image, id of the turn, instruction, (source, mask, target)) of each turn."""
+        for table in self._tables:
+            if table.suffix == ".parquet":
+                for row, where in _rows(table):
+                    image = field_of(row, "img_id", str, where)
+                    turn = f"{image}-output{field_of(row, 'turn_index', int, where)}"
+                    parts = tuple(
+                        field_of(field_of(row, name, dict, where), "bytes", bytes, f"{name} of {where}")
+                        for name in ("source_img", "mask_img", "target_img")
+                    )
+                    yield image, turn, field_of(row, "instruction", str, where), parts
+                continue
+            for number, turn in enumerate(field_of({"turns": read_json(table)}, "turns", list, str(table))):
+                where = f"turn {number} of {table}"
+                source, mask, target = (field_of(turn, name, str, where) for name in ("input", "mask", "output"))
+                # ID-input.png is the source of the first turn, ID-output1.png its target.
+                image = target.rpartition("-")[0]
+                images = Path(self.folder) / "images" / image
+                instruction = field_of(turn, "instruction", str, where)
+                yield image, Path(target).stem, instruction, (str(images / source), images / mask, images / target)
+
+
+def _rows(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        if missing := [name for name in _COLUMNS if name not in table.schema_arrow.names]:
+            raise UserError(f"{file} has no column {missing[0]}: MagicBrush's has {', '.join(_COLUMNS)}")
+        number = 0
+        for batch in table.iter_batches(batch_size=16, columns=list(_COLUMNS)):
+            for row in batch.to_pylist():
+                yield row, f"row {number} of {file}"
+                number += 1
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{file} is no parquet file that can be read ({error})") from None
