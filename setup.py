@@ -96,6 +96,7 @@ setup(
             "py.typed",
             "page.css.jinja",
             "evaluation/report.html.jinja",
+            "evaluation/comparison.html.jinja",
             "commands/inspect.html.jinja",
             "huggingface/model_card.md.jinja",
         ]

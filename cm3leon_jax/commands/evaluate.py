@@ -11,6 +11,8 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.evaluation.context import EvaluationContext, stage
+from cm3leon_jax.evaluation.estimates import rows
+from cm3leon_jax.evaluation.gallery import GALLERY, gallery, write_gallery
 from cm3leon_jax.evaluation.metrics import build_metrics, headlines, measure
 from cm3leon_jax.evaluation.report import render_report
 from cm3leon_jax.evaluation.set_results import build_sets, set_hashes
@@ -28,14 +30,17 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
         model = load_model(config, workdir)
     evaluation = EvaluationContext(config, model, PreparedCorpus.open(config.corpus.path, model.vocabulary), sets)
     values = measure(metrics, evaluation)
-    page = render_report(evaluation, workdir.name, values, headlines(metrics), read_step_log(workdir / "metrics.jsonl"))
+    entries, log_lines = gallery(evaluation), read_step_log(workdir / "metrics.jsonl")
+    page = render_report(evaluation, workdir.name, values, headlines(metrics), log_lines, entries)
     if not is_coordinator():
         return
     # A perplexity may be infinite, which JSON has no word for.
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     write_json(workdir / "evaluation.json", finite | set_hashes(sets))
+    write_gallery(entries, workdir / GALLERY)
     with atomic_write(workdir / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
-    for name, value in values.items():
-        log.info(f"  {name:<44} {value:,.4g}")
+    for name, value, estimate in rows(values):
+        interval = f"  [{estimate.low:,.4g}, {estimate.high:,.4g}]  n = {estimate.n:,}" if estimate else ""
+        log.info(f"  {name:<44} {value:,.4g}{interval}")
     log.info(f"{workdir / 'evaluation.json'} and {workdir / 'report.html'} are written")

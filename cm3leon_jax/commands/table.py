@@ -85,6 +85,11 @@ COMMANDS = {
         writes=("workdir",),
         distributed=True,
     ),
+    "compare": Command(
+        "cm3leon_jax.commands.compare",
+        "put the evaluations of several runs on one page",
+        takes_config=False,
+    ),
     "export": Command("cm3leon_jax.commands.export", "write a checkpoint as a Hugging Face folder", reads=_RUN),
     "import": Command(
         "cm3leon_jax.commands.import_", "start a run from a Hugging Face folder", reads=(*_RUN, "encoder")

@@ -16,6 +16,7 @@ from cm3leon_jax import config_file
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches.row_fit import row_losses
 from cm3leon_jax.distributed import is_coordinator
+from cm3leon_jax.evaluation.periodic import PeriodicMetrics
 from cm3leon_jax.generation.samples import SampleImages
 from cm3leon_jax.lock import lock
 from cm3leon_jax.models.cpu import keep_freed_memory
@@ -24,7 +25,7 @@ from cm3leon_jax.models.transformer import parameter_count
 from cm3leon_jax.training import trainer
 from cm3leon_jax.training.goodput import RunClock
 from cm3leon_jax.training.profile import Profile
-from cm3leon_jax.training.run import Images, Start
+from cm3leon_jax.training.run import Evaluation, Images, Start
 from cm3leon_jax.training.transformer import TransformerTraining
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
 
         every = config.train.sample_every
         images = [Images(every, "samples", lambda step, state: samples(step, state["parameters"]))] if samples else []
-        return trainer.train(training.run(images, on_start), clock, profile).exit_code
+        return trainer.train(training.run(images, on_start, _evaluations(training)), clock, profile).exit_code
 
 
 def _samples(training: TransformerTraining) -> SampleImages | None:
@@ -63,6 +64,14 @@ def _samples(training: TransformerTraining) -> SampleImages | None:
     if not config.train.sample_every:
         return None
     return SampleImages(config, training.workdir, training.vocabulary, training.corpus, training.mesh)
+
+
+def _evaluations(training: TransformerTraining) -> list[Evaluation]:
+    config, every = training.config, training.config.train.metrics_every
+    if not every:
+        return []
+    metrics = PeriodicMetrics(config, training.vocabulary, training.corpus, training.mesh)
+    return [Evaluation(every, lambda step, state: metrics(step, state["parameters"]))]
 
 
 def _announce(training: TransformerTraining, start: Start, samples: str) -> None:

@@ -19,8 +19,8 @@ from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation import set_results
-from cm3leon_jax.evaluation.image_arrays import CodedImages, ImageFiles, Images
-from cm3leon_jax.evaluation.set_results import Drawn, Edits, SetOptions, Texts
+from cm3leon_jax.evaluation.image_arrays import CodedImages, ImageArray, ImageFiles
+from cm3leon_jax.evaluation.set_results import ComparedEdits, ComparedTexts, SampledImages, SetOptions
 from cm3leon_jax.evaluation.sets.base import Item
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.captioned import CaptionedImages, captioned_images
@@ -53,34 +53,34 @@ class EvaluationContext:
     model: TrainedModel
     corpus: PreparedCorpus
     sets: Mapping[str, SetOptions] = field(default_factory=dict)
-    # Results by the name of a set.
-    _completed: dict[str, tuple[list[Item], list[Result]]] = field(default_factory=dict)
+    # Items and results of the sets that were generated for, by name.
+    completed: dict[str, tuple[list[Item], list[Result]]] = field(default_factory=dict)
 
-    def drawn(self, name: str = "") -> Drawn:
+    def sampled(self, name: str = "") -> SampledImages:
         """Images from the prompts of an evaluation set, or of the config."""
         if not name:
             prompts = self.sample_prompts
             per_prompt = self.config.evaluate.samples_per_prompt
             ranks = np.tile(np.arange(per_prompt), len(prompts) // per_prompt)
-            return Drawn(prompts, prompts, self.sampled_images, ranks)
-        return set_results.drawn(name, *self._of_set(name), self.model)
+            return SampledImages(prompts, prompts, self.sampled_images, ranks)
+        return set_results.sampled(name, *self._of_set(name), self.model)
 
-    def captioned(self, name: str = "") -> Texts:
+    def captioned(self, name: str = "") -> ComparedTexts:
         """Captions of the images of an evaluation set, or of held-out images."""
         if not name:
             ids = [str(index) for index in range(len(self.held_out.texts))]
-            return Texts(ids, self.captions, [(text,) for text in self.held_out.texts])
+            return ComparedTexts(ids, self.captions, [(text,) for text in self.held_out.texts])
         return set_results.texts(name, *self._of_set(name), ("caption",))
 
-    def answered(self, name: str = "") -> Texts:
+    def answered(self, name: str = "") -> ComparedTexts:
         """Answers to the questions of an evaluation set."""
         return set_results.texts(name, *self._of_set(name), ("vqa",))
 
-    def edited(self, name: str = "") -> Edits:
+    def edited(self, name: str = "") -> ComparedEdits:
         """Edited images of an evaluation set."""
         return set_results.edits(name, *self._of_set(name), self.model)
 
-    def real_images(self, name: str = "") -> Images:
+    def real_images(self, name: str = "") -> ImageArray:
         """The real images of an evaluation set; without a name the held-out images, decoded from their codes."""
         if not name:
             return CodedImages(self.held_out.codes, self.model.image_tokenizer)
@@ -91,11 +91,11 @@ class EvaluationContext:
         return ImageFiles(list(sources), config.resolution, config.in_channels)
 
     def _of_set(self, name: str) -> tuple[list[Item], list[Result]]:
-        if name not in self._completed:
+        if name not in self.completed:
             chosen = self._set(name)
             with stage(f"generating for the evaluation set {name}"):
-                self._completed[name] = set_results.complete(name, chosen, self.model, self.config)
-        return self._completed[name]
+                self.completed[name] = set_results.complete(name, chosen, self.model, self.config)
+        return self.completed[name]
 
     def _set(self, name: str) -> SetOptions:
         if name not in self.sets:

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-# Resamples of a bootstrap, and the seed that draws them: a value measured twice has the same interval.
+# Resamples of a bootstrap, and the seed of them: a value measured twice has the same interval.
 _NUM_RESAMPLES = 1000
 _SEED = 0
-# Most indices drawn at once: bounds the memory.
-_MOST_DRAWN = 1 << 22
+# Most indices resampled at once: bounds the memory.
+_MOST_INDICES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def mean(values: Sequence[float] | Float[np.ndarray, "n"], groups: Sequence[obje
 
     Args:
       values: one per item; none may be NaN.
-      groups: items that are no independent draws share a group, such as the images of one prompt: groups are
+      groups: items that are not independent share a group, such as the images of one prompt: groups are
         resampled as a whole.
 
     Raises:
@@ -50,11 +50,12 @@ def mean(values: Sequence[float] | Float[np.ndarray, "n"], groups: Sequence[obje
         of_item = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
         sums, counts = np.bincount(of_item, values), np.bincount(of_item).astype(np.float64)
 
-    def statistic(drawn: Int[np.ndarray, "... g"], axis: int = -1) -> Float[np.ndarray, "..."]:
-        return sums[drawn].sum(axis) / counts[drawn].sum(axis)
+    def statistic(chosen: Int[np.ndarray, "... g"], axis: int = -1) -> Float[np.ndarray, "..."]:
+        return sums[chosen].sum(axis) / counts[chosen].sum(axis)
 
-    low, high = _interval(statistic, len(sums), _NUM_RESAMPLES, vectorized=True)
-    return Estimate(float(values.mean()), low, high, len(values))
+    value = float(values.mean())
+    low, high = _interval(statistic, len(sums), _NUM_RESAMPLES, vectorized=True) if len(sums) > 1 else (value, value)
+    return Estimate(value, low, high, len(values))
 
 
 def bootstrap(
@@ -65,21 +66,19 @@ def bootstrap(
     Args:
       statistic: takes the indices of the items that count, repeats included.
     """
-    low, high = _interval(statistic, n, num_resamples, vectorized=False)
-    return Estimate(float(statistic(np.arange(n))), low, high, n)
+    value = float(statistic(np.arange(n)))
+    low, high = _interval(statistic, n, num_resamples, vectorized=False) if n > 1 else (value, value)
+    return Estimate(value, low, high, n)
 
 
 def _interval(
     statistic: Callable[..., float | Float[np.ndarray, "..."]], n: int, num_resamples: int, vectorized: bool
 ) -> tuple[float, float]:
-    if n == 1:
-        value = float(statistic(np.arange(1)))
-        return value, value
     result = stats.bootstrap(
         (np.arange(n),),
         statistic,
         n_resamples=num_resamples,
-        batch=max(1, min(num_resamples, _MOST_DRAWN // n)),
+        batch=max(1, min(num_resamples, _MOST_INDICES // n)),
         vectorized=vectorized,
         method="percentile",
         rng=np.random.default_rng(_SEED),
@@ -96,3 +95,19 @@ def flatten(found: Mapping[str, float | Estimate]) -> dict[str, float]:
         else:
             flat[name] = value
     return flat
+
+
+def rows(values: Mapping[str, float]) -> list[tuple[str, float, Estimate | None]]:
+    """Flat values by name, each estimate once: the inverse of `flatten`, for tables."""
+    parts = ("low", "high", "n")
+    owners = [name for name in values if all(f"{name}_{part}" in values for part in parts)]
+    of_estimates = {f"{name}_{part}" for name in owners for part in parts}
+    return [
+        (name, value, _estimate(value, values, name) if name in owners else None)
+        for name, value in values.items()
+        if name not in of_estimates
+    ]
+
+
+def _estimate(value: float, values: Mapping[str, float], name: str) -> Estimate:
+    return Estimate(value, values[f"{name}_low"], values[f"{name}_high"], int(values[f"{name}_n"]))

@@ -1,9 +1,9 @@
-"""Images that are made when they are looked at: as many at a time as a metric takes, whatever their number."""
+"""ImageArray that are made when they are looked at: as many at a time as a metric takes, whatever their number."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -14,7 +14,8 @@ from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from cm3leon_jax.images import UnreadableImage, decode_image
 
 
-class Images(Protocol):
+@runtime_checkable
+class ImageArray(Protocol):
     """Images by index, as an array of pixels or as something that makes them; `images[start:stop]` are pixels."""
 
     def __len__(self) -> int: ...
@@ -23,7 +24,7 @@ class Images(Protocol):
 
 
 class CodedImages:
-    """Images held as codes, and decoded by the image tokenizer."""
+    """ImageArray held as codes, and decoded by the image tokenizer."""
 
     def __init__(self, codes: Int[np.ndarray, "n codes"], image_tokenizer: ImageTokenizer) -> None:
         self.codes, self._image_tokenizer = codes, image_tokenizer

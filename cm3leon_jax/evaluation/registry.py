@@ -15,7 +15,7 @@ METRICS = Registry(
 SETS = Registry(
     "the type in config.evaluate.sets",
     {
-        "json_lines": "cm3leon_jax.evaluation.sets.json_lines:JsonLines",
+        "prompts": "cm3leon_jax.evaluation.sets.prompts_file:PromptsFile",
         "coco_captions": "cm3leon_jax.evaluation.sets.coco:CocoCaptions",
         "karpathy": "cm3leon_jax.evaluation.sets.coco:Karpathy",
         "vqav2": "cm3leon_jax.evaluation.sets.vqa:VqaV2",

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from cm3leon_jax import pages
 from cm3leon_jax.evaluation.context import EvaluationContext
+from cm3leon_jax.evaluation.estimates import rows
+from cm3leon_jax.evaluation.gallery import GalleryEntry
 
 # Most held-out documents that the page shows.
 _MOST_SHOWN = 24
@@ -30,6 +32,7 @@ def render_report(
     values: Mapping[str, float],
     headlines: Mapping[str, str],
     log: Sequence[Mapping[str, Any]],
+    entries: Sequence[GalleryEntry] = (),
 ) -> str:
     """Renders the page; samples what no metric has sampled, so all processes of a run call this.
 
@@ -37,6 +40,7 @@ def render_report(
       values: metrics by name.
       headlines: those in large type, with what each is a fraction of.
       log: lines of metrics.jsonl.
+      entries: of evaluation sets, to show.
     """
     shown = slice(0, _MOST_SHOWN)
     texts, images = evaluation.held_out.texts[shown], evaluation.held_out_images[shown]
@@ -50,9 +54,10 @@ def render_report(
         "evaluation",
         "report.html.jinja",
         title=title,
-        values=values,
+        step=evaluation.model.step,
+        rows=[row for row in rows(values) if row[0] != "step"],
         image=pages.ImageStyle.of(images.shape[1]),
-        headlines=[(values[name], words) for name, words in headlines.items() if name in values],
+        headlines=[(value, estimate, headlines[name]) for name, value, estimate in rows(values) if name in headlines],
         sampled=[
             (prompt, sampled[index * per_prompt : (index + 1) * per_prompt])
             for index, prompt in enumerate(evaluation.prompts)
@@ -60,8 +65,20 @@ def render_report(
         reconstructions=list(zip(originals, reconstructions, strict=True)),
         infills=list(zip(held_out, hidden, infilled, texts, strict=True)),
         captions=list(zip(held_out, texts, captions, left_to_right, strict=True)),
+        sets=_by_set(entries),
         curves=loss_curves(log),
     )
+
+
+def _by_set(entries: Sequence[GalleryEntry]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """What the page shows of each evaluation set: its name and its requests."""
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        if entry.set:
+            urls = [pages.image_url(image) for image in (entry.source, *entry.images) if image is not None]
+            texts = {"prompt": entry.prompt, "answer": entry.text, "references": entry.references[:5]}
+            shown.setdefault(entry.set, []).append({"urls": urls, "has_source": entry.source is not None, **texts})
+    return list(shown.items())
 
 
 def _urls(images: UInt8[np.ndarray, "n R R C"]) -> list[str]:

@@ -18,7 +18,7 @@ from cm3leon_jax.config_part import field_types
 from cm3leon_jax.config_values import build
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.config import EvaluateConfig
-from cm3leon_jax.evaluation.image_arrays import CodedImages, ImageFiles, Images
+from cm3leon_jax.evaluation.image_arrays import CodedImages, ImageArray, ImageFiles
 from cm3leon_jax.evaluation.registry import SETS
 from cm3leon_jax.evaluation.sets.base import EvaluationSet, Item, sha256
 from cm3leon_jax.generation.config import SamplingConfig
@@ -28,18 +28,18 @@ from cm3leon_jax.generation.requests import ImageSource, read_image, request_of
 from cm3leon_jax.images import UnreadableImage, decode_image, encode_png
 from cm3leon_jax.ranges import PositiveInt, first_fault
 
-# Images encoded at a time.
+# ImageArray encoded at a time.
 _IMAGES = 64
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledImages:
     """Images from prompts."""
 
-    # The prompt of each image, and the id of that prompt: images of one prompt are no independent draws.
+    # The prompt of each image, and the id of that prompt: images of one prompt are not independent.
     prompts: list[str]
     ids: list[str]
-    images: Images
+    images: ImageArray
     # Place of each image among those of its prompt, from 0, the best first by `config.sampling.scorer`.
     ranks: Int[np.ndarray, "n"]
     # What each prompt asks for; empty where the prompts are no evaluation set's.
@@ -47,7 +47,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Texts:
+class ComparedTexts:
     """Captions or answers, beside what people wrote."""
 
     ids: list[str]
@@ -56,14 +56,14 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Edits:
+class ComparedEdits:
     """Edited images."""
 
     ids: list[str]
     instructions: list[str]
-    sources: Images
-    edited: Images
-    targets: Images
+    sources: ImageArray
+    edited: ImageArray
+    targets: ImageArray
     source_codes: Int[np.ndarray, "n codes"]
     edited_codes: Int[np.ndarray, "n codes"]
     target_codes: Int[np.ndarray, "n codes"]
@@ -77,7 +77,7 @@ class Edits:
 class SetSampling:
     """How an evaluation set is sampled: options that all sets have."""
 
-    # Images per prompt; texts and edits are one each.
+    # ImageArray per prompt; texts and edits are one each.
     samples_per_prompt: PositiveInt
     # Fields of `config.sampling` that differ for this set.
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -117,7 +117,7 @@ def set_hashes(sets: Mapping[str, SetOptions]) -> dict[str, str]:
 def complete(name: str, chosen: SetOptions, model: TrainedModel, config: Config) -> tuple[list[Item], list[Result]]:
     """Generates for every item of a set; all processes of a run call this.
 
-    Texts are the likeliest, by greedy decoding, unless the set's options say otherwise.
+    ComparedTexts are the likeliest, by greedy decoding, unless the set's options say otherwise.
 
     Raises:
       UserError: names the first item that cannot be asked, or has no completion.
@@ -142,7 +142,7 @@ def complete(name: str, chosen: SetOptions, model: TrainedModel, config: Config)
     return items, sorted(results, key=lambda result: result.request.number)
 
 
-def drawn(name: str, items: Sequence[Item], results: Sequence[Result], model: TrainedModel) -> Drawn:
+def sampled(name: str, items: Sequence[Item], results: Sequence[Result], model: TrainedModel) -> SampledImages:
     """The images of a set, all samples of a prompt after each other."""
     _check_task(name, results, ("text_to_image",), "images from prompts")
     kept = [
@@ -150,7 +150,7 @@ def drawn(name: str, items: Sequence[Item], results: Sequence[Result], model: Tr
         for item, result in zip(items, results, strict=True)
         for rank, candidate in enumerate(result.candidates)
     ]
-    return Drawn(
+    return SampledImages(
         prompts=[prompt for _, prompt, _, _ in kept],
         ids=[item.id for item, _, _, _ in kept],
         images=CodedImages(np.stack([image for *_, image in kept if image is not None]), model.image_tokenizer),
@@ -159,20 +159,20 @@ def drawn(name: str, items: Sequence[Item], results: Sequence[Result], model: Tr
     )
 
 
-def texts(name: str, items: Sequence[Item], results: Sequence[Result], tasks: tuple[str, ...]) -> Texts:
+def texts(name: str, items: Sequence[Item], results: Sequence[Result], tasks: tuple[str, ...]) -> ComparedTexts:
     """The best caption or answer of each item."""
     _check_task(name, results, tasks, " or ".join(tasks))
     for item in items:
         if not item.references:
             raise UserError(f"config.evaluate.sets.{name}, item {item.id}: no references to compare a text with")
-    return Texts(
+    return ComparedTexts(
         [item.id for item in items],
         [result.candidates[0].text or "" for result in results],
         [item.references for item in items],
     )
 
 
-def edits(name: str, items: Sequence[Item], results: Sequence[Result], model: TrainedModel) -> Edits:
+def edits(name: str, items: Sequence[Item], results: Sequence[Result], model: TrainedModel) -> ComparedEdits:
     """The best edited image of each item."""
     _check_task(name, results, ("edit",), "edits")
     config = model.image_tokenizer.config
@@ -186,7 +186,7 @@ def edits(name: str, items: Sequence[Item], results: Sequence[Result], model: Tr
     source_files = ImageFiles(sources, config.resolution, config.in_channels)
     target_files = ImageFiles(targets, config.resolution, config.in_channels)
     edited = np.stack([result.candidates[0].image for result in results if result.candidates[0].image is not None])
-    return Edits(
+    return ComparedEdits(
         ids=[item.id for item in items],
         instructions=[result.request.prompt for result in results],
         sources=source_files,
@@ -201,7 +201,7 @@ def edits(name: str, items: Sequence[Item], results: Sequence[Result], model: Tr
 
 
 def mask_of_codes(mask: ImageSource | None, resolution: int, grid: int) -> Bool[np.ndarray, "codes"]:
-    """Which codes lie mostly in the part that a mask marks, by transparency or else by white; none without a mask."""
+    """Which codes lie mostly in the transparent or, without transparency, white part of a mask; none without a mask."""
     if mask is None:
         return np.zeros(grid * grid, bool)
     try:
@@ -218,7 +218,7 @@ def mask_of_codes(mask: ImageSource | None, resolution: int, grid: int) -> Bool[
     return pixels.reshape(grid, side, grid, side).mean(axis=(1, 3)).reshape(-1) > 127
 
 
-def _encoded(images: Images, model: TrainedModel) -> Int[np.ndarray, "n codes"]:
+def _encoded(images: ImageArray, model: TrainedModel) -> Int[np.ndarray, "n codes"]:
     chunks = [images[start : start + _IMAGES] for start in range(0, len(images), _IMAGES)]
     return np.concatenate([model.image_tokenizer.encode(chunk, min(_IMAGES, len(images))) for chunk in chunks])
 

@@ -43,7 +43,7 @@ def load_model(config: Config, workdir: Path) -> TrainedModel:
 
 
 def _load(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) -> TrainedModel:
-    clip = _scoring_clip(config.encoder.path) if config.sampling.scorer == "clip" else None
+    clip = scoring_clip(config)
     vocabulary = Vocabulary.load(config.vocabulary.path)
     image_tokenizer = load_image_tokenizer(config.image_tokenizer.path)
     mesh = make_mesh(config.mesh)
@@ -60,11 +60,14 @@ def _load(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) ->
     return TrainedModel(step, graph, parameters, sampler, mesh, vocabulary, image_tokenizer, clip)
 
 
-def _scoring_clip(path: str) -> Encoder:
-    encoder = load_encoder(path)
+def scoring_clip(config: Config) -> Encoder | None:
+    """The encoder that ranks images by their prompts, where `config.sampling.scorer` is "clip"."""
+    if config.sampling.scorer != "clip":
+        return None
+    encoder = load_encoder(config.encoder.path)
     if not encoder.is_joint:
         raise UserError(
-            f"config.sampling.scorer is 'clip', but the encoder at {path} is none, and cannot compare a text with an "
-            "image: name the path of a CLIP encoder, or another scorer"
+            f"config.sampling.scorer is 'clip', but the encoder at {config.encoder.path} is none, and cannot compare a "
+            "text with an image: name the path of a CLIP encoder, or another scorer"
         )
     return encoder

@@ -60,6 +60,8 @@ class TrainConfig(Part):
     eval_every: Annotated[NonNegativeInt, AT_RESUME] = 1000
     eval_batches: Annotated[PositiveInt, AT_RESUME] = 8
     sample_every: Annotated[NonNegativeInt, AT_RESUME] = 1000
+    # Steps between measurements of all metrics of `evaluate`; 0: never. They generate what they measure.
+    metrics_every: Annotated[NonNegativeInt, AT_RESUME] = 0
     # Where measurements of this and the other trainings go: "jsonl" (metrics.jsonl, which reports are made from),
     # "tensorboard", "wandb", or what a module of `config.modules` adds to the registry.
     loggers: Annotated[tuple[str, ...], AT_RESUME] = ("jsonl", "tensorboard")

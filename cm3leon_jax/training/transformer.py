@@ -92,8 +92,13 @@ class TransformerTraining:
             "config": dataclasses.asdict(self.config),
         }
 
-    def run(self, images: Sequence[Images] = (), on_start: Callable[[Start], None] = lambda start: None) -> TrainingRun:
-        """The description for the trainer; `images` are made meanwhile."""
+    def run(
+        self,
+        images: Sequence[Images] = (),
+        on_start: Callable[[Start], None] = lambda start: None,
+        evaluations: Sequence[Evaluation] = (),
+    ) -> TrainingRun:
+        """The description for the trainer; `images` are made, and `evaluations` measured, meanwhile."""
         config, train, work = self.config, self.config.train, self.work
         batches = _TrainBatches(self)
         return TrainingRun(
@@ -120,7 +125,10 @@ class TransformerTraining:
             describe=_describe,
             select=without_absent,
             rates=work.rates,
-            evaluations=[Evaluation(train.eval_every, self._eval_loss())] if train.eval_every else [],
+            evaluations=[
+                *evaluations,
+                *([Evaluation(train.eval_every, self._eval_loss())] if train.eval_every else []),
+            ],
             images=images,
             recovery=config.recovery,
             stall_seconds=config.distributed.stall_seconds,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax.evaluation.estimates import Estimate, bootstrap, flatten, mean
+from cm3leon_jax.evaluation.estimates import Estimate, bootstrap, flatten, mean, rows
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_law_on_a_large_sample() -> None:
@@ -70,3 +70,9 @@ def test_flat_names() -> None:
         "b_high": 0.6,
         "b_n": 10,
     }
+
+
+def test_rows_hold_each_estimate_once() -> None:
+    estimate = Estimate(0.5, 0.4, 0.6, 10)
+    flat = flatten({"loss_low": 1.0, "b": estimate, "c_n": 3.0})
+    assert rows(flat) == [("loss_low", 1.0, None), ("b", 0.5, estimate), ("c_n", 3.0, None)]

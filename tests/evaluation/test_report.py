@@ -1,6 +1,7 @@
 """The page holds what it was given, escapes it, and draws its curves."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -29,6 +30,7 @@ def test_the_page_shows_everything():
         captions=["written one", "two"],
         captions_left_to_right=["read one", "two"],
         mask=np.arange(16) // 4 == 1,
+        model=SimpleNamespace(step=1200),
     )
     values = {"step": 1200.0, "caption_accuracy": 0.905, "eval_loss": 1.5}
     headlines = {"caption_accuracy": "of images are captioned right", "absent": "of nothing"}

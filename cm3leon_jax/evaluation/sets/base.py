@@ -57,8 +57,8 @@ def chosen(items: Iterable[Item], ids: str, count: int, seed: int = 0) -> list[I
 
     Args:
       ids: a file with one id per line: those items, in that order; empty: all of them.
-      count: of all, draws so many at random, as COCO-30k does; 0: all.
-      seed: of that draw.
+      count: of all, a random sample of so many, as COCO-30k is; 0: all.
+      seed: of that sample.
 
     Raises:
       UserError: if the file names what is no item, or nothing is left.

@@ -21,7 +21,7 @@ class CocoCaptions:
     images: str
     # text_to_image or caption.
     task: str = "text_to_image"
-    # A file of the ids to measure, one per line; or how many to draw (30,000 of val2014 are COCO-30k).
+    # A file of the ids to measure, one per line; or how many to sample (30,000 of val2014 are COCO-30k).
     ids: str = ""
     count: NonNegativeInt = 0
 

@@ -1,4 +1,4 @@
-"""GenEval as published: prompts for objects, counts, colors and places, and what each asks for."""
+"""GenEval as published: prompts for objects, counts, colors and positions, and what each asks for."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.sets.base import EvaluationSet, Item, chosen, sha256
 from cm3leon_jax.evaluation.sets.coco import CocoCaptions, Karpathy
 from cm3leon_jax.evaluation.sets.geneval import GenEval
-from cm3leon_jax.evaluation.sets.json_lines import JsonLines
 from cm3leon_jax.evaluation.sets.magicbrush import MagicBrush
+from cm3leon_jax.evaluation.sets.prompts_file import PromptsFile
 from cm3leon_jax.evaluation.sets.vqa import VqaV2
 
 COCO = {
@@ -139,7 +139,7 @@ def test_json_lines_say_what_is_true_beside_what_is_asked(tmp_path: Path) -> Non
         {"id": "e", "task": "edit", "prompt": "greener", "image": "a/2.png", "target": "3.png", "mask": "m.png"},
         {"id": 5, "task": "continue", "segments": ["like", {"image": "4.png"}]},
     ]
-    first, second, third = JsonLines(write(tmp_path / "set.jsonl", "\n".join(map(json.dumps, lines))))()
+    first, second, third = PromptsFile(write(tmp_path / "set.jsonl", "\n".join(map(json.dumps, lines))))()
     assert (first.id, first.request, first.image) == ("1", {"prompt": "an apple"}, tmp_path / "1.png")
     assert second.request == {"task": "edit", "prompt": "greener", "image": str(tmp_path / "a/2.png")}
     assert second.mask == tmp_path / "m.png"
@@ -160,7 +160,7 @@ def test_json_lines_say_what_is_true_beside_what_is_asked(tmp_path: Path) -> Non
 )
 def test_broken_json_lines_are_one_line(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        JsonLines(write(tmp_path / "set.jsonl", content))()
+        PromptsFile(write(tmp_path / "set.jsonl", content))()
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"images": {}}', '{"images": [3]}', '{"images": [{"id": "a"}]}'])

@@ -5,7 +5,7 @@
     {"id": "9", "task": "edit", "prompt": "make it green", "image": "9.png", "target": "9b.png", "mask": "9m.png"}
 
 Beside the fields of a prompts file: `references` (captions or answers), `target` (the real image of a prompt, or the
-edited one), `mask` (white where an edit should change), `objects` (GenEval's tag, include, exclude). Images are
+edited one), `mask` (white where an edit should change), `objects` (GenEval's tag, include, exclude). ImageArray are
 relative to the folder of the file. A line without an id has the number of its line.
 """
 
@@ -23,11 +23,11 @@ _TRUTH = ("id", "references", "target", "mask", "objects")
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class PromptsFile:
     """A prompts file with references."""
 
     file: str
-    # A file of the ids to measure, one per line; or how many to draw.
+    # A file of the ids to measure, one per line; or how many to sample.
     ids: str = ""
     count: NonNegativeInt = 0
 
