@@ -27,9 +27,9 @@ from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.config import BatchConfig
 from cm3leon_jax.models.config import MeshConfig, ModelConfig
 from cm3leon_jax.models.cpu import keep_freed_memory
-from cm3leon_jax.models.sharding import make_mesh
+from cm3leon_jax.models.sharding import make_mesh, on_mesh
 from cm3leon_jax.training.config import TrainConfig
-from cm3leon_jax.training.step import TrainStep, on_mesh
+from cm3leon_jax.training.step import TrainStep
 from cm3leon_jax.vocabulary import Vocabulary
 
 # Layers, width, heads.

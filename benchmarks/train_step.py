@@ -105,9 +105,9 @@ def ours(task: Task, _: str) -> tuple[Callable[[int], list[float]], Callable[[],
     from cm3leon_jax.models.config import MeshConfig, ModelConfig
     from cm3leon_jax.models.cpu import keep_freed_memory
     from cm3leon_jax.models.flops import flops_per_token
-    from cm3leon_jax.models.sharding import make_mesh
+    from cm3leon_jax.models.sharding import make_mesh, on_mesh
     from cm3leon_jax.training.config import OptimizerConfig, TrainConfig
-    from cm3leon_jax.training.step import TrainStep, on_mesh
+    from cm3leon_jax.training.step import TrainStep
     from cm3leon_jax.vocabulary import Vocabulary
 
     keep_freed_memory()

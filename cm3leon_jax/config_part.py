@@ -79,8 +79,10 @@ class Part:
 
     @classmethod
     def name_in_config(cls) -> str:
-        """The name of the field of `Config` that holds it, such as "optimizer" for OptimizerConfig."""
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
+        """Where `Config` has it, such as "optimizer" or "encoder.training"; the same for every family of a part."""
+        base = next(base for base in cls.__mro__ if Part in base.__bases__)
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", base.__name__.removesuffix("Config")).lower()
+        return name.replace("_training", ".training")
 
 
 def require(condition: bool, message: str) -> None:

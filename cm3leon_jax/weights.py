@@ -13,15 +13,16 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import atomic_write
+from cm3leon_jax.files import atomic_write, write_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
-def save(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes FOLDER/model.safetensors."""
+def save(folder: Path, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
+    """Writes FOLDER/model.safetensors, then `record` as its config.json."""
     with atomic_write(folder / WEIGHTS_FILE) as temporary:
         safetensors.numpy.save_file(dict(arrays), temporary)
+    write_json(folder / CONFIG_FILE, record)
 
 
 def load(folder: Path, fix: str) -> dict[str, np.ndarray]:

@@ -19,7 +19,6 @@ from typing_extensions import TypedDict
 from cm3leon_jax import counter_random, weights
 from cm3leon_jax.encoders.config import ENCODERS
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import write_json
 from cm3leon_jax.records import OPEN, read_record
 from cm3leon_jax.registry import load_attribute
 from cm3leon_jax.weights import CONFIG_FILE, WEIGHTS_FILE
@@ -58,9 +57,8 @@ class Encoder(abc.ABC):
 
     def save(self, path: str | Path, training: dict[str, Any] | None = None) -> None:
         """Writes the folder, the config last; `training` says what it was trained on."""
-        weights.save(Path(path), self.weights)
         record = {"family": self.family, "settings": self.settings, "fingerprint": self.fingerprint}
-        write_json(Path(path) / CONFIG_FILE, record | {"training": training})
+        weights.save(Path(path), self.weights, record | {"training": training})
 
     @classmethod
     def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], folder: Path) -> Encoder:
@@ -77,11 +75,7 @@ def load_encoder(path: str | Path) -> Encoder:
     path = Path(path)
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"no encoder at {path}: run `cm3leon train-encoder` first, or `cm3leon import` a CLIP folder")
-    return restore_encoder(path, read_encoder_record(path))
-
-
-def restore_encoder(path: Path, stored: EncoderRecord) -> Encoder:
-    """The same, where config.json was read before."""
+    stored = read_encoder_record(path)
     config = ENCODERS.load(stored["family"])
     implementation = load_attribute(config.implementation, f"the encoder {stored['family']!r}")
     arrays = weights.load(path, _FIX)

@@ -28,11 +28,6 @@ class EncoderTrainingConfig(Part):
     # Pairs of a text and an image, sampled from the mixture's training split; 0 means all.
     num_pairs: NonNegativeInt = 1_000_000
 
-    @classmethod
-    def name_in_config(cls) -> str:
-        """Also that of every family."""
-        return "encoder.training"
-
 
 @dataclass(frozen=True)
 class EncoderConfig(Part):
@@ -51,8 +46,3 @@ class EncoderConfig(Part):
     # Side of the images that it is made from, in pixels.
     resolution: PositiveInt = 224
     training: EncoderTrainingConfig = field(default_factory=EncoderTrainingConfig)
-
-    @classmethod
-    def name_in_config(cls) -> str:
-        """Also that of every family."""
-        return "encoder"

@@ -11,16 +11,15 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from cm3leon_jax.checkpoints import check_unchanged
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.manifest import OfEncoder
 from cm3leon_jax.data.corpus.training_samples import PairSample, num_held_out
 from cm3leon_jax.distributed import READY_FILE, run_on_coordinator
-from cm3leon_jax.encoders.base import Encoder, read_encoder_record, restore_encoder
+from cm3leon_jax.encoders.base import Encoder, load_encoder, read_encoder_record
 from cm3leon_jax.errors import EXIT_RESTART, UserError
 from cm3leon_jax.records import read_record
 from cm3leon_jax.registry import load_attribute
-from cm3leon_jax.training.config import FREE_VALUES
+from cm3leon_jax.training.resume import is_trained
 from cm3leon_jax.weights import CONFIG_FILE
 
 # Begins the names of the training's logs in the workdir.
@@ -43,11 +42,7 @@ class EncoderTrainer(Protocol):
     def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, PairSample | None] | None:
         """Makes the encoder; returns it with held-out pairs to measure it on, if texts and images compare.
 
-        None if a signal stopped the training after saving.
-
-        Args:
-          workdir: of the run, for metrics.
-          record: what a continuation must share with its start.
+        None if a signal stopped the training after saving. `record` is what a continuation must share with its start.
         """
 
 
@@ -139,19 +134,11 @@ def _nearest(queries: np.ndarray, others: np.ndarray) -> Int64[np.ndarray, "n"]:
 def _is_finished(path: Path, record: dict[str, Any]) -> bool:
     if not (path / CONFIG_FILE).is_file():
         return False
-    stored = read_encoder_record(path)
-    training = stored.get("training")
-    if not training:
-        raise UserError(
-            f"{path} holds an encoder that was not trained by this command: use it as it is, or set another "
-            "config.encoder.path"
-        )
-    check_unchanged(training, record, FREE_VALUES, f"config.encoder.path: {path} was")
-    fingerprint = restore_encoder(path, stored).fingerprint
-    if training.get("values", {}).get("num_steps") != record["values"].get("num_steps"):
-        return False
-    log.info(f"the encoder {fingerprint} at {path} is already made with this config: nothing to do")
-    return True
+    is_finished = is_trained(path, read_encoder_record(path).get("training"), record, "encoder")
+    fingerprint = load_encoder(path).fingerprint
+    if is_finished:
+        log.info(f"the encoder {fingerprint} at {path} is already made with this config: nothing to do")
+    return is_finished
 
 
 def _check_no_neighbors_need_it(config: Config) -> None:

@@ -19,7 +19,6 @@ from typing_extensions import TypedDict
 
 from cm3leon_jax import weights
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import write_json
 from cm3leon_jax.image_tokenizers.config import IMAGE_TOKENIZERS, ImageTokenizerConfig
 from cm3leon_jax.records import OPEN, check_shape, read_record
 from cm3leon_jax.registry import load_attribute
@@ -84,9 +83,8 @@ class ImageTokenizer(abc.ABC):
 
     def save(self, path: str | Path, training: dict[str, Any] | None = None) -> None:
         """Writes the folder, the config last; `training` says what it was trained on."""
-        weights.save(Path(path), self.weights)
         record = {"architecture": architecture(self.config), "fingerprint": self.fingerprint, "training": training}
-        write_json(Path(path) / CONFIG_FILE, record)
+        weights.save(Path(path), self.weights, record)
 
 
 def load_image_tokenizer(path: str | Path) -> ImageTokenizer:

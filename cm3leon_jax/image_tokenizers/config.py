@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -23,23 +24,18 @@ class ImageTokenizerTrainingConfig(Part):
     # Images sampled from the mixture's training split, kept as one memory-mapped file; 0 means all.
     num_images: NonNegativeInt = 1_000_000
 
-    @classmethod
-    def name_in_config(cls) -> str:
-        """Also that of every family."""
-        return "image_tokenizer.training"
-
 
 @dataclass(frozen=True)
-class ImageTokenizerConfig(Part):
+class ImageTokenizerConfig(Part, abc.ABC):
     """The sizes of an image tokenizer of any family, which is all that the rest of the package reads of it.
 
     The class of a family derives from this, and names a subclass of `ImageTokenizer`.
     """
 
     families: ClassVar[Registry] = IMAGE_TOKENIZERS
-    # "module:attribute" of the `ImageTokenizer`, and of what trains it; empty: it has nothing to learn.
+    # "module:attribute" of the `ImageTokenizer`, and of what trains it (an `ImageTokenizerTrainer`).
     implementation: ClassVar[str]
-    trainer: ClassVar[str] = ""
+    trainer: ClassVar[str] = "cm3leon_jax.image_tokenizers.training:NothingToLearn"
 
     family: str = "vqgan"
     path: Annotated[LocalPath, AT_RESUME] = "{workdir}/image_tokenizer"
@@ -52,15 +48,10 @@ class ImageTokenizerConfig(Part):
         super().__post_init__()
         require(self.in_channels in (1, 3), f"image_tokenizer.in_channels is {self.in_channels}: 1 (gray) or 3 (RGB)")
 
-    @classmethod
-    def name_in_config(cls) -> str:
-        """Also that of every family."""
-        return "image_tokenizer"
-
     @property
+    @abc.abstractmethod
     def grid(self) -> int:
         """Codes along one side of an image."""
-        raise NotImplementedError
 
     @property
     def image_length(self) -> int:

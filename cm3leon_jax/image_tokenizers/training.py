@@ -11,7 +11,6 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from cm3leon_jax.checkpoints import check_unchanged
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.manifest import OfImageTokenizer
 from cm3leon_jax.data.corpus.training_samples import load_image_sample, num_held_out
@@ -27,7 +26,7 @@ from cm3leon_jax.image_tokenizers.base import (
 from cm3leon_jax.image_tokenizers.config import ImageTokenizerConfig
 from cm3leon_jax.records import read_record
 from cm3leon_jax.registry import load_attribute
-from cm3leon_jax.training.config import FREE_VALUES
+from cm3leon_jax.training.resume import is_trained
 from cm3leon_jax.weights import CONFIG_FILE
 
 # Begins the names of the training's logs in the workdir.
@@ -48,10 +47,7 @@ class ImageTokenizerTrainer(Protocol):
     ) -> ImageTokenizer | None:
         """Trains, or goes on from the checkpoints in the config's `path`; None if a signal stopped it after saving.
 
-        Args:
-          images: to learn from.
-          workdir: of the run.
-          record: what a continuation must share with its start.
+        `record` is what a continuation must share with its start.
         """
 
 
@@ -63,10 +59,10 @@ def train_image_tokenizer(config: Config, workdir: Path) -> int:
     Raises:
       UserError: if there is one of another config, or one that a prepared corpus needs.
     """
-    path, training = Path(config.image_tokenizer.path), config.image_tokenizer.training
+    wanted, path = config.image_tokenizer, Path(config.image_tokenizer.path)
     record = {
-        "architecture": architecture(config.image_tokenizer),
-        "values": dataclasses.asdict(training),
+        "architecture": architecture(wanted),
+        "values": dataclasses.asdict(wanted.training),
         "mixture": config.corpus.mixture,
         "split": config.corpus.train_split,
     }
@@ -74,7 +70,9 @@ def train_image_tokenizer(config: Config, workdir: Path) -> int:
         log.info("the image tokenizer at %s is already trained with this config: nothing to do", path)
         return 0
     _check_no_corpus_needs_it(config)
-    trainer, ready = _trainer(config), path / READY_FILE
+    what = f"the training of image tokenizers of the family {wanted.family!r}"
+    trainer: ImageTokenizerTrainer = load_attribute(wanted.trainer, what)(wanted)
+    ready = path / READY_FILE
     run_on_coordinator(lambda: _load_images(config), ready)
     images, held_out = split_images(_load_images(config))
     tokenizer = None
@@ -133,7 +131,7 @@ def evaluate(tokenizer: ImageTokenizer, images: UInt8[np.ndarray, "n R R C"], ba
     }
 
 
-class _NothingToLearn:
+class NothingToLearn:
     """The trainer of a family that has none: the config is all of the tokenizer."""
 
     is_distributed = False
@@ -142,30 +140,16 @@ class _NothingToLearn:
         self._config = config
 
     def train(self, images: np.ndarray, workdir: Path, record: dict[str, Any]) -> ImageTokenizer:
+        """The tokenizer."""
         return image_tokenizer_class(self._config)(self._config)
-
-
-def _trainer(config: Config) -> ImageTokenizerTrainer:
-    target = config.image_tokenizer.trainer
-    what = f"the training of image tokenizers of the family {config.image_tokenizer.family!r}"
-    trainer: ImageTokenizerTrainer = (load_attribute(target, what) if target else _NothingToLearn)(
-        config.image_tokenizer
-    )
-    return trainer
 
 
 def _is_finished(path: Path, record: dict[str, Any]) -> bool:
     if not (path / CONFIG_FILE).is_file():
         return False
-    stored = read_image_tokenizer_record(path).get("training")
-    if not stored:
-        raise UserError(
-            f"{path} holds an image tokenizer that was not trained by this command: use it as it is, "
-            "or set another config.image_tokenizer.path"
-        )
-    check_unchanged(stored, record, FREE_VALUES, f"config.image_tokenizer.path: {path} was")
+    is_finished = is_trained(path, read_image_tokenizer_record(path).get("training"), record, "image_tokenizer")
     load_image_tokenizer(path)
-    return stored["values"].get("num_steps") == record["values"].get("num_steps")
+    return is_finished
 
 
 def _check_no_corpus_needs_it(config: Config) -> None:

@@ -7,6 +7,7 @@ tensor    tensor parallel (arXiv 1909.08053) in a layer, sequence parallel (arXi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -140,6 +141,18 @@ def process_local_rows(batch_size: int, mesh: Mesh) -> list[int]:
     """The rows of a batch on the devices of this process, in order."""
     held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return sorted({row for index in held if index for row in range(batch_size)[index[0]]})
+
+
+def on_mesh(batch: Any, mesh: Mesh) -> Any:
+    """The arrays of a global batch, from those of every process with its own rows (`process_local_rows`)."""
+    num_parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    num_local = len(process_local_rows(num_parts, mesh))
+
+    def put(rows: Shaped[np.ndarray, "b ..."]) -> Shaped[Array, "B ..."]:
+        shape = (len(rows) // num_local * num_parts, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(batch_sharding(mesh), rows, shape)
+
+    return jax.tree.map(put, batch)
 
 
 def cache_sharding(num_rows: int, mesh: Mesh) -> NamedSharding:

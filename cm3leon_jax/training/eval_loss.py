@@ -11,10 +11,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.source import BatchSource
 from cm3leon_jax.models.config import ModelConfig
-from cm3leon_jax.models.sharding import batch_sharding, shardings
+from cm3leon_jax.models.sharding import batch_sharding, on_mesh, shardings
 from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.training.loss import LossSums, without_absent
-from cm3leon_jax.training.step import objective_loss, on_mesh
+from cm3leon_jax.training.step import objective_loss
 from cm3leon_jax.vocabulary import Vocabulary
 
 EvalStep = Callable[[nnx.State, Batch], LossSums]

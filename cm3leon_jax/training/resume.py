@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from cm3leon_jax.checkpoints import Checkpoints, DamagedCheckpoint, check_unchanged
 from cm3leon_jax.errors import RestartError, UserError
+from cm3leon_jax.training.config import FREE_VALUES
 from cm3leon_jax.training.run import Batch, Start, TrainingRun, batch_index
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,23 @@ def batches_left(run: TrainingRun, start: Start) -> Iterator[Batch]:
         stop = min([first + run.num_steps - step, *(skip for skip, _ in start.skipped if skip > first)])
         yield from run.batches(first, stop, start.batch_hint)
         step += stop - first
+
+
+def is_trained(path: Path, stored: Mapping[str, Any] | None, record: Mapping[str, Any], part: str) -> bool:
+    """Whether the model in a folder was trained to its last step by the values of `record`.
+
+    `stored` is what its config.json says of its training; `part` of the config describes it, such as "image_tokenizer".
+
+    Raises:
+      UserError: if it was made otherwise.
+    """
+    if not stored:
+        raise UserError(
+            f"{path} holds an {part.replace('_', ' ')} that was not trained by this command: use it as it is, or set "
+            f"another config.{part}.path"
+        )
+    check_unchanged(stored, record, FREE_VALUES, f"config.{part}.path: {path} was")
+    return stored.get("values", {}).get("num_steps") == record["values"].get("num_steps")
 
 
 def restore_or_init(run: TrainingRun, checkpoints: Checkpoints) -> Start:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -18,13 +17,7 @@ from cm3leon_jax import accelerators
 from cm3leon_jax.checkpoints import abstract_on
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches.batch import Batch
-from cm3leon_jax.models.sharding import (
-    BATCH_AXES,
-    batch_sharding,
-    process_local_rows,
-    shardings,
-    with_logical_constraint,
-)
+from cm3leon_jax.models.sharding import BATCH_AXES, batch_sharding, shardings, with_logical_constraint
 from cm3leon_jax.models.transformer import Transformer, abstract_model
 from cm3leon_jax.training.loss import LossSums, head_loss, loss_sums
 from cm3leon_jax.training.optimizer import optimizer
@@ -39,24 +32,6 @@ Metrics = dict[str, Num[Array, ""]]
 
 # Bytes of logits at a time on a device that the table of accelerators lacks: on a CPU, what fits its caches is fastest.
 _LOGITS_BYTES = 32 << 20
-
-
-def on_mesh(batch: Batch, mesh: Mesh) -> Batch:
-    """A global batch from every process's own rows (`process_local_rows`)."""
-    sharding, num_parts = batch_sharding(mesh), math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    # Blocks of rows, one per index of the batch axes; a block lies on one device or more.
-    blocks = process_local_rows(num_parts, mesh)
-    size = len(batch.tokens) // len(blocks)
-
-    def put(array: Num[np.ndarray, "b L"]) -> Num[Array, "B L"]:
-        def block(index: tuple[slice, ...] | None) -> Num[np.ndarray, "r L"]:
-            assert index is not None
-            start = blocks.index((index[0].start or 0) // size) * size
-            return array[start : start + size]
-
-        return jax.make_array_from_callback((num_parts * size, array.shape[1]), sharding, block)
-
-    return jax.tree.map(put, batch)
 
 
 def objective_loss(

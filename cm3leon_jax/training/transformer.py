@@ -22,14 +22,14 @@ from cm3leon_jax.data.batches.source import BatchSource, iterate
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.models.flops import flops_per_token
-from cm3leon_jax.models.sharding import check_batch_divides, make_mesh, process_local_rows
+from cm3leon_jax.models.sharding import check_batch_divides, make_mesh, on_mesh, process_local_rows
 from cm3leon_jax.training.eval_loss import eval_loss, make_eval_step
 from cm3leon_jax.training.goodput import NO_SECONDS, StepWork
 from cm3leon_jax.training.init_from import load_from_run
 from cm3leon_jax.training.loss import absent_modalities, without_absent
 from cm3leon_jax.training.run import Evaluation, Images, Start, TrainingRun
 from cm3leon_jax.training.schedules import learning_rate
-from cm3leon_jax.training.step import TrainState, TrainStep, on_mesh
+from cm3leon_jax.training.step import TrainState, TrainStep
 from cm3leon_jax.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches.source import BatchSource
 from cm3leon_jax.models.config import MeshConfig
-from cm3leon_jax.models.sharding import make_mesh
+from cm3leon_jax.models.sharding import make_mesh, on_mesh
 from cm3leon_jax.training.config import RecoveryConfig
 from cm3leon_jax.training.spikes import WINDOW, SpikeState
-from cm3leon_jax.training.step import TrainStep, on_mesh
+from cm3leon_jax.training.step import TrainStep
 
 
 def after(norms, recovery, loss=1.0, spikes=None):

@@ -11,10 +11,10 @@ from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
 from cm3leon_jax.data.batches.source import BatchSource
 from cm3leon_jax.models.config import MeshConfig
-from cm3leon_jax.models.sharding import make_mesh
+from cm3leon_jax.models.sharding import make_mesh, on_mesh
 from cm3leon_jax.training.config import OptimizerConfig, TrainConfig
 from cm3leon_jax.training.eval_loss import make_eval_step
-from cm3leon_jax.training.step import TrainStep, loss_chunks, objective_loss, on_mesh
+from cm3leon_jax.training.step import TrainStep, loss_chunks, objective_loss
 from tests.training.conftest import B, L
 
 

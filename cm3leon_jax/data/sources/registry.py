@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import re
 
 from cm3leon_jax.data.corpus.config import CorpusConfig
@@ -16,7 +17,7 @@ SOURCES = Registry(
 )
 
 
-class NamedSource:
+class NamedSource(abc.ABC):
     """A source that `config.corpus.mixture` spells; each kind is a subclass.
 
     Its module must import without seqio and TensorFlow, which only `add_task` needs.
@@ -30,9 +31,9 @@ class NamedSource:
         """The name of its seqio task, and of its folder in the corpus: letters, digits and underscores."""
         return f"{self.kind}_" + re.sub(r"\W+", "_", self.location).strip("_")
 
+    @abc.abstractmethod
     def add_task(self) -> None:
         """Registers the seqio task `task_name`."""
-        raise NotImplementedError
 
     def provenance(self) -> dict[str, str] | None:
         """What its documents follow from; None where that is unknown without seqio."""

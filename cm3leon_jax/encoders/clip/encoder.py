@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int, Int64, UInt8
 
 from cm3leon_jax.encoders.base import Encoder
@@ -57,9 +57,7 @@ class ClipEncoder(Encoder):
         settings = {name: dataclasses.asdict(part) for name, part in parts.items()}
         tokenizer = hashlib.sha256(json.dumps(json.loads(tokenizer_json), sort_keys=True).encode()).hexdigest()
         super().__init__(settings | {"tokenizer": tokenizer[:16]}, weights)
-        self._mesh = jax.make_mesh(
-            (jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
-        )
+        self._mesh = Mesh(jax.local_devices(), ("data",))
         self._on_devices = jax.device_put(self.weights, NamedSharding(self._mesh, PartitionSpec()))
 
     def encode_texts(
@@ -67,14 +65,15 @@ class ClipEncoder(Encoder):
     ) -> Float32[np.ndarray, "n dim"]:
         """As in `Encoder`; texts are truncated, and one without a token gives a zero vector."""
         tokens, is_said = self.tokenizer(texts, dropout, keys)
-        return self._in_batches(_encode_texts(self.architecture, self.special_tokens), tokens) * is_said[:, None]
+        encode = partial(_encode_texts, self.architecture, self.special_tokens.read_at)
+        return self._in_batches(encode, tokens) * is_said[:, None]
 
     def encode_images(
         self, images: UInt8[np.ndarray, "n R R C"], dropout: float = 0.0, keys: Int64[np.ndarray, "n"] | None = None
     ) -> Float32[np.ndarray, "n dim"]:
         """As in `Encoder`; a patch that is left out has the mean color."""
         kept = kept_patches(len(images), self.architecture.num_patches, dropout, keys)
-        return self._in_batches(_encode_images(self.architecture, self.normalization), images, kept)
+        return self._in_batches(partial(_encode_images, self.architecture, self.normalization), images, kept)
 
     def save(self, path: str | Path, training: dict[str, Any] | None = None) -> None:
         """Writes the folder; next to the weights is the tokenizer."""
@@ -115,33 +114,24 @@ class ClipEncoder(Encoder):
         return result
 
 
-@functools.cache
+@partial(jax.jit, static_argnums=(0, 1))
 def _encode_texts(
-    architecture: ClipArchitecture, special_tokens: SpecialTokenIds
-) -> Callable[..., Float[Array, "B E"]]:
-    model = abstract_clip(architecture)
-
-    @jax.jit
-    def encode(weights: dict[str, Array], tokens: Int[Array, "B T"]) -> Float[Array, "B E"]:
-        return normalize_rows(bind(model, weights).text(tokens, eos_positions(tokens, special_tokens.read_at)))
-
-    return encode
+    architecture: ClipArchitecture, read_at: int | None, weights: dict[str, Array], tokens: Int[Array, "B T"]
+) -> Float[Array, "B E"]:
+    model = bind(abstract_clip(architecture), weights)
+    return normalize_rows(model.text(tokens, eos_positions(tokens, read_at)))
 
 
-@functools.cache
+@partial(jax.jit, static_argnums=(0, 1))
 def _encode_images(
-    architecture: ClipArchitecture, normalization: ImageNormalization
-) -> Callable[..., Float[Array, "B E"]]:
-    model = abstract_clip(architecture)
-
-    @jax.jit
-    def encode(
-        weights: dict[str, Array], images: UInt8[Array, "B R R C"], kept: Bool[Array, "B P"]
-    ) -> Float[Array, "B E"]:
-        pixels = normalize_images(images, architecture.resolution, normalization)
-        return normalize_rows(bind(model, weights).image(pixels, kept))
-
-    return encode
+    architecture: ClipArchitecture,
+    normalization: ImageNormalization,
+    weights: dict[str, Array],
+    images: UInt8[Array, "B R R C"],
+    kept: Bool[Array, "B P"],
+) -> Float[Array, "B E"]:
+    pixels = normalize_images(images, architecture.resolution, normalization)
+    return normalize_rows(bind(abstract_clip(architecture), weights).image(pixels, kept))
 
 
 def parameter_shapes(architecture: ClipArchitecture) -> dict[str, tuple[int, ...]]:

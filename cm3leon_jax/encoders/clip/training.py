@@ -41,6 +41,7 @@ from cm3leon_jax.models.sharding import (
     batch_sharding,
     global_array,
     make_mesh,
+    on_mesh,
     process_local_rows,
     shardings,
 )
@@ -71,8 +72,7 @@ def contrastive_loss(
     """Mean cross-entropy of finding each text's image and each image's text among all of the batch.
 
     Args:
-      texts: of unit norm.
-      images: of unit norm, in the same order.
+      texts: of unit norm, as are the images, in the same order.
       scale: the inverse temperature.
       mesh: splits the rows of the matrix of all products, as it does the batch.
     """
@@ -130,19 +130,16 @@ class ClipTrainStep:
             parameters = nnx.state(Clip(architecture))
             return ClipState(jnp.zeros((), jnp.int32), parameters, update_rule.init(parameters))
 
-        abstract = jax.eval_shape(fresh)
-        state_shardings, rows = shardings(abstract, mesh), batch_sharding(mesh)
-
-        zeros = jax.jit(fresh, out_shardings=state_shardings)
-
         def init() -> ClipState:
             parameters = initial_clip_parameters(architecture, training.initial_temperature, training.seed)
-            state: ClipState = zeros()
             parameters = jax.tree.map(global_array, parameters, state_shardings.parameters)
-            return state._replace(parameters=parameters)
+            return zeros()._replace(parameters=parameters)
 
+        abstract = jax.eval_shape(fresh)
+        state_shardings, rows = shardings(abstract, mesh), batch_sharding(mesh)
+        zeros: Callable[[], ClipState] = jax.jit(fresh, out_shardings=state_shardings)
         self.abstract_state = abstract_on(abstract, state_shardings)
-        self.init: Callable[[], ClipState] = init
+        self.init = init
         self.gradients = jax.jit(jax.value_and_grad(loss), in_shardings=(state_shardings.parameters, rows, rows))
         self.step: Callable[..., tuple[ClipState, Metrics]] = jax.jit(
             step,
@@ -150,6 +147,10 @@ class ClipTrainStep:
             out_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec())),
             donate_argnums=0,
         )
+
+
+# A continuation compiles nothing again.
+compiled_step = functools.cache(ClipTrainStep)
 
 
 class ClipTrainer:
@@ -209,18 +210,7 @@ def training_run(
     workdir: Path,
     record: Mapping[str, Any],
 ) -> TrainingRun:
-    """The description for the trainer.
-
-    Args:
-      architecture: shapes.
-      training: values.
-      tokenizer: of the texts.
-      pairs: to learn from.
-      mesh: all devices; every pair of a batch is compared with every other, on whatever device.
-      checkpoints: folder.
-      workdir: for metrics.
-      record: kept with each checkpoint; what a continuation must share with its start.
-    """
+    """The description for the trainer; `record` is what a continuation must share with its start."""
     compiled = compiled_step(architecture, training, tokenizer.special_tokens.read_at, mesh)
     return TrainingRun(
         name="encoder",
@@ -261,22 +251,11 @@ def batches(
     pairs: PairSample, tokenizer: ClipTokenizer, training: ClipTrainingConfig, mesh: Mesh, first: int, stop: int
 ) -> Iterator[tuple[Int[Array, "B T"], UInt8[Array, "B R R 3"]]]:
     """Token ids and images of batches `first` to `stop` - 1, on the mesh."""
-    local_rows, size = process_local_rows(training.batch_size, mesh), training.batch_size
+    local_rows = process_local_rows(training.batch_size, mesh)
     for index in range(first, stop):
         chosen = batch_indices(len(pairs.texts), training, index)[local_rows]
-        tokens = np.empty((size, tokenizer.max_text_tokens), np.int32)
-        tokens[local_rows], _ = tokenizer([pairs.texts[pair] for pair in chosen])
-        images = np.empty((size, *pairs.images.shape[1:]), np.uint8)
-        images[local_rows] = pairs.images[chosen]
-        yield global_array(tokens, batch_sharding(mesh)), global_array(images, batch_sharding(mesh))
-
-
-@functools.cache
-def compiled_step(
-    architecture: ClipArchitecture, training: ClipTrainingConfig, read_at: int | None, mesh: Mesh
-) -> ClipTrainStep:
-    """The same functions for the same values: a continuation compiles nothing again."""
-    return ClipTrainStep(architecture, training, read_at, mesh)
+        tokens, _ = tokenizer([pairs.texts[pair] for pair in chosen])
+        yield on_mesh((tokens, pairs.images[chosen]), mesh)
 
 
 def batch_indices(num_pairs: int, training: ClipTrainingConfig, step: int) -> Int64[np.ndarray, "B"]:

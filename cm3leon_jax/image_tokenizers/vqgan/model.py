@@ -87,26 +87,24 @@ class Upsample(nnx.Module):
         return self.conv(x.repeat(2, axis=1).repeat(2, axis=2))
 
 
+def _widths(config: VQGANConfig) -> list[int]:
+    return [config.base_channels * multiplier for multiplier in config.channel_multipliers]
+
+
 class Level(nnx.Module):
     """The blocks at one resolution, then a change of side; `attn` is empty, or has one entry per block."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        num_blocks: int,
-        groups: int,
-        rngs: nnx.Rngs,
-        *,
-        attention: bool,
-        down: bool = False,
-        up: bool = False,
+        self, config: VQGANConfig, level: int, inputs: int, num_blocks: int, rngs: nnx.Rngs, is_decoder: bool
     ) -> None:
+        outputs, groups = _widths(config)[level], config.norm_groups
         widths = [inputs] + [outputs] * (num_blocks - 1)
+        has_attention = config.resolution // 2**level in config.attention_resolutions
         self.block = nnx.List([ResBlock(width, outputs, groups, rngs) for width in widths])
-        self.attn = nnx.List([AttentionBlock(outputs, groups, rngs) for _ in range(num_blocks if attention else 0)])
-        self.downsample = Downsample(outputs, rngs) if down else None
-        self.upsample = Upsample(outputs, rngs) if up else None
+        self.attn = nnx.List([AttentionBlock(outputs, groups, rngs) for _ in range(num_blocks * has_attention)])
+        is_lowest = level == len(config.channel_multipliers) - 1
+        self.downsample = None if is_decoder or is_lowest else Downsample(outputs, rngs)
+        self.upsample = Upsample(outputs, rngs) if is_decoder and level > 0 else None
 
     def __call__(self, x: Float[Array, "B H1 W1 C1"]) -> Float[Array, "B H2 W2 C2"]:
         """[B H W C] -> the outputs' width, the side kept, halved or doubled."""
@@ -134,14 +132,6 @@ class Middle(nnx.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-def _widths(config: VQGANConfig) -> list[int]:
-    return [config.base_channels * multiplier for multiplier in config.channel_multipliers]
-
-
-def _has_attention(config: VQGANConfig, level: int) -> bool:
-    return config.resolution // 2**level in config.attention_resolutions
-
-
 class ConvEncoder(nnx.Module):
     """Pixels -> feature map of the code grid."""
 
@@ -149,20 +139,11 @@ class ConvEncoder(nnx.Module):
         widths = _widths(config)
         inputs = [config.base_channels, *widths[:-1]]
         self.conv_in = conv(config.in_channels, config.base_channels, 3, rngs)
-        self.down = nnx.List(
-            [
-                Level(
-                    inputs[level],
-                    widths[level],
-                    config.num_res_blocks,
-                    config.norm_groups,
-                    rngs,
-                    attention=_has_attention(config, level),
-                    down=level < len(widths) - 1,
-                )
-                for level in range(len(widths))
-            ]
-        )
+        levels = [
+            Level(config, level, width, config.num_res_blocks, rngs, is_decoder=False)
+            for level, width in enumerate(inputs)
+        ]
+        self.down = nnx.List(levels)
         self.mid = Middle(widths[-1], config.norm_groups, rngs) if config.mid_block else None
         self.norm_out = group_norm(widths[-1], config.norm_groups, rngs)
         self.conv_out = conv(widths[-1], config.latent_channels, 3, rngs)
@@ -184,20 +165,11 @@ class ConvDecoder(nnx.Module):
         inputs = [*widths[1:], widths[-1]]
         self.conv_in = conv(config.latent_channels, widths[-1], 3, rngs)
         self.mid = Middle(widths[-1], config.norm_groups, rngs) if config.mid_block else None
-        self.up = nnx.List(
-            [
-                Level(
-                    inputs[level],
-                    widths[level],
-                    config.num_res_blocks + 1,
-                    config.norm_groups,
-                    rngs,
-                    attention=_has_attention(config, level),
-                    up=level > 0,
-                )
-                for level in range(len(widths))
-            ]
-        )
+        levels = [
+            Level(config, level, width, config.num_res_blocks + 1, rngs, is_decoder=True)
+            for level, width in enumerate(inputs)
+        ]
+        self.up = nnx.List(levels)
         self.norm_out = group_norm(widths[0], config.norm_groups, rngs)
         self.conv_out = conv(widths[0], config.in_channels, 3, rngs)
 

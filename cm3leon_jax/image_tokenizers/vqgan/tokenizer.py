@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt8
 
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer
@@ -23,9 +23,7 @@ class VQGANTokenizer(ImageTokenizer):
 
     def __init__(self, config: VQGANConfig, weights: Mapping[str, Array | np.ndarray]) -> None:
         super().__init__(config, weights)
-        self._mesh = jax.make_mesh(
-            (jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
-        )
+        self._mesh = Mesh(jax.local_devices(), ("data",))
         self._on_devices = jax.device_put(self.weights, NamedSharding(self._mesh, PartitionSpec()))
 
     @classmethod
@@ -35,38 +33,26 @@ class VQGANTokenizer(ImageTokenizer):
 
     def encode_batch(self, images: UInt8[np.ndarray, "B R R C"]) -> Int[np.ndarray, "B L"]:
         """The codes nearest to the encoder's outputs."""
-        codes = np.asarray(_encode(self.config)(self._on_devices, self._sharded(images)))
+        codes = np.asarray(_encode(self.config, self._on_devices, self._sharded(images)))
         return codes.reshape(len(images), self.config.image_length)
 
     def decode_batch(self, codes: Int[np.ndarray, "B L"]) -> UInt8[np.ndarray, "B R R C"]:
         """What the decoder makes of the codes' vectors."""
         grid = self.config.grid
-        return np.asarray(_decode(self.config)(self._on_devices, self._sharded(codes.reshape(-1, grid, grid))))
+        return np.asarray(_decode(self.config, self._on_devices, self._sharded(codes.reshape(-1, grid, grid))))
 
     def _sharded(self, batch: np.ndarray) -> Array:
         divides = len(batch) % self._mesh.size == 0
         return jax.device_put(batch, NamedSharding(self._mesh, PartitionSpec("data" if divides else None)))
 
 
-@functools.cache
-def _encode(config: VQGANConfig) -> Callable[..., Int[Array, "B G G"]]:
-    model = abstract_vqgan(config)
-
-    @jax.jit
-    def encode(weights: dict[str, Array], images: UInt8[Array, "B R R C"]) -> Int[Array, "B G G"]:
-        vqgan = bind(model, weights)
-        return vqgan.quantize.nearest(vqgan.encode(to_unit_range(images)))
-
-    return encode
+@partial(jax.jit, static_argnums=0)
+def _encode(config: VQGANConfig, weights: dict[str, Array], images: UInt8[Array, "B R R C"]) -> Int[Array, "B G G"]:
+    vqgan = bind(abstract_vqgan(config), weights)
+    return vqgan.quantize.nearest(vqgan.encode(to_unit_range(images)))
 
 
-@functools.cache
-def _decode(config: VQGANConfig) -> Callable[..., UInt8[Array, "B R R C"]]:
-    model = abstract_vqgan(config)
-
-    @jax.jit
-    def decode(weights: dict[str, Array], codes: Int[Array, "B G G"]) -> UInt8[Array, "B R R C"]:
-        vqgan = bind(model, weights)
-        return from_unit_range(vqgan.decode(vqgan.quantize.lookup(codes)))
-
-    return decode
+@partial(jax.jit, static_argnums=0)
+def _decode(config: VQGANConfig, weights: dict[str, Array], codes: Int[Array, "B G G"]) -> UInt8[Array, "B R R C"]:
+    vqgan = bind(abstract_vqgan(config), weights)
+    return from_unit_range(vqgan.decode(vqgan.quantize.lookup(codes)))

@@ -59,26 +59,15 @@ class VQGANModules:
     def optimizer(self) -> optax.GradientTransformation:
         """Adam, for the autoencoder and the discriminator."""
         training = self.training
-        return optax.adam(
-            learning_rate(training, training.num_steps, skip_zero=True), b1=training.beta1, b2=training.beta2
-        )
-
-    @property
-    def has_discriminator(self) -> bool:
-        """Whether the run trains a discriminator at all."""
-        return self.training.discriminator_weight > 0
+        schedule = learning_rate(training, training.num_steps, skip_zero=True)
+        return optax.adam(schedule, b1=training.beta1, b2=training.beta2)
 
     def abstract_discriminator(self) -> losses.PatchDiscriminator:
         """The discriminator with shapes in place of arrays."""
+        config, training = self.config, self.training
+        sizes = config.in_channels, training.discriminator_channels, training.discriminator_layers
         return nnx.eval_shape(
-            lambda: losses.PatchDiscriminator(
-                self.config.in_channels,
-                self.training.discriminator_channels,
-                self.training.discriminator_layers,
-                self.config.resolution,
-                self.config.norm_groups,
-                nnx.Rngs(0),
-            )
+            lambda: losses.PatchDiscriminator(*sizes, config.resolution, config.norm_groups, nnx.Rngs(0))
         )
 
     def score(self, values: Parameters, pixels: Float[Array, "B R R C"]) -> Float[Array, "B P P 1"]:
@@ -98,7 +87,7 @@ def initial_state(modules: VQGANModules, images: UInt8[Array, "B R R C"]) -> VQG
     latents = encode(values, images).reshape(-1, config.embedding_dim)
     values[EMBEDDING] = codebook.sample_latents(latents, config.codebook_size, jax.random.key(seed))
     discriminator: Parameters = {}
-    if modules.has_discriminator:
+    if modules.training.discriminator_weight > 0:
         fresh = initial_parameters(modules.abstract_discriminator(), seed)
         discriminator = {name: jnp.asarray(value) for name, value in fresh.items()}
     return VQGANState(
@@ -174,14 +163,12 @@ def train_step(
         loss, gradient = jax.value_and_grad(
             lambda values: losses.discriminator_loss(modules.score(values, target), modules.score(values, pixels))
         )(discriminator)
-        discriminator, discriminator_optimizer = _apply_gradients(
-            modules, gradient, discriminator, discriminator_optimizer
-        )
+        discriminator, discriminator_optimizer = _updated(modules, gradient, discriminator, discriminator_optimizer)
         metrics |= {"generator": generator, "discriminator": loss, "adversarial_weight": weight}
         metrics["loss"] += weight * generator
 
     (gradients,) = vjp_fn((pixel_gradient, jnp.ones_like(quantization)))
-    values, optimizer = _apply_gradients(modules, gradients, state.parameters, state.optimizer)
+    values, optimizer = _updated(modules, gradients, state.parameters, state.optimizer)
     statistics, embedding = _update_codebook(
         modules, state, values[EMBEDDING], latents.reshape(-1, latents.shape[-1]), codes.reshape(-1)
     )
@@ -229,7 +216,7 @@ def _last_kernel_gradient(model: VQGAN, values: Parameters, features: Array, pix
     return vjp_fn(pixel_gradient)[0]
 
 
-def _apply_gradients(
+def _updated(
     modules: VQGANModules, gradients: Parameters, values: Parameters, optimizer: optax.OptState
 ) -> tuple[Parameters, optax.OptState]:
     updates, optimizer = modules.optimizer.update(gradients, optimizer, values)

@@ -21,7 +21,7 @@ from cm3leon_jax.image_tokenizers.vqgan.lpips import SMALLEST_SIDE, load_lpips
 from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3leon_jax.image_tokenizers.vqgan.train_step import VQGANModules, VQGANState, initial_state, make_train_step
 from cm3leon_jax.models.config import MeshConfig
-from cm3leon_jax.models.sharding import batch_sharding, global_array, make_mesh, process_local_rows
+from cm3leon_jax.models.sharding import global_array, make_mesh, on_mesh, process_local_rows
 from cm3leon_jax.training import trainer
 from cm3leon_jax.training.config import FREE_VALUES
 from cm3leon_jax.training.run import Start, TrainingRun
@@ -107,10 +107,8 @@ def batches(
     """Batches `first` to `stop` - 1 on the mesh, and whether the discriminator takes part in their steps."""
     local_rows = process_local_rows(training.batch_size, mesh)
     for index in range(first, stop):
-        batch = np.empty((training.batch_size, *images.shape[1:]), np.uint8)
-        batch[local_rows] = batch_at(images, training, index, local_rows)
         is_adversarial = training.discriminator_weight > 0 and index >= training.discriminator_start
-        yield global_array(batch, batch_sharding(mesh)), is_adversarial
+        yield on_mesh(batch_at(images, training, index, local_rows), mesh), is_adversarial
 
 
 def batch_at(
