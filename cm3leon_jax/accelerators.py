@@ -1,10 +1,8 @@
 """Lists the published peaks of TPU and GPU chips, and tells which of them a host has.
 
-Sources, read in 2026: Google's pages of v5e, v5p and v6e (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e): peak, HBM
-rate, bidirectional ICI rate per chip and network rate per pod or chip. NVIDIA's data sheets of A100 80GB SXM, H100 SXM
-and H200 SXM: dense bfloat16 peak, HBM rate, NVLink rate; and of DGX A100 and H100: one 200 or 400 Gbit/s port per GPU.
-Rates of links are those of one direction, half of what the pages give. Usable HBM is what the TPU compiler gives out,
-and for a GPU what the driver leaves.
+Sources, read in 2026: docs.cloud.google.com/tpu/docs/v5e, v5p and v6e; NVIDIA's data sheets of A100 80GB SXM, H100 SXM
+and H200 SXM (dense bfloat16 peak), and of DGX A100 and H100 (one 200 or 400 Gbit/s port per GPU). Rates of links are
+those of one direction, half of what the pages give. Usable HBM is what the TPU compiler or the GPU's driver leaves.
 """
 
 from __future__ import annotations

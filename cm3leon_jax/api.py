@@ -32,14 +32,10 @@ ImageInput = Image.Image | np.ndarray | str | Path
 
 
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:
-    """Loads the newest checkpoint of a run.
+    """Loads the newest checkpoint of a run, whose folder was given to `cm3leon train --workdir`.
 
-    Args:
-      path: folder of the run, as given to `cm3leon train --workdir`.
-      overrides: values by dotted field of the config, as in {"sampling.scorer": "clip"}.
-
-    Raises:
-      UserError: if there is no run, or it is damaged.
+    `overrides` are values by dotted field of the config, as in {"sampling.scorer": "clip"}. Raises a `UserError` if
+    there is no run, or it is damaged.
     """
     folder = Path(path).expanduser()
     file = folder / "config.json"
@@ -106,8 +102,7 @@ class Model:
     def generate(self, requests: Sequence[Mapping[str, Any]], samples: int = 1, **sampling: Any) -> list[Result]:
         """Completes several requests at once, each with the fields of a line of a prompts file.
 
-        Raises:
-          UserError: says what is wrong with the first request that cannot be completed.
+        Raises a `UserError` that says what is wrong with the first request that cannot be completed.
         """
         known = dataclasses.asdict(self.config.sampling)
         for name in sampling:

@@ -77,12 +77,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int, read_only: bool = False) -> None:
-        """
-        Args:
-          folder: the parent of the steps' folders.
-          keep: number of newest steps to keep.
-          read_only: keeps unfinished steps, which a running training may be writing.
-        """
+        """Keeps the newest steps; with `read_only` also unfinished ones, which a running training may be writing."""
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.preservation_policy.LatestN(keep),
@@ -105,7 +100,6 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def folder(self, step: int) -> Path:
-        """The folder of a step."""
         return Path(self._manager.directory) / str(step)
 
     def get_ready(self, state: Any) -> None:
@@ -309,11 +303,8 @@ def check_unchanged(
 ) -> list[str]:
     """Compares the stored values of a run with the given ones, field by field; returns the allowed changes as text.
 
-    Args:
-      before: the stored record, as JSON gives it back; a field of its config that it lacks had its default.
-      now: the given values.
-      may_change: dotted names of fields, or of whole parts, that may differ.
-      what: begins the message, as in "RUN holds a run".
+    A field of the config that the stored record lacks had its default. `may_change` are dotted names of fields, or of
+    whole parts, that may differ; `what` begins the message, as in "RUN holds a run".
     """
     defaults = {"config": dataclasses.asdict(Config())} if "config" in before else {}
     stored, given = flat(defaults) | flat(before), flat(now)
@@ -384,12 +375,9 @@ def _save_args(path: tuple[Any, ...], array: Any) -> ocp.SaveArgs:
 def _plain(state: Any) -> Any:
     """The arrays of a state in plain dicts and tuples, so that a checkpoint shows dotted names."""
     return jax.tree.map(
-        lambda leaf: leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf,
-        jax.tree.map(
-            lambda node: nnx.to_pure_dict(node) if isinstance(node, nnx.State) else node,
-            state,
-            is_leaf=lambda node: isinstance(node, nnx.State),
-        ),
+        lambda node: nnx.to_pure_dict(node) if isinstance(node, nnx.State) else node,
+        state,
+        is_leaf=lambda node: isinstance(node, nnx.State),
     )
 
 

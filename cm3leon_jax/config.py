@@ -68,6 +68,5 @@ class Config:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the training run."""
         tokens_per_step = self.batch.batch_size * self.batch.sequence_length
         return max(1, round(self.train.num_tokens / tokens_per_step))

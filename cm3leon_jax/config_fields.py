@@ -26,7 +26,6 @@ class ConfigField:
     help: str
 
     def __str__(self) -> str:
-        """Formats it for `--help`."""
         text = f"{self.type}. {self.help}".rstrip()
         return f"  --config.{self.name}={self.default}\n" + textwrap.fill(
             text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6

@@ -33,12 +33,9 @@ AT_RESUME, AFTER_IMPORT = MayChange
 
 
 def changeable(part: object, prefix: str = "", after_import: bool = False) -> tuple[str, ...]:
-    """Dotted names of the fields of a dataclass, and of its parts, that may change at a resume.
+    """Dotted names of the fields of a dataclass, and of its parts, that may change at a resume (or `after_import`).
 
-    Args:
-      part: the dataclass; or an instance, whose parts may be of subclasses with more fields.
-      prefix: begins each name, such as "config.".
-      after_import: adds the fields that may change after an import.
+    Of an instance, parts may be of subclasses with more fields. `prefix` begins each name, such as "config.".
     """
     return tuple(prefix + name for name, rule in _rules(part, None) if rule is AT_RESUME or (rule and after_import))
 

@@ -19,12 +19,8 @@ from cm3leon_jax.errors import UserError
 def build(cls: type, values: Mapping[Any, Any], where: str, file: str = "") -> Any:
     """Makes a dataclass of values by field, each checked against the field's type.
 
-    Args:
-      where: names it in messages, such as "config.model".
-      file: of the config, for messages.
-
-    Raises:
-      UserError: names the field that does not exist, is missing, or cannot take its value.
+    Raises a `UserError` that names the field that does not exist, is missing, or cannot take its value; it begins with
+    `where`, such as "config.model", and ends with the file of the config.
     """
     cls = of_family(cls, values)
     fields = field_types(cls)
@@ -39,11 +35,7 @@ def build(cls: type, values: Mapping[Any, Any], where: str, file: str = "") -> A
 
 
 def of_family(part: Any, values: object) -> Any:
-    """The class of a part of the config; where it has families, that of the one which the values name.
-
-    Raises:
-      UserError: if there is no such family.
-    """
+    """The class of a part of the config; where it has families, that of the one which the values name."""
     families = getattr(part, "families", None)
     if families is None or not isinstance(values, Mapping):
         return part
@@ -51,11 +43,7 @@ def of_family(part: Any, values: object) -> Any:
 
 
 def check_value(value: Any, kind: Any, where: str, file: str = "") -> Any:
-    """Returns a value as its type has it: an int as a float, a list or `one,two` as a tuple.
-
-    Raises:
-      UserError: if the value is of another type.
-    """
+    """Returns a value as its type has it: an int as a float, a list or `one,two` as a tuple; refuses other types."""
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -1,8 +1,4 @@
-"""Random numbers as a pure function of a key: nothing here has state, so any position can be looked up at once.
-
-The mixing function is SplitMix64's finalizer (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-2014); the permutation is a Feistel network with cycle walking.
-"""
+"""Random numbers as a pure function of a key, without state: SplitMix64's finalizer (Steele, Lea and Flood, 2014)."""
 
 from __future__ import annotations
 
@@ -73,7 +69,7 @@ def restart(rng: np.random.Generator, key: int | np.uint64) -> None:
 
 
 def permutation_at(index: Int64[np.ndarray, "n"], size: int, *key: int | np.ndarray) -> Int64[np.ndarray, "n"]:
-    """Where a pseudorandom permutation of range(size), chosen by `key`, sends each index: no table, any size.
+    """Where a permutation of range(size), chosen by `key`, sends each index: a Feistel network with cycle walking.
 
     Array parts of the key choose the permutation index by index.
     """

@@ -110,9 +110,7 @@ def first_node(nodes: str) -> str:
 def join(config: DistributedConfig, notes_sigterm: bool = False) -> None:
     """Connects this process with the others of its run; to be called before JAX first uses a device.
 
-    Args:
-      config: how long to wait for the others.
-      notes_sigterm: whether SIGTERM is only noted, for `PreemptionHandler` to read, instead of ending this process.
+    With `notes_sigterm`, SIGTERM is only noted, for `PreemptionHandler` to read, instead of ending this process.
     """
     processes = named_processes(os.environ)
     if processes is None:
@@ -265,11 +263,9 @@ class Watchdog:
             threading.Thread(target=self._watch, args=(seconds,), daemon=True).start()
 
     def heartbeat(self) -> None:
-        """Notes progress."""
         self._last = time.monotonic()
 
     def close(self) -> None:
-        """Stops watching."""
         self._done.set()
 
     def _watch(self, seconds: float) -> None:

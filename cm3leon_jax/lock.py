@@ -54,7 +54,6 @@ class Holder:
 
     @classmethod
     def this_process(cls, command: str) -> Holder:
-        """This process, from now on."""
         try:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         except OSError:

@@ -1,7 +1,4 @@
-"""Shows the package's log messages on the console, as plain lines.
-
-Modules write `log = logging.getLogger(__name__)` and `log.info(...)`; the command line calls `show_messages` once.
-"""
+"""Shows the package's log messages on the console, as plain lines, once the command line calls `show_messages`."""
 
 from __future__ import annotations
 

@@ -42,7 +42,6 @@ class PreemptionHandler:
         self.close()
 
     def close(self) -> None:
-        """Restores the handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -31,7 +31,6 @@ class Progress:
         self._started = time.perf_counter()
 
     def advance(self) -> None:
-        """Counts one more as done."""
         self._bar.update()
 
     def say(self, done: int, text: str) -> None:
@@ -43,7 +42,6 @@ class Progress:
             print(f"{self._what} {done:,}/{self._total:,}: {text}, {_duration(seconds)} left", flush=True)
 
     def close(self) -> None:
-        """Ends the bar."""
         self._bar.close()
 
 
@@ -83,7 +81,6 @@ class StepLog:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
 
@@ -95,16 +92,13 @@ def read_step_log(path: Path) -> list[dict[str, Any]]:
 def _parsed(path: Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
     """The readable lines, and the damaged ones by number; the half line of a crash is neither."""
     content = path.read_bytes() if path.exists() else b""
-    *whole, last = content.split(b"\n")
+    parts = content.split(b"\n")
     lines, damaged = [], {}
-    for number, line in enumerate(whole, start=1):
-        found = _logged_step(line)
-        if found is None:
-            damaged[number] = line
-        else:
+    for number, line in enumerate(parts, start=1):
+        if (found := _logged_step(line)) is not None:
             lines.append(found)
-    if (found := _logged_step(last)) is not None:
-        lines.append(found)
+        elif number < len(parts):
+            damaged[number] = line
     return lines, damaged
 
 

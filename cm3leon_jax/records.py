@@ -1,7 +1,6 @@
-"""Reads and writes records: JSON files of a stated shape, optionally with a checksum of their content.
+"""Reads and writes records: JSON files of the shape of a `TypedDict`, optionally with a checksum of their content.
 
-A shape is a `TypedDict` (or a dataclass in one) whose fields are typed, with their ranges; pydantic checks a file
-against it. Keys that a shape does not name are kept.
+Keys that a shape does not name are kept.
 """
 
 from __future__ import annotations
@@ -29,14 +28,9 @@ OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 def read_record(path: str | Path, what: str, shape: Any, fix: str, sealed: bool = False) -> Any:
-    """Reads a JSON file of a stated shape.
+    """Reads a JSON file of a stated shape: a `TypedDict`, made with `with_config(OPEN)`.
 
-    Args:
-      path: of the file.
-      what: names it in messages.
-      shape: a `TypedDict`, made with `with_config(OPEN)`.
-      fix: how to fix it, for messages.
-      sealed: whether `write_record` wrote it; its checksum is compared.
+    `what` names it in messages, which end with `fix`. Where `write_record` wrote it, it is `sealed` by a checksum.
     """
     value = read_json(path, what)
     if sealed and isinstance(value, dict) and value.pop(CHECKSUM, None) != _checksum(value):

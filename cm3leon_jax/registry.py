@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cm3leon_jax.errors import UserError
 
 
-class Registry(Mapping[str, str]):
+class Registry(dict[str, str]):
     """Maps names to "module:attribute"; a module is imported when its name is first loaded.
 
     `registry.add(name, "package.module:Class")` registers one more, from a module that `config.modules` names.
@@ -18,45 +18,25 @@ class Registry(Mapping[str, str]):
 
     def __init__(self, field: str, entries: Mapping[str, str]) -> None:
         """`field` is the config's field that names an entry, for messages."""
-        self._field, self._entries = field, dict(entries)
-
-    def __getitem__(self, name: str) -> str:
-        return self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        super().__init__(entries)
+        self._field = field
 
     def add(self, name: str, target: str) -> None:
-        """Registers "module:attribute" under a name.
-
-        Raises:
-          UserError: if something else has that name.
-        """
-        if self._entries.setdefault(name, target) != target:
-            raise UserError(f"{self._field} {name!r} is registered twice: {self._entries[name]} and {target}")
+        """Registers "module:attribute" under a name. Raises a `UserError` if something else has that name."""
+        if self.setdefault(name, target) != target:
+            raise UserError(f"{self._field} {name!r} is registered twice: {self[name]} and {target}")
 
     def load(self, name: str) -> Any:
-        """The attribute registered under a name.
-
-        Raises:
-          UserError: if there is none, or it cannot be imported.
-        """
-        if name not in self._entries:
-            close = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the choices are {', '.join(map(repr, self._entries))}"
+        """The attribute registered under a name. Raises a `UserError` if there is none, or it cannot be imported."""
+        if name not in self:
+            close = difflib.get_close_matches(name, self, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the choices are {', '.join(map(repr, self))}"
             raise UserError(f"{self._field} is {name!r}, which no module registers: {hint}")
-        return load_attribute(self._entries[name], f"{self._field} {name!r}")
+        return load_attribute(self[name], f"{self._field} {name!r}")
 
 
 def load_attribute(target: str, what: str) -> Any:
-    """What "module:attribute" names.
-
-    Raises:
-      UserError: if it cannot be imported; begins with `what`.
-    """
+    """What "module:attribute" names. Raises a `UserError` if it cannot be imported; begins with `what`."""
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

@@ -1,8 +1,7 @@
 """Turns an abort by JAX's runtime into a message and the exit code that asks for a restart.
 
-As soon as the runtime learns that another process is gone or hung, it aborts this one (SIGABRT), whatever it is doing;
-JAX offers no callback. A handler of Python's `signal` module would run only on the main thread, which may wait in a
-collective forever. A C function, registered through `ctypes`, runs on the thread that aborts.
+It aborts this process (SIGABRT) when another one is gone or hung; JAX offers no callback. A handler of Python's
+`signal` module would run only on the main thread, which may wait in a collective forever; a C function runs at once.
 """
 
 from __future__ import annotations

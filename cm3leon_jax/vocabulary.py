@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -53,8 +54,7 @@ class IdSpace:
     def of_names(cls, names: Mapping[str, int]) -> IdSpace:
         """The layout of a tokenizer, by the names of its special tokens; all other ids are text.
 
-        Raises:
-          UserError: if a special token is missing, or the ids are not 0, 1, 2, ...
+        Raises a `UserError` if a special token is missing, or the ids are not 0, 1, 2, ...
         """
         special = (*SPECIAL_TOKENS, "<break>", "<eoss>")
         if missing := [name for name in (*special, "<image:0>", "<mask:0>") if name not in names]:
@@ -90,7 +90,6 @@ class IdSpace:
         return _is_within(ids, self.text)
 
     def is_image(self, ids: Ids) -> Mask:
-        """Which ids are image codes."""
         return _is_within(ids, self._image_ranges)
 
     def encode_image(self, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
@@ -117,7 +116,6 @@ def _numbered(names: Mapping[str, int], kind: str) -> list[int]:
 
 
 def _ranges(ids: Iterable[int]) -> list[range]:
-    """Ascending ids as ranges."""
     found: list[range] = []
     for index in ids:
         if found and found[-1].stop == index:
@@ -186,10 +184,7 @@ class Vocabulary:
         Its first ids must be `SPECIAL_TOKENS`. What it has as special beyond them stays a name of its id, but no text
         is encoded to it.
         """
-        state = {
-            **text_tokenizer,
-            "model": {**text_tokenizer["model"], "vocab": dict(text_tokenizer["model"]["vocab"])},
-        }
+        state = copy.deepcopy(text_tokenizer)
         vocab, added = state["model"]["vocab"], state["added_tokens"]
         vocab |= {token["content"]: token["id"] for token in added}
         # A small corpus yields fewer merges than wanted; the id space keeps its size all the same, so that the
@@ -198,33 +193,22 @@ class Vocabulary:
         for index in range(NUM_SPECIAL + num_text_tokens):
             if index not in taken:
                 vocab[f"<unused:{index}>"] = index
-        special = (
-            [f"<image:{code}>" for code in range(num_image_codes)]
-            + ["<break>", "<eoss>"]
-            + [f"<mask:{i}>" for i in range(num_masks)]
+        images, masks = (
+            (f"<image:{code}>" for code in range(num_image_codes)),
+            (f"<mask:{i}>" for i in range(num_masks)),
         )
+        special = [*images, "<break>", "<eoss>", *masks]
         names = [*enumerate(SPECIAL_TOKENS), *enumerate(special, start=NUM_SPECIAL + num_text_tokens)]
         plain = [token for token in added if not token["special"] and token["id"] >= NUM_SPECIAL]
-        state["added_tokens"] = [
-            {
-                "id": index,
-                "content": name,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for index, name in names
-        ]
-        state["added_tokens"] = sorted(plain + state["added_tokens"], key=lambda token: token["id"])
+        as_they_are = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        ours = [{"id": index, "content": name, "special": True, **as_they_are} for index, name in names]
+        state["added_tokens"] = sorted(plain + ours, key=lambda token: token["id"])
         # A text is never truncated, and no special tokens are put around it: the layouts of documents add them.
         state |= {"truncation": None, "padding": None, "post_processor": None}
         return cls(json.dumps(state, ensure_ascii=False, sort_keys=True))
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
-        """Reads `path`/tokenizer.json."""
         file = Path(path) / "tokenizer.json"
         try:
             return cls(file.read_text(encoding="utf-8"))
@@ -234,7 +218,6 @@ class Vocabulary:
             raise UserError(f"the vocabulary {file} is damaged ({error}): make it again") from None
 
     def save(self, path: str | Path) -> None:
-        """Writes `path`/tokenizer.json."""
         with atomic_write(Path(path) / "tokenizer.json") as temporary:
             temporary.write_text(self._json, encoding="utf-8")
 
@@ -245,7 +228,6 @@ class Vocabulary:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def mask(self, index: int) -> int:
-        """The id of `<mask:index>`."""
         return self.first_mask + index
 
     def encode_text(self, text: str) -> list[int]:

@@ -26,11 +26,7 @@ def save(folder: Path, arrays: Mapping[str, np.ndarray], record: Mapping[str, An
 
 
 def load(folder: Path, fix: str) -> dict[str, np.ndarray]:
-    """Reads FOLDER/model.safetensors.
-
-    Raises:
-      UserError: if it is missing or damaged; `fix` ends the message.
-    """
+    """Reads FOLDER/model.safetensors. Raises a `UserError` if it is missing or damaged; `fix` ends the message."""
     try:
         arrays = safetensors.numpy.load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
@@ -52,8 +48,7 @@ def check_shapes(
 ) -> None:
     """Compares the shapes of arrays with those of a config.
 
-    Raises:
-      UserError: names the first array that is missing, unexpected, or of another shape.
+    Raises a `UserError` that names the first array that is missing, unexpected, or of another shape.
     """
     for name in sorted(expected.keys() | arrays.keys()):
         found = arrays[name].shape if name in arrays else "absent"

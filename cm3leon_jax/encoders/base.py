@@ -69,8 +69,7 @@ class Encoder(abc.ABC):
 def load_encoder(path: str | Path) -> Encoder:
     """Reads the folder that `Encoder.save` wrote, of whatever family.
 
-    Raises:
-      UserError: if there is none, its family is unknown, or its files are damaged or do not belong together.
+    Raises a `UserError` if there is none, its family is unknown, or its files are damaged or do not belong together.
     """
     path = Path(path)
     if not (path / CONFIG_FILE).is_file():
@@ -104,11 +103,7 @@ class EncoderRecord(TypedDict):
 
 
 def read_encoder_record(path: Path) -> EncoderRecord:
-    """Reads an encoder's config.json.
-
-    Raises:
-      UserError: if it is missing or damaged.
-    """
+    """Reads an encoder's config.json. Raises a `UserError` if it is missing or damaged."""
     return read_record(path / CONFIG_FILE, "the encoder's config", EncoderRecord, _FIX)
 
 

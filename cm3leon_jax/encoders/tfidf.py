@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from scipy.sparse import csr_array
 
@@ -41,13 +41,10 @@ class TfidfEncoder(Encoder):
     is_joint = False
 
     def __init__(self, dim: int, side: int, arrays: dict[str, np.ndarray]) -> None:
-        """Takes what `fit_documents` found.
+        """Takes what `fit_documents` found; of a vector's `dim` numbers the thumbnail takes 3 * side * side.
 
-        Args:
-          dim: width of a vector, of which the thumbnail takes 3 * side * side.
-          side: of the thumbnail, in pixels.
-          arrays: "idf" of each feature; the random projection as a sparse matrix with a row per feature, in
-            "projection.indptr", "projection.indices" and "projection.signs"; "mean_thumbnail" of the corpus.
+        The arrays are "idf" of each feature, "mean_thumbnail" of the corpus, and the random projection as a sparse
+        matrix with a row per feature, in "projection.indptr", "projection.indices" and "projection.signs".
         """
         from sklearn.preprocessing import normalize
 
@@ -86,7 +83,6 @@ class TfidfEncoder(Encoder):
 
     @classmethod
     def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], folder: Path) -> TfidfEncoder:
-        """The encoder that `save` wrote."""
         return cls(settings["embedding_dim"], settings["resolution"], arrays)
 
 
@@ -103,8 +99,7 @@ class TfidfTrainer:
     def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, None]:
         """The encoder; its texts and images do not compare, so there is nothing to measure.
 
-        Raises:
-          UserError: if the mixture cannot be read.
+        Raises a `UserError` if the mixture cannot be read.
         """
         from cm3leon_jax.data.sources.reading import provenance_of, read_documents
 
@@ -125,14 +120,9 @@ class TfidfTrainer:
 def fit_documents(
     documents: Iterable[Document], dim: int, side: int, resolution: int, most: int | None = None
 ) -> TfidfEncoder:
-    """Counts words and averages thumbnails of at most `most` documents.
+    """Counts words and averages thumbnails of at most `most` documents, for vectors of `dim` numbers.
 
-    Args:
-      documents: what is counted.
-      dim: width of a vector.
-      side: of a thumbnail, in pixels.
-      resolution: side to which images are decoded first, as they are when they are encoded.
-      most: None means all.
+    Images are first decoded to `resolution`, as they are when they are encoded; a thumbnail has `side` pixels a side.
     """
     document_frequency = np.zeros(_NUM_FEATURES, np.int64)
     total, num_texts, num_images = np.zeros(side * side * _CHANNELS), 0, 0
@@ -151,15 +141,11 @@ def fit_documents(
             num_images += 1
     mean_thumbnail = (total / max(1, num_images)).astype(np.float32)
     arrays = _random_projection(dim - len(mean_thumbnail)) | {
-        "idf": _smooth_idf(document_frequency, num_texts),
+        # As in scikit-learn's TfidfTransformer.
+        "idf": np.log((1 + num_texts) / (1 + document_frequency)) + 1,
         "mean_thumbnail": mean_thumbnail,
     }
     return TfidfEncoder(dim, side, arrays)
-
-
-def _smooth_idf(document_frequency: Int64[np.ndarray, "F"], num_texts: int) -> Float64[np.ndarray, "F"]:
-    """Computes the inverse document frequency as scikit-learn's TfidfTransformer does."""
-    return np.log((1 + num_texts) / (1 + document_frequency)) + 1
 
 
 def _random_projection(dim: int) -> dict[str, np.ndarray]:

@@ -49,10 +49,8 @@ class EncoderTrainer(Protocol):
 def train_encoder(config: Config, workdir: Path) -> int:
     """Makes the encoder of a config and saves it, unless that is done already; returns the exit code.
 
-    All processes of a run call this.
-
-    Raises:
-      UserError: if there is one of another config, or one that neighbors were found with.
+    All processes of a run call this. Raises a `UserError` if there is one of another config, or one that neighbors were
+    found with.
     """
     path = Path(config.encoder.path)
     what = f"the training of encoders of the family {config.encoder.family!r}"
@@ -99,8 +97,7 @@ def _save(made: tuple[Encoder, PairSample | None] | None, path: Path, record: di
 def split_pairs(sample: PairSample) -> tuple[PairSample, PairSample]:
     """Pairs to train on, and the last 2% (at least 16) to measure on.
 
-    Raises:
-      UserError: if no more than half would be left to train on.
+    Raises a `UserError` if no more than half would be left to train on.
     """
     count = len(sample.texts)
     cut = count - num_held_out(count, "pairs of a text and an image to train the encoder on")

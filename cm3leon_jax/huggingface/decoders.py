@@ -1,13 +1,13 @@
 """Families whose models are values of ModelConfig: what one is, and how a folder of one starts a run.
 
-An import writes the parameters as the checkpoint of step 0, from which `cm3leon train` starts with a fresh optimizer,
-and the folder's vocabulary and image tokenizer to where the config says. A text-only vocabulary gets the ids of images
-and special tokens in addition; their rows of the embedding table, and positions beyond the folder's, are initialized
-as for a new run.
+An import writes the parameters as the checkpoint of step 0, from which `cm3leon train` starts with a fresh optimizer.
+A text-only vocabulary gets the ids of images and special tokens in addition; their rows of the embedding table, and
+positions beyond the folder's, are initialized as for a new run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
@@ -68,8 +68,7 @@ class DecoderFamily:
     def model_fields(self, stored: StoredConfig) -> dict[str, Any]:
         """Every field of ModelConfig that says what a model is.
 
-        Raises:
-          UserError: if the config.json lacks a size, or has something that no field says.
+        Raises a `UserError` if the config.json lacks a size, or has something that no field says.
         """
         return _PLAIN | self.read_config(stored)
 
@@ -90,6 +89,26 @@ class DecoderFamily:
     def tables(self, rows: int, positions: int) -> dict[str, int]:
         """The parameters that may have other rows in a folder than in the run, with their rows in the folder."""
         return {"token_embedding": rows, "output_embedding": rows, "position_embedding": positions}
+
+
+def common_config(
+    model_type: str, config: ModelConfig, vocabulary_size: int, sequence_length: int, dtype: str
+) -> dict[str, Any]:
+    """The fields of a config.json that every family of `transformers` has under the same names."""
+    return {
+        "model_type": model_type,
+        "dtype": dtype,
+        # The name of the same before transformers 4.56.
+        "torch_dtype": dtype,
+        "vocab_size": vocabulary_size,
+        "hidden_size": config.model_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "max_position_embeddings": sequence_length,
+        "attention_dropout": 0.0,
+        "use_cache": True,
+        **TOKEN_IDS,
+    }
 
 
 def model_differences(config: ModelConfig, fields: Mapping[str, Any]) -> list[str]:
@@ -174,22 +193,16 @@ def read_parameters(
 ) -> nnx.State:
     """The parameters on the mesh that `abstract` names; of the folder's tensors each device's part is read alone.
 
-    Args:
-      abstract: shapes and shardings of the parameters.
-      weights: the folder's tensors.
-      tables: how many rows the folder has of each parameter that may have others than the run.
-      new_rows: gives a table of a new run, from which rows are taken that the folder lacks.
-      folder: named when something is wrong.
+    `tables` are how many rows the folder has of each parameter that may have others than the run; `new_rows` gives a
+    table of a new run, from which rows are taken that the folder lacks.
 
-    Raises:
-      UserError: names the first tensor that is missing, has another shape, or has no place in the model.
+    Raises a `UserError` that names the first tensor that is missing, has another shape, or has no place in the model.
     """
     shapes = {name: leaf.shape for name, leaf in flat(nnx.to_pure_dict(abstract)).items()}
     in_folder = {name: (tables.get(name, shape[0]), *shape[1:]) for name, shape in shapes.items()}
     if unknown := sorted(shapes.keys() - family.tensors.keys()):
         raise UserError(f"{folder}: a {family.model_type} has no parameters {', '.join(unknown)}; change config.model")
     check_tensors(family.tensors, in_folder, weights, folder)
-    progress = Progress("import", len(shapes), unit="parameter")
 
     def read(path: tuple[Any, ...], leaf: nnx.Variable) -> nnx.Variable:
         name = parameter_name(path)
@@ -202,10 +215,8 @@ def read_parameters(
         progress.advance()
         return leaf.replace(array)
 
-    try:
+    with contextlib.closing(Progress("import", len(shapes), unit="parameter")) as progress:
         return jax.tree_util.tree_map_with_path(read, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    finally:
-        progress.close()
 
 
 def _read_part(
@@ -291,18 +302,19 @@ def _check_paths(config: Config, vocabulary: Vocabulary, image_tokenizer: ImageT
     """Refuses to mix the folder's files with others; returns the fingerprint of the run's image tokenizer, if any."""
     path = Path(config.vocabulary.path)
     if (path / "tokenizer.json").exists() and Vocabulary.load(path).fingerprint != vocabulary.fingerprint:
-        raise UserError(
-            f"config.vocabulary.path {path} holds another vocabulary than the folder's: name another path, or delete it"
-        )
+        raise other_at("vocabulary", path)
     path = Path(config.image_tokenizer.path)
     present = load_image_tokenizer(path) if (path / CONFIG_FILE).exists() else None
     if image_tokenizer is not None and present is not None and present.fingerprint != image_tokenizer.fingerprint:
-        raise UserError(
-            f"config.image_tokenizer.path {path} holds another image tokenizer than the folder's: name another path, "
-            "or delete it"
-        )
+        raise other_at("image_tokenizer", path)
     found = image_tokenizer or present
     return None if found is None else found.fingerprint
+
+
+def other_at(part: str, path: Path) -> UserError:
+    """What to raise where a part of the config has its files already, of something else than the folder's."""
+    what = f"holds another {part.replace('_', ' ')} than the folder's: name another path, or delete it"
+    return UserError(f"config.{part}.path {path} {what}")
 
 
 def _log_rows(what: str, theirs: int, ours: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,11 +45,8 @@ class ExportRecord:
 
     def check_files(self, vocabulary: str, image_tokenizer: str | None, folder: Path) -> None:
         """Refuses a folder whose vocabulary or image tokenizer, by their fingerprints, is not the exported one."""
-        found = {
-            "vocabulary": (vocabulary, self.vocabulary),
-            "image tokenizer": (image_tokenizer, self.image_tokenizer),
-        }
-        for name, (fingerprint, exported) in found.items():
+        tokenizers = ("image tokenizer", image_tokenizer, self.image_tokenizer)
+        for name, fingerprint, exported in (("vocabulary", vocabulary, self.vocabulary), tokenizers):
             if fingerprint != exported:
                 raise UserError(
                     f"{folder}: its {name} has the fingerprint {fingerprint}, {RECORD_FILE} says {exported}: a file "
@@ -70,12 +68,9 @@ class ExportRecord:
 def file_sums(files: Iterable[Path], label: str) -> dict[str, str]:
     """The SHA-256 of each file, by its name."""
     files, sums = list(files), {}
-    progress = Progress(label, len(files), unit="file")
-    try:
+    with contextlib.closing(Progress(label, len(files), unit="file")) as progress:
         for file in files:
             with file.open("rb") as opened:
                 sums[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
             progress.advance()
-    finally:
-        progress.close()
     return sums

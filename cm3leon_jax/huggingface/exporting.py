@@ -1,12 +1,11 @@
 """Writes a checkpoint as a Hugging Face folder that `transformers` loads.
 
-The folder holds config.json, model.safetensors (in shards where it is large), the tokenizer's files,
-generation_config.json, README.md (a model card), image_tokenizer/, and cm3leon.json, by which `cm3leon import` checks
-it.
+Besides its usual files the folder holds image_tokenizer/ and cm3leon.json, by which `cm3leon import` checks it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -43,8 +42,7 @@ log = logging.getLogger(__name__)
 def choose_family(config: ModelConfig, name: str | None = None) -> DecoderFamily:
     """The family of this name, or the first that can express a model.
 
-    Raises:
-      UserError: names every field that the family, or the one that is nearest, cannot express.
+    Raises a `UserError` that names every field that the family, or the one that is nearest, cannot express.
     """
     found = [FAMILIES.load(entry) for entry in ([name] if name else FAMILIES)]
     families = [family for family in found if isinstance(family, DecoderFamily) and family.write_config is not None]
@@ -86,11 +84,8 @@ def export_run(
             num_parameters = sum(map(math.prod, parameters.shapes().values()))
             card = model_card(config.model, stored, vocabulary, num_parameters, image_length, training)
             (folder / "README.md").write_text(card, encoding="utf-8")
-            progress = Progress("export", len(tensors), unit="tensor")
-            try:
+            with contextlib.closing(Progress("export", len(tensors), unit="tensor")) as progress:
                 files = write_weights(folder, tensors, dtype, shard_bytes, progress.advance)
-            finally:
-                progress.close()
             parameters.check()
             record = {
                 "format_version": FORMAT_VERSION,

@@ -37,8 +37,7 @@ class StoredTensor:
     def read(self, index: Index) -> Float32[np.ndarray, "..."]:
         """A part of it.
 
-        Raises:
-          UserError: if the part has values that are not finite; names the tensor and the file.
+        Raises a `UserError` if the part has values that are not finite; names the tensor and the file.
         """
         with np.errstate(over="ignore"):
             part = self._read(index).astype(np.float32, copy=False)
@@ -53,8 +52,7 @@ class StoredTensor:
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights; safetensors where there are both.
 
-    Raises:
-      UserError: if there are none, or their index is damaged or names files that are not there.
+    Raises a `UserError` if there are none, or their index is damaged or names files that are not there.
     """
     for name in (_SAFETENSORS, _PYTORCH):
         index = folder / f"{name}.index.json"
@@ -66,13 +64,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def open_weights(folder: Path, ignored: tuple[str, ...] = ()) -> dict[str, StoredTensor]:
-    """All tensors of a folder, opened and not read.
+    """All tensors of a folder, opened and not read, but those whose names match `ignored`, such as "*.position_ids".
 
-    Args:
-      ignored: patterns of the names of tensors that are skipped, of whatever type they are, such as "*.position_ids".
-
-    Raises:
-      UserError: if there are no weights, or files are missing, damaged, or could run code when read.
+    Raises a `UserError` if there are no weights, or files are missing, damaged, or could run code when read.
     """
     result: dict[str, StoredTensor] = {}
     for file in weight_files(folder):

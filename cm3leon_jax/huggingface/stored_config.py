@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,27 +38,19 @@ class StoredConfig:
         return StoredConfig({**defaults, **given}, self.where, self.prefix)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A value of any type."""
         value = self.values.get(name)
         return default if value is None else value
 
     def size(self, name: str, default: int | None = None, least: int = 1, most: int = _LARGEST_SIZE) -> int:
-        """A whole number."""
-        value = self.get(name, default)
-        if type(value) is not int or not least <= value <= most:
-            raise self.error(name, value, f"a whole number from {least} to {most:,}")
-        return value
+        wanted = f"a whole number from {least} to {most:,}"
+        return self._checked(name, default, lambda value: type(value) is int and least <= value <= most, wanted)
 
     def num_layers(self, name: str) -> int:
         """A number of layers, up to one that no model has."""
         return self.size(name, most=_MOST_LAYERS)
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A finite number."""
-        value = self.get(name, default)
-        if not _is_number(value):
-            raise self.error(name, value, "a number")
-        return float(value)
+        return float(self._checked(name, default, _is_number, "a number"))
 
     def numbers(self, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
         """As many finite numbers as the default has."""
@@ -68,24 +60,18 @@ class StoredConfig:
         return tuple(map(float, value))
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
-        value = self.get(name, default)
-        if type(value) is not bool:
-            raise self.error(name, value, "true or false")
-        return value
+        return self._checked(name, default, lambda value: type(value) is bool, "true or false")
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A text."""
-        value = self.get(name, default)
-        if type(value) is not str:
-            raise self.error(name, value, "a text")
-        return value
+        return self._checked(name, default, lambda value: type(value) is str, "a text")
 
     def choice(self, name: str, choices: Iterable[str]) -> str:
-        """One of these texts."""
-        value = self.get(name)
-        if value not in list(choices):
-            raise self.error(name, value, f"one of {', '.join(map(repr, choices))}")
+        return self._checked(name, None, list(choices).__contains__, f"one of {', '.join(map(repr, choices))}")
+
+    def _checked(self, name: str, default: Any, is_right: Callable[[Any], bool], wanted: str) -> Any:
+        value = self.get(name, default)
+        if not is_right(value):
+            raise self.error(name, value, wanted)
         return value
 
     def refuse_if(self, name: str, condition: bool) -> None:

@@ -66,10 +66,7 @@ class TensorMap:
     ) -> Float[np.ndarray, "..."]:
         """A part of one layer's parameter, for which no more of the tensor is read than whole heads.
 
-        Args:
-          read: gives a part of the tensor.
-          ours: the shape of the whole parameter, without the axis of layers.
-          index: which part of it.
+        `ours` is the shape of the whole parameter, without the axis of layers.
         """
         ranges = [range(*part.indices(size)) for part, size in zip(index, ours, strict=True)]
         order = [axis for group in self.axes for axis in group]
@@ -123,8 +120,7 @@ def check_tensors(
 ) -> None:
     """Compares a folder's tensors with those that parameters of these shapes are made of.
 
-    Raises:
-      UserError: names the first tensor that is missing, has another shape, or has no place in the model.
+    Raises a `UserError` that names the first tensor that is missing, has another shape, or has no place in the model.
     """
     expected: dict[str, Shape] = {}
     for name, shape in shapes.items():

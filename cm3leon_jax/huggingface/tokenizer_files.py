@@ -43,10 +43,7 @@ def read_vocabulary(folder: Path, rows: int, config: Config) -> Vocabulary:
 
     One that `cm3leon export` wrote is taken as it is. Any other, which must be a byte-level BPE whose first ids are
     OPT's, is followed by the ids of images and special tokens that the config wants; ids without a token become
-    `<unused:i>`.
-
-    Raises:
-      UserError: if it is missing, damaged or none of these.
+    `<unused:i>`. Raises a `UserError` if it is missing, damaged or none of these.
     """
     found = _read(folder)
     try:
@@ -92,13 +89,8 @@ def _vocabulary(found: dict[str, Any], folder: Path, rows: int, config: Config) 
 def open_tokenizer(folder: Path, **pair: Any) -> tuple[tokenizers.Tokenizer, bool]:
     """The tokenizer of a folder, and whether it is whole.
 
-    It is not where the folder has vocab.json and merges.txt alone: they do not say how texts are split into words.
-
-    Args:
-      pair: further options of a BPE of vocab.json and merges.txt.
-
-    Raises:
-      UserError: if there is none, or it cannot be read.
+    It is not where the folder has vocab.json and merges.txt alone, of which the BPE is made with the options `pair`:
+    they do not say how texts are split into words. Raises a `UserError` if there is none, or it cannot be read.
     """
     whole, *parts = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not whole.exists() and not all(part.exists() for part in parts):

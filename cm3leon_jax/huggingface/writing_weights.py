@@ -45,17 +45,9 @@ def parse_size(text: str) -> int:
 def write_weights(
     folder: Path, tensors: Sequence[LazyTensor], dtype: str, shard_bytes: int, written: Callable[[], None]
 ) -> list[Path]:
-    """Writes `model.safetensors`, or shards of at most `shard_bytes` (or one tensor) and their index.
+    """Writes `model.safetensors`, or shards of at most `shard_bytes` (or one tensor) and their index; returns them.
 
-    Args:
-      dtype: one of `DTYPES`.
-      written: called after each tensor.
-
-    Returns:
-      the files of weights.
-
-    Raises:
-      UserError: if a value lies outside the range of `dtype`.
+    Calls `written` after each tensor. Raises a `UserError` if a value lies outside the range of `dtype`.
     """
     shards: list[list[LazyTensor]] = [[]]
     for tensor in tensors:

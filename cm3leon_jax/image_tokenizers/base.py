@@ -64,8 +64,7 @@ class ImageTokenizer(abc.ABC):
     def decode(self, codes: Int[np.ndarray, "B L"], batch_size: int | None = None) -> UInt8[np.ndarray, "B R R C"]:
         """Images of codes, `batch_size` at a time (default: 64).
 
-        Raises:
-          ValueError: if a code is outside the codebook, or there are too few or too many for an image.
+        Raises a `ValueError` if a code is outside the codebook, or there are too few or too many for an image.
         """
         codes = np.asarray(codes)
         length, last = self.config.image_length, self.config.codebook_size - 1
@@ -78,7 +77,6 @@ class ImageTokenizer(abc.ABC):
     def reconstruct(
         self, images: UInt8[np.ndarray, "B R R C"], batch_size: int | None = None
     ) -> UInt8[np.ndarray, "B R R C"]:
-        """Images through codes and back."""
         return self.decode(self.encode(images, batch_size), batch_size)
 
     def save(self, path: str | Path, training: dict[str, Any] | None = None) -> None:
@@ -90,8 +88,7 @@ class ImageTokenizer(abc.ABC):
 def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
     """Reads the folder that `ImageTokenizer.save` wrote, of whatever family.
 
-    Raises:
-      UserError: if there is none, its family is unknown, or its files are damaged or do not belong together.
+    Raises a `UserError` if there is none, its family is unknown, or its files are damaged or do not belong together.
     """
     path = Path(path)
     if not (path / CONFIG_FILE).is_file() or not (path / WEIGHTS_FILE).is_file():
@@ -142,11 +139,7 @@ class ImageTokenizerRecord(TypedDict):
 
 
 def read_image_tokenizer_record(path: Path) -> ImageTokenizerRecord:
-    """Reads an image tokenizer's config.json.
-
-    Raises:
-      UserError: if it is missing or damaged.
-    """
+    """Reads an image tokenizer's config.json. Raises a `UserError` if it is missing or damaged."""
     return read_record(path / CONFIG_FILE, "the image tokenizer's config", ImageTokenizerRecord, _FIX)
 
 

@@ -55,5 +55,4 @@ class ImageTokenizerConfig(Part, abc.ABC):
 
     @property
     def image_length(self) -> int:
-        """Codes of one image."""
         return self.grid**2

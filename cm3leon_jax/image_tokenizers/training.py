@@ -54,10 +54,7 @@ class ImageTokenizerTrainer(Protocol):
 def train_image_tokenizer(config: Config, workdir: Path) -> int:
     """Trains the image tokenizer of a config and saves it, unless that is done already; returns the exit code.
 
-    All processes of a run call this.
-
-    Raises:
-      UserError: if there is one of another config, or one that a prepared corpus needs.
+    All processes of a run call this. Raises a `UserError` if there is one of another config, or that a corpus needs.
     """
     wanted, path = config.image_tokenizer, Path(config.image_tokenizer.path)
     record = {
@@ -107,8 +104,7 @@ def split_images(
 ) -> tuple[UInt8[np.ndarray, "n1 R R C"], UInt8[np.ndarray, "n2 R R C"]]:
     """Images to train on, and the last 2% (at least 16) to measure on.
 
-    Raises:
-      UserError: if no more than half would be left to train on.
+    Raises a `UserError` if no more than half would be left to train on.
     """
     held_out = num_held_out(len(sample), "images to train the image tokenizer on")
     return sample[:-held_out], sample[-held_out:]

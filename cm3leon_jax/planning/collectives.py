@@ -1,9 +1,4 @@
-"""Collectives of a compiled step, from the optimized program.
-
-Each compiler writes them in ways of its own: plain and synchronous; a pair `-start` and `-done`; a call that runs on a
-TPU's SparseCore; on v5e a fusion that starts one and others that carry it on next to their matmuls; a reduce-scatter as
-a fusion around an all-reduce; between slices, a send and a receive.
-"""
+"""Collectives of a compiled step, from the optimized program, in the ways in which the compilers write them."""
 
 from __future__ import annotations
 
@@ -275,11 +270,8 @@ def full_weight_reductions(
 ) -> list[tuple[Collective, tuple[str, ...]]]:
     """Finds all-reduces over fsdp of whole parameters, with the names of those parameters.
 
-    They are a fault: a gather or a reduce-scatter of a shard would send less.
-
-    Args:
-      collectives: of a compiled step.
-      weights: elements of each parameter of a layer, before sharding over fsdp.
+    They are a fault: a gather or a reduce-scatter of a shard would send less. `weights` are the elements of each
+    parameter of a layer, before sharding over fsdp.
     """
     faults = []
     for collective in collectives:

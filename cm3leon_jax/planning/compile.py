@@ -1,9 +1,8 @@
 """Compiles the training step for devices that are not there, in a process of its own.
 
-`compile_step` starts `python -m cm3leon_jax.planning.compile FOLDER TOPOLOGY PARENT`. That child writes the compiler's
-dumps into FOLDER, and ends as soon as it has the optimized program and its buffer assignment: generating machine code,
-which would follow, takes most of the time and changes neither. It is a process because a compilation can neither be
-stopped nor be survived when it crashes.
+The child writes the compiler's dumps into a folder, and ends as soon as it has the optimized program and its buffer
+assignment: generating machine code, which would follow, takes most of the time and changes neither. It is a process
+because a compilation can neither be stopped nor be survived when it crashes.
 """
 
 from __future__ import annotations
@@ -85,11 +84,8 @@ class CompileError(Exception):
 def compile_step(config: Config, topology: Topology, say: Callable[[str], None] = lambda _: None) -> Compiled:
     """Lowers and compiles the training step of `config` on `topology`; nothing of the run has to exist.
 
-    `say` is called periodically with what is being done.
-
-    Raises:
-      UserError: if the config does not fit the topology.
-      CompileError: if the compiler failed, or took too long.
+    `say` is called periodically with what is being done. Raises a `UserError` if the config does not fit the topology,
+    and a `CompileError` if the compiler failed, or took too long.
     """
     with tempfile.TemporaryDirectory(prefix="cm3leon-plan-") as name:
         folder = Path(name)

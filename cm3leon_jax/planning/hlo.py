@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,7 +38,6 @@ class Instruction:
 
     @property
     def integer(self) -> int | None:
-        """Value of an integer constant."""
         is_integer = self.opcode == "constant" and re.fullmatch(r"-?\d+", self.arguments)
         return int(self.arguments) if is_integer else None
 
@@ -74,11 +72,6 @@ class HloProgram:
 
     computations: dict[str, Computation]
     entry: str
-
-    def instructions(self) -> Iterator[Instruction]:
-        """Yields every instruction of every computation."""
-        for computation in self.computations.values():
-            yield from computation.instructions
 
 
 def parse(text: str) -> HloProgram:

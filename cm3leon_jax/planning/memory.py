@@ -72,10 +72,9 @@ def largest(assignment: str, program: HloProgram, most: int = 6) -> tuple[Buffer
 
 def _op_name(name: str, program: HloProgram) -> str:
     """Finds the JAX operation that makes an array, or else one that reads it."""
-    instructions = {instruction.name: instruction for instruction in program.instructions()}
-    if name in instructions and instructions[name].op_name:
-        return instructions[name].op_name
-    return next((i.op_name for i in instructions.values() if name in i.operands and i.op_name), "")
+    named = [i for scope in program.computations.values() for i in scope.instructions if i.op_name]
+    makers, readers = (i for i in named if i.name == name), (i for i in named if name in i.operands)
+    return next((i.op_name for i in (*makers, *readers)), "")
 
 
 def _allocations(assignment: str) -> list[tuple[int, str, str]]:

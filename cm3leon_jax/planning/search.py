@@ -1,8 +1,7 @@
 """Search for mesh, remat and number of microbatches: ordered by a model, decided by the compiler.
 
-Every setting has a lower bound on its time, as if all its traffic were hidden, and an estimate of its memory. Settings
-that should fit are compiled from the lowest bound on, until the next bound is above the best time found. Estimates are
-corrected by the memory of the last compiled setting.
+Settings that should fit, by an estimate that the last compiled one corrects, are compiled from the lowest bound on
+their time on (as if all traffic were hidden), until the next bound is above the best time found.
 """
 
 from __future__ import annotations
@@ -37,11 +36,7 @@ class Setting:
 
 
 def find_settings(config: Config, vocabulary_size: int, pod: Topology) -> list[Setting]:
-    """Finds every setting that divides the run, lowest bound first.
-
-    Raises:
-      UserError: if there is none.
-    """
+    """Finds every setting that divides the run, lowest bound first. Raises a `UserError` if there is none."""
     found = []
     for mesh in meshes(config, pod):
         rows = config.batch.batch_size // (mesh["replica"] * mesh["fsdp"])

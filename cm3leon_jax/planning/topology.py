@@ -63,13 +63,11 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As the user writes it."""
         shape = "x".join(map(str, self.sides))
         return f"{self.accelerator.name}:{shape}" + (f"*{self.num_slices}" if self.num_slices > 1 else "")
 
     @property
     def num_devices(self) -> int:
-        """Chips in all slices."""
         return math.prod(self.sides) * self.num_slices
 
     @property
@@ -94,11 +92,7 @@ class Topology:
 
 
 def parse(name: str) -> Topology:
-    """Parses a name such as those at the top of this file.
-
-    Raises:
-      UserError: if there is no such pod.
-    """
+    """Parses a name such as those at the top of this file. Raises a `UserError` if there is no such pod."""
     match = re.fullmatch(r"(\w+):(\d{1,6}(?:x\d{1,6})*)(?:\*(\d{1,6}))?", name)
     if match is None or match[1] not in BY_NAME:
         raise UserError(

@@ -70,9 +70,7 @@ class RunClock:
     def continue_from(self, saved: Mapping[str, float], last: Mapping[str, float]) -> None:
         """Adds the seconds of earlier starts; those of their steps past the checkpoint are lost.
 
-        Args:
-          saved: `values()` at the checkpoint.
-          last: the last `values()` that an earlier start logged, of which some may be missing.
+        `saved` are the `values()` at the checkpoint, `last` the last ones logged, of which some may be missing.
         """
         last = {**saved, **last}
         self._earlier = {name: last[f"seconds_{name}"] for name in self._earlier}
@@ -89,12 +87,7 @@ class RunClock:
         return {"goodput": _counted(values) / values["seconds_total"], **values}
 
     def lap(self, step: int, rates: Callable[[float], Mapping[str, float]]) -> dict[str, float]:
-        """Rates and means over the steps since the last lap, without pauses; and `values()`.
-
-        Args:
-          step: the last one.
-          rates: maps the seconds of a step to rates by name.
-        """
+        """Rates, of the seconds of a step, and means since the last lap, without pauses; and `values()`."""
         steps = max(1, step - self._lap_step)
         spent = {part: seconds - self._lap_seconds[part] for part, seconds in self._seconds.items()}
         waited = spent.pop("data_wait")

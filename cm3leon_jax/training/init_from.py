@@ -40,16 +40,10 @@ def load_from_run(
 ) -> tuple[nnx.State, str]:
     """The newest undamaged parameters of `config.train.init_from`, and which run and step they are from.
 
-    Args:
-      config: of the new run.
-      workdir: of the new run.
-      vocabulary: of the new run.
-      image_tokenizer: fingerprint of that of the new run's corpus.
-      fresh: parameters of the new run as they would be from scratch; used up.
-      mesh: for the new run; that of the other run may have been any.
+    All arguments are of the new run: `image_tokenizer` is the fingerprint of that of its corpus, and `fresh` are its
+    parameters as they would be from scratch, which are used up.
 
-    Raises:
-      UserError: if there is no other run, or its model has another shape.
+    Raises a `UserError` if there is no other run, or its model has another shape.
     """
     other = Path(config.train.init_from)
     if not (other / "checkpoints").is_dir():
@@ -104,10 +98,7 @@ def _fit_vocabulary(known: nnx.State, fresh: nnx.State, vocabulary: Vocabulary, 
     """Replaces the embedding table by one for the new vocabulary."""
     if theirs is vocabulary:
         return
-    rows, named = same_tokens(vocabulary, theirs), _names(vocabulary)
-    count = sum(bool(rows[index] >= 0) for index in named)
-    log.info(f"vocabulary: {count:,} of {len(named):,} tokens are taken over, {len(named) - count:,} are new")
-    known["token_embedding"] = _joined(fresh["token_embedding"], known["token_embedding"], rows)
+    _fit_table("token_embedding", known, fresh, same_tokens(vocabulary, theirs), len(_names(vocabulary)), "vocabulary")
 
 
 def _fit_positions(known: nnx.State, fresh: nnx.State, length: int, new_length: int) -> None:
@@ -115,19 +106,20 @@ def _fit_positions(known: nnx.State, fresh: nnx.State, length: int, new_length: 
     if "position_embedding" not in known or length == new_length:
         return
     rows = np.where(np.arange(new_length) < length, np.arange(new_length), -1).astype(np.int32)
-    count = min(length, new_length)
-    log.info(f"positions: {count:,} of {new_length:,} are taken over, {new_length - count:,} are new")
-    known["position_embedding"] = _joined(fresh["position_embedding"], known["position_embedding"], rows)
+    _fit_table("position_embedding", known, fresh, rows, new_length, "positions")
 
 
-def _joined(fresh: Any, known: Any, rows: Int[np.ndarray, "R"]) -> Any:
-    """A table with the named rows of `known`, and those of `fresh` where a row is -1."""
+def _fit_table(name: str, known: Any, fresh: Any, rows: Int[np.ndarray, "R"], total: int, what: str) -> None:
+    """Replaces a table by one with these rows of it, and fresh ones where a row is -1."""
+    count = int((rows >= 0).sum())
+    log.info(f"{what}: {count:,} of {total:,} are taken over, {total - count:,} are new")
 
     def join(fresh: Float[Array, "R D"], known: Float[Array, "K D"], rows: Int[Array, "R"]) -> Float[Array, "R D"]:
         return jnp.where((rows >= 0)[:, None], known[jnp.maximum(rows, 0)], fresh)
 
-    table = fresh.get_value()
-    return fresh.replace(jax.jit(join, out_shardings=table.sharding, donate_argnums=0)(table, known.get_value(), rows))
+    table = fresh[name].get_value()
+    joined = jax.jit(join, out_shardings=table.sharding, donate_argnums=0)(table, known[name].get_value(), rows)
+    known[name] = fresh[name].replace(joined)
 
 
 def _check_shape(config: Config, meta: Mapping[str, Any], other: Path) -> None:

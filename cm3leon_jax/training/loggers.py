@@ -78,8 +78,7 @@ def last_seconds(run: LoggedRun) -> dict[str, float]:
 def open_loggers(names: Sequence[str], run: LoggedRun) -> list[Logger]:
     """The named loggers.
 
-    Raises:
-      UserError: if no module registers one of the names, or one needs what is not installed.
+    Raises a `UserError` if no module registers one of the names, or one needs what is not installed.
     """
     return [LOGGERS.load(name)(run) for name in names]
 
@@ -97,11 +96,8 @@ class JsonLines(StepLog):
 
 def tag(name: str) -> str:
     """The name of a curve, with its group; in metrics.jsonl it has none."""
-    if name.startswith("eval_") and name.removeprefix("eval_") in _GROUPS:
-        return "eval_" + tag(name.removeprefix("eval_"))
     if name.startswith("eval_"):
-        first, _, rest = name.removeprefix("eval_").partition("_")
-        return f"eval_{first}/{rest or 'all'}"
+        return "eval_" + tag(name.removeprefix("eval_"))
     if name.startswith("seconds_"):
         return f"goodput/{name}"
     if "_per_second" in name:

@@ -1,7 +1,7 @@
 """The training loss: weighted cross-entropy, and its parts by modality.
 
-The output projection is the model's largest matmul: 65,000 float32 logits for every token. So its gradients are
-computed together with the loss, chunk by chunk of the tokens, and the logits are never kept.
+There are 65,000 float32 logits for every token. So the gradients of the output projection are computed together with
+the loss, chunk by chunk of the tokens, and the logits are never kept.
 """
 
 from __future__ import annotations
@@ -89,15 +89,9 @@ def head_loss(
 ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """The weighted sum of the tokens' losses, to be differentiated; and -log p(target) of each, in nats, to be logged.
 
-    Needs the mesh in its context (`jax.set_mesh`): a device computes the logits of its rows and its part of the ids.
-
-    Args:
-      hidden: input of the output projection; its type is that of the matmuls.
-      table: the embedding of every id.
-      targets: ids.
-      weights: of each token; 0 for padding.
-      z_loss: weight of the squared log of the softmax's denominator (arXiv 2204.02311, section 5).
-      num_chunks: parts of a device's tokens, one after the other.
+    Needs the mesh in its context (`jax.set_mesh`): a device computes the logits of its rows and its part of the ids, in
+    `num_chunks` one after the other. Matmuls are of the type of `hidden`, the input of the output projection; padding
+    has weight 0; `z_loss` weighs the squared log of the softmax's denominator (arXiv 2204.02311, section 5).
     """
     total, losses, _, _ = _on_every_device(hidden, table, targets, weights, z_loss, num_chunks, with_gradients=False)
     return total, losses

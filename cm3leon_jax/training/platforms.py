@@ -16,10 +16,7 @@ _SPARSE_CORE_COLLECTIVES = {
 }
 
 # By the name that JAX has for the chip ("TPU v5" is the v5p).
-_OPTIONS: dict[str, dict[str, bool]] = {
-    "TPU v5": _SPARSE_CORE_COLLECTIVES,
-    "TPU v6 lite": _SPARSE_CORE_COLLECTIVES,
-}
+_OPTIONS = dict.fromkeys(("TPU v5", "TPU v6 lite"), _SPARSE_CORE_COLLECTIVES)
 
 
 def compiler_options(device_kind: str, num_devices: int) -> dict[str, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,10 @@ class Profile:
     """Writes a trace of the steps `first` to `last` to a folder of TensorBoard's; of none by default."""
 
     def __init__(self, steps: str = "", folder: Path = Path()) -> None:
-        """
-        Args:
-          steps: "FIRST:LAST", both traced, or "".
-          folder: of TensorBoard's files.
-
-        Raises:
-          UserError: where `steps` is neither.
-        """
+        """Takes "FIRST:LAST", both traced, or "", and TensorBoard's folder. Raises a `UserError` for other `steps`."""
         self._folder, self._is_running = folder, False
-        try:
-            self._first, self._last = map(int, steps.split(":")) if steps else (0, -1)
-        except ValueError:
-            self._first, self._last = 1, 0
+        found = re.fullmatch(r"(\d+):(\d+)", steps)
+        self._first, self._last = (int(found[1]), int(found[2])) if found else (0, -1)
         if steps and not 1 <= self._first <= self._last:
             raise UserError(f"--profile={steps}: write the first and the last step, such as --profile=20:24")
 

@@ -42,9 +42,7 @@ def is_trained(path: Path, stored: Mapping[str, Any] | None, record: Mapping[str
     """Whether the model in a folder was trained to its last step by the values of `record`.
 
     `stored` is what its config.json says of its training; `part` of the config describes it, such as "image_tokenizer".
-
-    Raises:
-      UserError: if it was made otherwise.
+    Raises a `UserError` if it was made otherwise.
     """
     if not stored:
         raise UserError(
@@ -60,9 +58,8 @@ def restore_or_init(run: TrainingRun, checkpoints: Checkpoints) -> Start:
 
     A checkpoint of imported parameters is no step of a run: `run.init` reads it.
 
-    Raises:
-      UserError: if all checkpoints are damaged, or they belong to another run.
-      RestartError: if the newest one is damaged, and there are other processes.
+    Raises a `UserError` if all checkpoints are damaged, or they belong to another run, and a `RestartError` if the
+    newest one is damaged, and there are other processes.
     """
     steps = checkpoints.steps
     for step in reversed(steps):
@@ -112,8 +109,7 @@ def _restored(run: TrainingRun, checkpoints: Checkpoints, step: int, meta: dict[
 def roll_back(run: TrainingRun, start: Start, checkpoints: Checkpoints, diverged: DivergedSteps) -> Start:
     """The last checkpoint before steps that diverged, whose batches are skipped from now on.
 
-    Raises:
-      UserError: if the run was rolled back as often as it may be.
+    Raises a `UserError` if the run was rolled back as often as it may be.
     """
     assert run.recovery is not None
     most = run.recovery.max_rollbacks

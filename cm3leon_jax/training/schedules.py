@@ -12,28 +12,21 @@ class LearningRateConfig(Protocol):
     """The fields of a config that describe a schedule; every training has them under these names."""
 
     @property
-    def peak_learning_rate(self) -> float:
-        """Rate at the end of the warm-up."""
+    def peak_learning_rate(self) -> float: ...
 
     @property
-    def warmup_steps(self) -> int:
-        """Steps until the peak."""
+    def warmup_steps(self) -> int: ...
 
     @property
-    def final_learning_rate_fraction(self) -> float:
-        """Rate at the last step, as a fraction of the peak."""
+    def final_learning_rate_fraction(self) -> float: ...
 
 
 def learning_rate(
     config: LearningRateConfig, num_steps: int, decay: Literal["linear", "cosine"] = "linear", skip_zero: bool = False
 ) -> optax.Schedule:
-    """The rate by number of finished steps.
+    """The rate by number of finished steps; the final one is reached at the last of `num_steps`.
 
-    Args:
-      config: peak, warm-up and final fraction.
-      num_steps: at the last of which the final rate is reached.
-      decay: from the peak to the final rate.
-      skip_zero: the warm-up's first rate is peak / warmup_steps rather than 0, which would waste a step.
+    With `skip_zero` the warm-up's first rate is peak / warmup_steps rather than 0, which would waste a step.
     """
     peak, fraction = config.peak_learning_rate, config.final_learning_rate_fraction
     warmup = min(config.warmup_steps, num_steps)

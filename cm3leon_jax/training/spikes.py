@@ -1,7 +1,6 @@
-"""Skips steps that would harm a run: those whose loss or gradients are not finite, and those whose gradients spike.
+"""Skips steps, as if they had not been, whose loss or gradients are not finite, and those whose gradients spike.
 
-A skipped step changes neither parameters nor moments. The statistics that decide are part of the training state, so an
-interrupted run skips the same steps.
+The statistics that decide are part of the training state, so an interrupted run skips the same steps.
 """
 
 from __future__ import annotations

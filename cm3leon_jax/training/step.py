@@ -45,10 +45,7 @@ def objective_loss(
 ) -> tuple[Float[Array, ""], LossSums]:
     """The loss of a batch, to be differentiated, and its summed cross-entropy.
 
-    Args:
-      total_weight: what the weighted sum is divided by, where the batch is a part of a larger one.
-      z_loss: as in `head_loss`.
-      least_chunks: as in `loss_chunks`.
+    `total_weight` is what the weighted sum is divided by, where the batch is a part of a larger one.
     """
     model = nnx.merge(graph, parameters)
     hidden = model(batch.tokens, batch.positions, batch.document_start, batch.image_positions)
@@ -179,12 +176,9 @@ def accumulated(
 
 
 def loss_chunks(num_tokens: int, vocabulary_size: int, least: int = 0) -> int:
-    """The number of equal chunks of a device's tokens whose logits are in memory one after the other.
+    """The number of equal chunks of a device's tokens (`num_tokens` are on the whole mesh), one after the other.
 
-    Args:
-      num_tokens: of all devices of the mesh in the context.
-      vocabulary_size: logits per token.
-      least: at least so many chunks; 0: so many that float32 logits take at most an eighth of a device's memory.
+    At least so many; with 0, so many that their float32 logits take at most an eighth of a device's memory.
     """
     mesh = jax.sharding.get_abstract_mesh()
     tokens = num_tokens // math.prod(mesh.shape[axis] for axis in BATCH_AXES)

@@ -1,7 +1,4 @@
-"""Logs to TensorBoard: writes its event files, which are records of protocol buffers, of which four kinds are needed.
-
-On the caller's thread, so that a full disk is noticed, and without TensorFlow or PyTorch.
-"""
+"""Writes TensorBoard's event files on the caller's thread, so that a full disk is noticed, and without TensorFlow."""
 
 from __future__ import annotations
 
@@ -43,27 +40,23 @@ class TensorBoard:
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One point per curve."""
         for name, value in values.items():
             self._write_value(step, tag(name), b"\x15" + np.float32(value).tobytes())
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def write_image(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
-        """One image, shown at once."""
         height, width, channels = pixels.shape
         shape = _integer(1, height) + _integer(2, width) + _integer(3, channels)
         self._write_value(step, name, _bytes(4, shape + _bytes(4, encode_png(pixels))))
         self.flush()
 
     def flush(self) -> None:
-        """Returns when all of it is on the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Flushes and closes the file."""
         self._file.close()
 
     def _write_value(self, step: int, name: str, content: bytes) -> None:

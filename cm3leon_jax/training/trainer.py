@@ -1,8 +1,4 @@
-"""The training loop, the same for every model: it runs any `(state, batch) -> (state, metrics)`.
-
-Checkpoints, exact resume, preemption, skipped steps and rollback, goodput, progress, loggers and periodic evaluation
-are here, on one process or on many.
-"""
+"""The training loop, the same for every model: it runs any `(state, batch) -> (state, metrics)`, on many processes."""
 
 from __future__ import annotations
 
@@ -38,16 +34,14 @@ class TrainingResult:
 
     @property
     def exit_code(self) -> int:
-        """Of a command."""
         return EXIT_RESTART if self.is_stopped else 0
 
 
 def train(run: TrainingRun, clock: RunClock | None = None, profile: Profile | None = None) -> TrainingResult:
     """Trains to the last step, from the newest checkpoint if there is one; all processes of the run call this.
 
-    Raises:
-      UserError: if the checkpoints belong to another run, or the training diverges.
-      RestartError: if another start may do better.
+    Raises a `UserError` if the checkpoints belong to another run, or the training diverges, and a `RestartError` if
+    another start may do better.
     """
     clock, profile = clock or RunClock(), profile or Profile()
     # A wrong name ends every process now, and not only the coordinator later.
@@ -168,8 +162,7 @@ class StepMonitor:
     def add(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step that may still run, and reads those of the step before.
 
-        Raises:
-          UserError: if the run has no recovery, and a loss or gradient norm is not finite.
+        Raises a `UserError` if the run has no recovery, and a loss or gradient norm is not finite.
         """
         self.read()
         self._pending = step, metrics

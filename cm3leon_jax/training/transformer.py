@@ -54,8 +54,7 @@ class TransformerTraining:
     def open(cls, config: Config, workdir: Path) -> TransformerTraining:
         """Opens the corpus and compiles nothing yet.
 
-        Raises:
-          UserError: if the config, the corpus and the devices do not go together.
+        Raises a `UserError` if the config, the corpus and the devices do not go together.
         """
         if config.num_steps > _MOST_STEPS:
             raise UserError(
@@ -73,7 +72,6 @@ class TransformerTraining:
 
     @property
     def work(self) -> StepWork:
-        """The work of a step."""
         batch, chip = self.config.batch, accelerators.by_device_kind(self.mesh.devices.flat[0].device_kind)
         return StepWork(
             num_tokens=batch.batch_size * batch.sequence_length,

@@ -19,10 +19,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, run: LoggedRun) -> None:
-        """
-        Raises:
-          UserError: if wandb is not installed.
-        """
+        """Raises a `UserError` if wandb is not installed."""
         try:
             import wandb
         except ImportError:
@@ -46,16 +43,13 @@ class WeightsAndBiases:
         self._image = wandb.Image
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One point per curve."""
         self._run.log({tag(name): value for name, value in values.items()}, step=step)
 
     def write_image(self, step: int, name: str, pixels: UInt8[np.ndarray, "R1 R2 C"]) -> None:
-        """One image."""
         self._run.log({name: self._image(pixels)}, step=step)
 
     def flush(self) -> None:
         """W&B sends from a process of its own."""
 
     def close(self) -> None:
-        """Sends what is left."""
         self._run.finish()

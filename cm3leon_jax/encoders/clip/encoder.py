@@ -85,8 +85,7 @@ class ClipEncoder(Encoder):
     def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], folder: Path) -> ClipEncoder:
         """The encoder that `save` wrote.
 
-        Raises:
-          UserError: if the arrays or the tokenizer are not those of the settings.
+        Raises a `UserError` if the arrays or the tokenizer are not those of the settings.
         """
         towers = {name: Tower(**settings["architecture"][name]) for name in ("text", "image")}
         architecture = ClipArchitecture(**{**settings["architecture"], **towers})

@@ -53,12 +53,9 @@ class ClipTokenizer:
     def __call__(
         self, texts: Sequence[str], dropout: float = 0.0, keys: Int64[np.ndarray, "n"] | None = None
     ) -> tuple[Int32[np.ndarray, "n T"], Bool[np.ndarray, "n"]]:
-        """Ids, and which texts are not empty.
+        """Ids of texts, cut where they are too long, and which are not empty.
 
-        Args:
-          texts: cut where they are too long.
-          dropout: fraction of the tokens between the special tokens that is left out.
-          keys: choose which, one key per text.
+        A fraction `dropout` of the tokens between the special ones is left out; one key per text chooses which.
         """
         ids = np.full((len(texts), self.max_text_tokens), self.special_tokens.pad, np.int32)
         ids[:, 0] = self.special_tokens.start

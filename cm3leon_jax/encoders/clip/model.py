@@ -51,7 +51,6 @@ class Tower:
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
         return self.dim // self.num_heads
 
 
@@ -83,7 +82,6 @@ class ClipArchitecture:
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image."""
         return (self.resolution // self.patch_size) ** 2
 
 
@@ -196,12 +194,7 @@ class TextTower(nnx.Module):
         self.projection = _parameter(shape, tower.dim**-0.5, ("embed", "position"))
 
     def __call__(self, tokens: Int[Array, "B T"], ends: Int[Array, "B"]) -> Float[Array, "B E"]:
-        """Embeddings of texts, not of unit norm.
-
-        Args:
-          tokens: ids; what follows the end has no influence.
-          ends: the index of each text's end token.
-        """
+        """Embeddings of texts, not of unit norm; what follows the end token, at the index `ends`, has no influence."""
         length = tokens.shape[1]
         x = self.token_embedding[...][tokens] + self.position_embedding[:length]
         x = _through(self.blocks, x, jnp.tril(jnp.ones((length, length), bool)))
@@ -226,12 +219,7 @@ class ImageTower(nnx.Module):
         self.projection = _parameter((tower.dim, architecture.embedding_dim), std, ("embed", "position"))
 
     def __call__(self, pixels: Float[Array, "B R R 3"], kept: Bool[Array, "B P"] | None = None) -> Float[Array, "B E"]:
-        """Embeddings of images, not of unit norm.
-
-        Args:
-          pixels: normalized to mean 0.
-          kept: the patches whose pixels are seen; those of the others are 0. None means all.
-        """
+        """Embeddings of images (normalized to mean 0), not of unit norm; pixels of patches that are not kept are 0."""
         side = self.patch_size
         B, grid = len(pixels), pixels.shape[1] // side
         patches = pixels.reshape(B, grid, side, grid, side, CHANNELS).swapaxes(2, 3)

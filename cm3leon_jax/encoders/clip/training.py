@@ -69,12 +69,9 @@ class ClipState(NamedTuple):
 def contrastive_loss(
     texts: Float[Array, "B E"], images: Float[Array, "B E"], scale: Float[Array, ""], mesh: Mesh | None = None
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of finding each text's image and each image's text among all of the batch.
+    """Mean cross-entropy of finding each text's image and each image's text, of unit norm, among all of the batch.
 
-    Args:
-      texts: of unit norm, as are the images, in the same order.
-      scale: the inverse temperature.
-      mesh: splits the rows of the matrix of all products, as it does the batch.
+    `scale` is the inverse temperature; a mesh splits the rows of the matrix of all products, as it does the batch.
     """
     products = scale * texts @ images.T
     if mesh is not None:
@@ -167,8 +164,7 @@ class ClipTrainer:
     def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, PairSample] | None:
         """The trained encoder, and pairs to measure it on.
 
-        Raises:
-          UserError: if there are too few pairs, or a value of the config does not fit them.
+        Raises a `UserError` if there are too few pairs, or a value of the config does not fit them.
         """
         vocabulary, training, path = self._vocabulary, self._encoder.training, Path(self._encoder.path)
         mesh = make_mesh(self._config.mesh)

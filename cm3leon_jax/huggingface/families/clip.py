@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import reprlib
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from cm3leon_jax.encoders.clip.inputs import ImageNormalization, SpecialTokenIds
 from cm3leon_jax.encoders.clip.model import ACTIVATIONS, CHANNELS, ClipArchitecture, Tower
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_object
+from cm3leon_jax.huggingface.decoders import other_at
 from cm3leon_jax.huggingface.reading_weights import StoredTensor, open_weights
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.huggingface.tensor_map import (
@@ -122,10 +124,7 @@ class ClipFamily:
             elif load_encoder(path).fingerprint == encoder.fingerprint:
                 log.info(f"the encoder {path} is that of {folder} already: nothing to do")
             else:
-                raise UserError(
-                    f"config.encoder.path {path} holds another encoder than the folder's: name another path, or delete "
-                    "it"
-                )
+                raise other_at("encoder", path)
 
 
 FAMILY = ClipFamily()
@@ -142,8 +141,7 @@ def _check_tokenizer_works(encoder: ClipEncoder, folder: Path) -> None:
 def read_architecture(stored: Mapping[str, Any], folder: Path) -> ClipArchitecture:
     """The shapes that a config.json describes.
 
-    Raises:
-      UserError: names the first field with a value that is missing, of another type, or has no code here.
+    Raises a `UserError` that names the first field with a value that is missing, of another type, or has no code here.
     """
     whole = StoredConfig(stored, f"{folder}/config.json")
     text, image = _part(whole, "text", _TEXT_DEFAULTS), _part(whole, "vision", _IMAGE_DEFAULTS)
@@ -169,17 +167,15 @@ def read_parameters(
 ) -> dict[str, Float32[np.ndarray, "..."]]:
     """The parameters of `clip.Clip` by name.
 
-    Raises:
-      UserError: names the first tensor that is missing, has another shape, or has no place in the model.
+    Raises a `UserError` that names the first tensor that is missing, has another shape, or has no place in the model.
     """
     shapes, table, result = parameter_shapes(architecture), tensor_maps(), {}
     check_tensors(table, shapes, weights, folder)
-    progress = Progress("import", len(shapes), unit="parameter")
-    for name, shape in shapes.items():
-        stored = [weights[key] for key in table[name].names(shape)]
-        result[name] = np.asarray(table[name].read(stored, shape, (slice(None),) * len(shape)), order="C")
-        progress.advance()
-    progress.close()
+    with contextlib.closing(Progress("import", len(shapes), unit="parameter")) as progress:
+        for name, shape in shapes.items():
+            stored = [weights[key] for key in table[name].names(shape)]
+            result[name] = np.asarray(table[name].read(stored, shape, (slice(None),) * len(shape)), order="C")
+            progress.advance()
     return result
 
 
@@ -221,16 +217,12 @@ def read_colors(folder: Path, architecture: ClipArchitecture) -> ImageNormalizat
     sides = stored.get("crop_size" if stored.flag("do_center_crop", True) else "size", architecture.resolution)
     given = list(sides.values()) if isinstance(sides, dict) else [sides]
     if not given or any(side != architecture.resolution for side in given):
-        raise UserError(
-            f"{file} makes images of {reprlib.repr(sides)}, config.json says {architecture.resolution} pixels a "
-            "side: they do not belong together"
-        )
+        wanted = f"config.json says {architecture.resolution} pixels a side: they do not belong together"
+        raise UserError(f"{file} makes images of {reprlib.repr(sides)}, {wanted}")
     if not stored.flag("do_normalize", True):
         return ImageNormalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    mean, std = (
-        stored.numbers("image_mean", ImageNormalization.mean),
-        stored.numbers("image_std", ImageNormalization.std),
-    )
+    mean = stored.numbers("image_mean", ImageNormalization.mean)
+    std = stored.numbers("image_std", ImageNormalization.std)
     if min(std) <= 0:
         raise stored.error("image_std", std, f"{CHANNELS} numbers above 0")
     return ImageNormalization(mean, std)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cm3leon_jax.huggingface.decoders import TOKEN_IDS, DecoderFamily
+from cm3leon_jax.huggingface.decoders import DecoderFamily, common_config
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.huggingface.tensor_map import MATRIX, TRANSPOSED, TensorMap, attention_maps, linear_maps, norm_maps
 from cm3leon_jax.models.config import ModelConfig
@@ -64,19 +64,11 @@ def read_config(stored: StoredConfig) -> dict[str, Any]:
 
 def _write_config(config: ModelConfig, vocabulary_size: int, sequence_length: int, dtype: str) -> dict[str, Any]:
     activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
-    return {
+    return common_config("llama", config, vocabulary_size, sequence_length, dtype) | {
         "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": dtype,
-        "torch_dtype": dtype,
-        "vocab_size": vocabulary_size,
-        "hidden_size": config.model_dim,
         "intermediate_size": config.hidden_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.key_value_heads,
         "head_dim": config.head_dim,
-        "max_position_embeddings": sequence_length,
         "hidden_act": activations.get(config.activation, "silu"),
         "attention_bias": config.biases,
         "mlp_bias": config.biases,
@@ -86,9 +78,6 @@ def _write_config(config: ModelConfig, vocabulary_size: int, sequence_length: in
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},
         "tie_word_embeddings": config.tied_embeddings,
         "initializer_range": config.init_std,
-        "attention_dropout": 0.0,
-        **TOKEN_IDS,
-        "use_cache": True,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cm3leon_jax.huggingface.decoders import TOKEN_IDS, DecoderFamily
+from cm3leon_jax.huggingface.decoders import DecoderFamily, common_config
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.huggingface.tensor_map import MATRIX, TRANSPOSED, TensorMap, attention_maps, linear_maps, norm_maps
 from cm3leon_jax.models.config import ModelConfig
@@ -57,19 +57,10 @@ def _read_config(stored: StoredConfig) -> dict[str, Any]:
 
 def _write_config(config: ModelConfig, vocabulary_size: int, sequence_length: int, dtype: str) -> dict[str, Any]:
     activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
-    return {
+    return common_config("opt", config, vocabulary_size, sequence_length, dtype) | {
         "architectures": ["OPTForCausalLM"],
-        "model_type": "opt",
-        "dtype": dtype,
-        # The name of the same before transformers 4.56.
-        "torch_dtype": dtype,
-        "vocab_size": vocabulary_size,
-        "hidden_size": config.model_dim,
         "word_embed_proj_dim": config.token_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
         "ffn_dim": config.hidden_dim,
-        "max_position_embeddings": sequence_length,
         "activation_function": activations.get(config.activation, "relu"),
         "enable_bias": config.biases,
         "layer_norm_elementwise_affine": config.norm_scale_and_bias,
@@ -78,10 +69,7 @@ def _write_config(config: ModelConfig, vocabulary_size: int, sequence_length: in
         "tie_word_embeddings": True,
         "init_std": config.init_std,
         "dropout": 0.0,
-        "attention_dropout": 0.0,
         "layerdrop": 0.0,
-        **TOKEN_IDS,
-        "use_cache": True,
     }
 
 

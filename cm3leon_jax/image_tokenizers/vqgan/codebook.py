@@ -32,7 +32,6 @@ def initial_statistics(embedding: Float[Array, "K E"], latents_per_step: int) ->
 
 
 def count_codes(codes: Int[Array, " N"], codebook_size: int) -> Int[Array, " K"]:
-    """How often each code occurs."""
     return jnp.bincount(codes, length=codebook_size)
 
 

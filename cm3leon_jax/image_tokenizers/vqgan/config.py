@@ -94,5 +94,4 @@ class VQGANConfig(ImageTokenizerConfig):
 
     @property
     def grid(self) -> int:
-        """Codes along one side of an image."""
         return self.resolution // self.factor

@@ -49,10 +49,8 @@ class PatchDiscriminator(nnx.Module):
     """Scores overlapping patches of an image as real or reconstructed: `num_layers` halvings, then two plain layers.
 
     The shape is that of the published NLayerDiscriminator, with group instead of batch normalization: a batch's
-    statistics would have to be summed over all devices, and would make one image's score depend on the others.
-
-    Raises:
-      UserError: if nothing is left of an image of this resolution after the layers.
+    statistics would have to be summed over all devices, and would make one image's score depend on the others. Raises a
+    `UserError` if nothing is left of an image of this resolution after the layers.
     """
 
     def __init__(

@@ -41,8 +41,7 @@ def expected_shapes() -> dict[str, tuple[int, ...]]:
 def load_lpips(file: str | Path) -> dict[str, np.ndarray]:
     """Reads the weights from one safetensors file; kernels come back as [h w in out].
 
-    Raises:
-      UserError: if the file cannot be read, a tensor is missing or of another shape, or a linear weight is negative.
+    Raises a `UserError` if it cannot be read, a tensor is missing or of another shape, or a linear weight is negative.
     """
     weights = {}
     try:

@@ -200,7 +200,6 @@ class Codebook(nnx.Module):
         return jnp.argmin(jnp.sum(embedding**2, axis=-1) - 2 * products, axis=-1)
 
     def lookup(self, codes: Int[Array, "B G G"]) -> Float[Array, "B G G E"]:
-        """The vectors of `codes`."""
         return self.embedding[...][codes]
 
 

@@ -28,16 +28,13 @@ class VQGANTokenizer(ImageTokenizer):
 
     @classmethod
     def shapes(cls, config: VQGANConfig) -> dict[str, tuple[int, ...]]:  # type: ignore[override]
-        """The shape of every parameter, by name."""
         return {name: value.shape for name, value in parameters(abstract_vqgan(config)).items()}
 
     def encode_batch(self, images: UInt8[np.ndarray, "B R R C"]) -> Int[np.ndarray, "B L"]:
-        """The codes nearest to the encoder's outputs."""
         codes = np.asarray(_encode(self.config, self._on_devices, self._sharded(images)))
         return codes.reshape(len(images), self.config.image_length)
 
     def decode_batch(self, codes: Int[np.ndarray, "B L"]) -> UInt8[np.ndarray, "B R R C"]:
-        """What the decoder makes of the codes' vectors."""
         grid = self.config.grid
         return np.asarray(_decode(self.config, self._on_devices, self._sharded(codes.reshape(-1, grid, grid))))
 
