@@ -36,16 +36,16 @@ class ImageStyle:
 
 
 def render(package: str, template: str, **values: object) -> str:
-    """Renders a template of a folder of the package; it may include `page.css.jinja`."""
+    """Renders a template of a folder of the package, HTML (which may include `page.css.jinja`) or Markdown."""
     loaders = [jinja2.PackageLoader("cm3leon_jax", package), jinja2.PackageLoader("cm3leon_jax", ".")]
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders),
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(disabled_extensions=("md.jinja",), default=True),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["visible"] = lambda text: visible(str(text), keep="\n")
+    environment.filters |= {"visible": lambda text: visible(str(text), keep="\n"), "comma": "{:,}".format}
     return environment.get_template(template).render(**values)
 
 

@@ -97,10 +97,7 @@ class TfidfTrainer:
         self.record = {"image_resolution": config.image_tokenizer.resolution}
 
     def train(self, workdir: Path, record: dict[str, Any]) -> tuple[Encoder, None]:
-        """The encoder; its texts and images do not compare, so there is nothing to measure.
-
-        Raises a `UserError` if the mixture cannot be read.
-        """
+        """The encoder; its texts and images do not compare, so there is nothing to measure."""
         from cm3leon_jax.data.sources.reading import provenance_of, read_documents
 
         config = self._config

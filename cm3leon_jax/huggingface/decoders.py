@@ -66,10 +66,7 @@ class DecoderFamily:
     ignored: tuple[str, ...] = ()
 
     def model_fields(self, stored: StoredConfig) -> dict[str, Any]:
-        """Every field of ModelConfig that says what a model is.
-
-        Raises a `UserError` if the config.json lacks a size, or has something that no field says.
-        """
+        """Every field of ModelConfig that says what a model is; refuses what no field says."""
         return _PLAIN | self.read_config(stored)
 
     def cannot_express(self, config: ModelConfig) -> list[str]:

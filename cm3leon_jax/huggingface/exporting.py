@@ -83,7 +83,7 @@ def export_run(
             training = Training(meta, step, _manifest(config, meta), _evaluation(workdir), image_tokenizer is not None)
             num_parameters = sum(map(math.prod, parameters.shapes().values()))
             card = model_card(config.model, stored, vocabulary, num_parameters, image_length, training)
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            (folder / "README.md").write_text(f"{card}\n", encoding="utf-8")
             with contextlib.closing(Progress("export", len(tensors), unit="tensor")) as progress:
                 files = write_weights(folder, tensors, dtype, shard_bytes, progress.advance)
             parameters.check()

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
+from cm3leon_jax import pages
 from cm3leon_jax.models.config import ModelConfig
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -39,15 +38,10 @@ def model_card(
     run: Training,
 ) -> str:
     """The card as Markdown; `stored` is the folder's config.json."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cm3leon_jax", "huggingface"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["comma"] = "{:,}".format
     evaluation = run.evaluation or {}
-    return environment.get_template("model_card.md.jinja").render(
+    return pages.render(
+        "huggingface",
+        "model_card.md.jinja",
         model=model,
         stored=stored,
         vocabulary=vocabulary,

@@ -35,10 +35,7 @@ class StoredTensor:
     _read: Callable[[Index], Float[np.ndarray, "..."]]
 
     def read(self, index: Index) -> Float32[np.ndarray, "..."]:
-        """A part of it.
-
-        Raises a `UserError` if the part has values that are not finite; names the tensor and the file.
-        """
+        """A part of it; refuses values that are not finite, with the names of the tensor and the file."""
         with np.errstate(over="ignore"):
             part = self._read(index).astype(np.float32, copy=False)
         if not np.isfinite(part).all():

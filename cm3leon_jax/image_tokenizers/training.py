@@ -102,10 +102,7 @@ def _save(
 def split_images(
     sample: UInt8[np.ndarray, "n R R C"],
 ) -> tuple[UInt8[np.ndarray, "n1 R R C"], UInt8[np.ndarray, "n2 R R C"]]:
-    """Images to train on, and the last 2% (at least 16) to measure on.
-
-    Raises a `UserError` if no more than half would be left to train on.
-    """
+    """Images to train on, and the last 2% (at least 16) to measure on, if that is less than half."""
     held_out = num_held_out(len(sample), "images to train the image tokenizer on")
     return sample[:-held_out], sample[-held_out:]
 

@@ -76,10 +76,7 @@ def last_seconds(run: LoggedRun) -> dict[str, float]:
 
 
 def open_loggers(names: Sequence[str], run: LoggedRun) -> list[Logger]:
-    """The named loggers.
-
-    Raises a `UserError` if no module registers one of the names, or one needs what is not installed.
-    """
+    """The named loggers; refuses a name that no module registers, and what is not installed."""
     return [LOGGERS.load(name)(run) for name in names]
 
 

@@ -119,13 +119,7 @@ head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 
 
 def _on_every_device(
-    hidden: Array,
-    table: Array,
-    targets: Array,
-    weights: Array,
-    z_loss: float,
-    num_chunks: int,
-    with_gradients: bool,
+    hidden: Array, table: Array, targets: Array, weights: Array, z_loss: float, num_chunks: int, with_gradients: bool
 ) -> tuple[Array, Array, Array | None, Array | None]:
     """Loss, losses per token, and, with gradients, those of the loss by hidden and table."""
     by_table = PartitionSpec("tensor", "fsdp")

@@ -70,15 +70,10 @@ class ClipArchitecture:
     def of(cls, config: ClipConfig, vocabulary_size: int) -> ClipArchitecture:
         """The one that a config describes."""
         c = config
-        return cls(
-            c.embedding_dim,
-            vocabulary_size,
-            c.max_text_tokens,
-            c.resolution,
-            c.patch_size,
-            text=Tower(c.text_layers, c.text_dim, c.text_heads, 4 * c.text_dim, c.activation),
-            image=Tower(c.image_layers, c.image_dim, c.image_heads, 4 * c.image_dim, c.activation),
-        )
+        text = Tower(c.text_layers, c.text_dim, c.text_heads, 4 * c.text_dim, c.activation)
+        image = Tower(c.image_layers, c.image_dim, c.image_heads, 4 * c.image_dim, c.activation)
+        sizes = c.embedding_dim, vocabulary_size, c.max_text_tokens, c.resolution, c.patch_size
+        return cls(*sizes, text, image)
 
     @property
     def num_patches(self) -> int:
