@@ -95,7 +95,7 @@ def _save(made: tuple[Encoder, PairSample | None] | None, path: Path, record: di
 
 
 def split_pairs(sample: PairSample) -> tuple[PairSample, PairSample]:
-    """Pairs to train on, and the last 2% (at least 16) to measure on, if that is less than half."""
+    """Pairs to train on, and the last 2% (at least 16; more than half is refused) to measure on."""
     count = len(sample.texts)
     cut = count - num_held_out(count, "pairs of a text and an image to train the encoder on")
     return PairSample(sample.texts[:cut], sample.images[:cut]), PairSample(sample.texts[cut:], sample.images[cut:])

@@ -102,7 +102,7 @@ def _save(
 def split_images(
     sample: UInt8[np.ndarray, "n R R C"],
 ) -> tuple[UInt8[np.ndarray, "n1 R R C"], UInt8[np.ndarray, "n2 R R C"]]:
-    """Images to train on, and the last 2% (at least 16) to measure on, if that is less than half."""
+    """Images to train on, and the last 2% (at least 16; more than half is refused) to measure on."""
     held_out = num_held_out(len(sample), "images to train the image tokenizer on")
     return sample[:-held_out], sample[-held_out:]
 
