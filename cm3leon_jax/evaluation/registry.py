@@ -7,6 +7,10 @@ METRICS = Registry(
     "the type in config.evaluate.metrics",
     {
         "loss": "cm3leon_jax.evaluation.loss:EvalLoss",
+        "fid": "cm3leon_jax.evaluation.fid:FrechetInceptionDistance",
+        "encoder_distance": "cm3leon_jax.evaluation.encoder_distance:EncoderDistance",
+        "clip_score": "cm3leon_jax.evaluation.clip_score:ClipScore",
+        "copies": "cm3leon_jax.evaluation.copies:Copies",
         "reconstruction": "cm3leon_jax.evaluation.reconstruction:Reconstruction",
     },
 )

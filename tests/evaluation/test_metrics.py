@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from cm3leon_jax.errors import UserError
@@ -11,7 +10,7 @@ from cm3leon_jax.evaluation import metrics
 from cm3leon_jax.evaluation.config import EvaluateConfig
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.loss import EvalLoss
-from cm3leon_jax.evaluation.reconstruction import Reconstruction, psnr
+from cm3leon_jax.evaluation.reconstruction import Reconstruction
 
 
 @pytest.fixture
@@ -63,9 +62,3 @@ def test_values_of_one_name_are_refused(tiny_evaluation):
     assert found == {"step": 7.0, "x": 1.0, "y": 1.0}
     with pytest.raises(UserError, match=r"config.evaluate.metrics.b returns x, as another metric does"):
         metrics.measure({"a": Constant(), "b": Constant()}, tiny_evaluation)
-
-
-def test_psnr_of_equal_and_of_opposite_images():
-    black, white = np.zeros((1, 2, 2, 1), np.uint8), np.full((1, 2, 2, 1), 255, np.uint8)
-    assert psnr(black, white) == 0.0
-    assert psnr(black, black) > 100
