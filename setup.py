@@ -112,7 +112,7 @@ setup(
         "jaxtyping>=0.3.4",
         "numpy>=2",
         "pillow>=11.3",
-        "pydantic>=2.11",
+        "pydantic>=2.12",
         "typing_extensions>=4.12",
         "safetensors>=0.6",
         "tensorstore>=0.1.84",

@@ -65,7 +65,7 @@ def _rules(part: Any, inherited: MayChange | None) -> list[tuple[str, MayChange 
 
 
 class Part:
-    """A part of the config, whose numbers are within the ranges of their types."""
+    """A part of the config, whose values are among those that their types allow."""
 
     # Where the part has families: the config class of each, by the value of the field `family`.
     families: ClassVar[Registry | None] = None
@@ -86,9 +86,3 @@ def require(condition: bool, message: str) -> None:
     """Raises a `UserError` unless a condition holds; `message` begins with the field."""
     if not condition:
         raise UserError(f"config.{message}")
-
-
-def one_of(part: str, values: object, name: str, *choices: str) -> None:
-    """Raises a `UserError` unless a field has one of the choices."""
-    value, listed = getattr(values, name), [repr(choice) for choice in choices]
-    require(value in choices, f"{part}.{name} is {value!r}: {', '.join(listed[:-1])} or {listed[-1]}")

@@ -1,4 +1,4 @@
-"""Defines the ranges of the config's numbers as types: `beta2: Decay = 0.95` takes what is in [0, 1).
+"""Defines the allowed values of the config's fields as types: `beta2: Decay = 0.95` takes what is in [0, 1).
 
 A device computes in 32 bits: a number that would become another, 0 or infinity there is out of every range, as is NaN.
 """
@@ -62,6 +62,21 @@ class Range:
         return ""
 
 
+class OneOf:
+    """The allowed values of a text: `packing: Annotated[str, OneOf("best_fit", "concat_then_split")]`."""
+
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def __str__(self) -> str:
+        *others, last = map(repr, self.choices)
+        return f"{', '.join(others)} or {last}"
+
+    def fault(self, value: str, kind: type) -> str:
+        """What a text has to be, if it is not; else an empty text."""
+        return "" if value in self.choices else str(self)
+
+
 PositiveInt = Annotated[int, Range(at_least=1)]
 NonNegativeInt = Annotated[int, Range(at_least=0)]
 # NumPy, JAX and the counter-based randomness all take it; of a larger one JAX uses the last 32 bits alone.
@@ -84,19 +99,20 @@ def annotation(hint: Any, kind: type[_Note]) -> tuple[type, _Note] | None:
 
 
 @functools.cache
-def ranges_of(part: type) -> dict[str, tuple[type, Range]]:
-    """The type and range of each number among the fields of a dataclass; for a tuple of numbers, those of an entry."""
+def ranges_of(part: type) -> dict[str, tuple[type, Range | OneOf]]:
+    """The type and the allowed values of the fields of a dataclass that have such; for a tuple, those of an entry."""
     hints = typing.get_type_hints(part, include_extras=True)
-    return {name: found for name, hint in hints.items() if (found := annotation(hint, Range))}
+    kinds: tuple[type[Range | OneOf], ...] = (Range, OneOf)
+    return {name: found for name, hint in hints.items() for kind in kinds if (found := annotation(hint, kind))}
 
 
 def first_fault(values: Any) -> str | None:
-    """Names the first number of a dataclass that is out of its range, with its value and the range."""
+    """Names the first field of a dataclass whose value is not allowed, with its value and what is."""
     for name, (kind, allowed) in ranges_of(values.__class__).items():
         value = getattr(values, name)
-        for number in value if isinstance(value, tuple) else () if value is None else (value,):
-            if fault := allowed.fault(number, kind):
-                return f"{name} is {_shown(number)}: {fault}"
+        for each in value if isinstance(value, tuple) else () if value is None else (value,):
+            if fault := allowed.fault(each, kind):
+                return f"{name} is {_shown(each)}: {fault}"
     return None
 
 
@@ -115,5 +131,5 @@ def whole_number(name: str, allowed: Range) -> Callable[[str], int]:
     return checked
 
 
-def _shown(number: int | float) -> str:
-    return f"about 2**{number.bit_length()}" if isinstance(number, int) and abs(number) >= 2**64 else str(number)
+def _shown(value: int | float | str) -> str:
+    return f"about 2**{value.bit_length()}" if isinstance(value, int) and abs(value) >= 2**64 else repr(value)

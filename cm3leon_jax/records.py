@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, write_json
@@ -23,12 +23,10 @@ Count = Annotated[int, Field(ge=0, lt=1 << 60)]
 PositiveCount = Annotated[int, Field(ge=1, lt=1 << 60)]
 Checksum = Annotated[int, Field(ge=0, lt=1 << 32)]
 Name = Annotated[str, Field(min_length=1)]
-# For `with_config` on a TypedDict: allows keys that it does not name.
-OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 def read_record(path: str | Path, what: str, shape: Any, fix: str, sealed: bool = False) -> Any:
-    """Reads a JSON file of a stated shape: a `TypedDict`, made with `with_config(OPEN)`.
+    """Reads a JSON file of a stated shape, a `TypedDict`.
 
     `what` names it in messages, which end with `fix`. Where `write_record` wrote it, it is `sealed` by a checksum.
     """
@@ -41,11 +39,12 @@ def read_record(path: str | Path, what: str, shape: Any, fix: str, sealed: bool 
 def check_shape(value: Any, shape: Any, what: str, path: str | Path, fix: str) -> Any:
     """What a JSON value is as a `TypedDict` or dataclass; the other arguments and errors are those of `read_record`."""
     try:
-        return _adapter(shape).validate_json(json.dumps(value))
+        return _adapter(shape).validate_json(json.dumps(value, allow_nan=False), strict=True, extra="allow")
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         reason = f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg'].lower()}"
-    except UserError as error:
+    # Of a number that is not finite, or of the config's own checks.
+    except (ValueError, UserError) as error:
         reason = str(error)
     raise UserError(f"{what} is damaged: {path}: {reason}; {fix}")
 

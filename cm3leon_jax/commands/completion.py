@@ -53,12 +53,10 @@ _ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bash
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the command."""
     parser.add_argument("shell", choices=("bash", "zsh"))
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the command."""
     print(completion_script(arguments.shell), end="")
 
 

@@ -19,7 +19,6 @@ from cm3leon_jax.paths import output_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `export`."""
     parser.add_argument("--format", choices=("huggingface",), default="huggingface", help="the only one so far")
     parser.add_argument("--family", metavar="NAME", help="opt or llama (default: one that fits)")
     parser.add_argument(
@@ -34,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
-    """Runs `cm3leon export`."""
     output, shard_bytes = Path(arguments.output), parse_size(arguments.shard_size)
     # Beside the folder, which has to be empty.
     with lock(output.parent, "export", f".{output.name}.lock"):

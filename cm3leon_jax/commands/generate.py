@@ -34,7 +34,6 @@ _SAMPLE_BYTES, _TOKEN_BYTES, _MOST_BYTES = 1 << 10, 40, 1 << 33
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `generate` takes beside the config."""
     parser.add_argument("--prompts", type=input_path("--prompts"), metavar="FILE", help="prompts as JSON lines")
     parser.add_argument("--prompt", metavar="TEXT", help="one text to generate an image for")
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="samples per prompt (default: 1)")

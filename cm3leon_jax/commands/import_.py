@@ -17,7 +17,6 @@ from cm3leon_jax.paths import input_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `import`."""
     parser.add_argument(
         "--from",
         required=True,
@@ -29,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
-    """Runs `cm3leon import`."""
     folder = Path(arguments.source)
     stored = read_object(folder / "config.json", f"the config.json of --from={folder}")
     model_type = StoredConfig(stored, f"{folder}/config.json").choice("model_type", FAMILIES)

@@ -60,12 +60,10 @@ class Shown:
 
     @property
     def line(self) -> str:
-        """All of it on one line."""
         return " ".join(piece.text for piece in self.pieces)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `inspect`."""
     parser.add_argument("--split", help="which split (default: config.corpus.train_split)")
     parser.add_argument(
         "--count",
@@ -81,7 +79,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
-    """The command `inspect`."""
     vocabulary = Vocabulary.load(config.vocabulary.path)
     corpus = PreparedCorpus.open(config.corpus.path, vocabulary)
     if arguments.check:
@@ -118,7 +115,9 @@ def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int
     holes: dict[int, int | None] = {}
     reached: int | None = None
     start = 0
-    for kind, group in groupby(zip(_kinds(ids, vocabulary), ids.tolist(), strict=True), lambda pair: pair[0]):
+    conditions = [ids == vocabulary.pad, vocabulary.is_image(ids), vocabulary.is_text(ids)]
+    kinds = np.select(conditions, ["pad", "image", "text"], "special").tolist()
+    for kind, group in groupby(zip(kinds, ids.tolist(), strict=True), lambda pair: pair[0]):
         run = [token for _, token in group]
         start += len(run)
         # A sequence of concat-then-split packing may be cut inside an image, at both its ends.
@@ -145,11 +144,6 @@ def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int
             result.append(_image_piece(run, offset, vocabulary, image_length))
             reached = None if offset is None else offset + len(run)
     return tuple(result)
-
-
-def _kinds(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary) -> list[str]:
-    conditions = [ids == vocabulary.pad, vocabulary.is_image(ids), vocabulary.is_text(ids)]
-    return np.select(conditions, ["pad", "image", "text"], "special").tolist()
 
 
 def _image_piece(run: list[int], offset: int | None, vocabulary: Vocabulary, image_length: int) -> Piece:
@@ -194,12 +188,7 @@ def _neighbors(
 
 
 def _sequences(
-    config: Config,
-    corpus: PreparedCorpus,
-    vocabulary: Vocabulary,
-    split: str,
-    count: int,
-    retrieval: Retrieval | None,
+    config: Config, corpus: PreparedCorpus, vocabulary: Vocabulary, split: str, count: int, retrieval: Retrieval | None
 ) -> Iterator[Shown]:
     """The first sequences of training, document by document."""
     rows = dataclasses.replace(config.batch, batch_size=count)

@@ -26,7 +26,6 @@ from cm3leon_jax.ranges import Range, whole_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `plan`."""
     parser.add_argument(
         "--topology",
         required=True,

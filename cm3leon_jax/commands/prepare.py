@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
-    """The command `prepare`."""
     with lock(config.corpus.path, "prepare"):
         return _run(config)
 

@@ -32,14 +32,12 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `cm3leon train` takes besides the config."""
     parser.add_argument(
         "--profile", default="", metavar="FIRST:LAST", help="write a trace of these steps to WORKDIR/tensorboard"
     )
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
-    """The command `cm3leon train`."""
     clock = RunClock()
     keep_freed_memory()
     profile = Profile(arguments.profile, workdir / "tensorboard")
@@ -75,7 +73,6 @@ def _evaluations(training: TransformerTraining) -> list[Evaluation]:
 
 
 def _announce(training: TransformerTraining, start: Start, samples: str) -> None:
-    """Says what is about to run."""
     config, mesh, work, size = training.config, training.mesh, training.work, training.vocabulary.size
     image_length = config.image_tokenizer.image_length
     parameters = parameter_count(config.model, size, config.batch.sequence_length, image_length)

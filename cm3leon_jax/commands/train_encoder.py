@@ -20,8 +20,6 @@ from cm3leon_jax.lock import lock
 
 
 def run(config: Config, workdir: Path, arguments: Namespace) -> int:
-    """The command `cm3leon train-encoder`."""
-    del arguments
     with lock(config.encoder.path, "train-encoder"):
         clear_partial_files(config.encoder.path)
         return train_encoder(config, workdir)

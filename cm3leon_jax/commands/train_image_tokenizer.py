@@ -19,8 +19,6 @@ from cm3leon_jax.lock import lock
 
 
 def run(config: Config, workdir: Path, arguments: Namespace) -> int:
-    """The command `cm3leon train-image-tokenizer`."""
-    del arguments
     with lock(config.image_tokenizer.path, "train-image-tokenizer"):
         clear_partial_files(config.image_tokenizer.path)
         return train_image_tokenizer(config, workdir)

@@ -15,7 +15,6 @@ from cm3leon_jax.lock import lock
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
-    """The command `train-text-tokenizer`."""
     with lock(config.vocabulary.path, "train-text-tokenizer"):
         train_text_tokenizer(config.corpus, config.vocabulary, config.image_tokenizer.codebook_size)
     return 0

@@ -13,13 +13,12 @@ from typing import Any, ClassVar, NotRequired
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
-from pydantic import with_config
 from typing_extensions import TypedDict
 
 from cm3leon_jax import counter_random, weights
 from cm3leon_jax.encoders.config import ENCODERS
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.records import OPEN, read_record
+from cm3leon_jax.records import read_record
 from cm3leon_jax.registry import load_attribute
 from cm3leon_jax.weights import CONFIG_FILE, WEIGHTS_FILE
 
@@ -87,12 +86,10 @@ def load_encoder(path: str | Path) -> Encoder:
     return encoder
 
 
-@with_config(OPEN)
 class _EncoderOrigin(TypedDict):
     values: NotRequired[dict[str, Any]]
 
 
-@with_config(OPEN)
 class EncoderRecord(TypedDict):
     """The config.json of an encoder; `training` is what it was made by, if it was here."""
 

@@ -2,10 +2,7 @@
 
 A step is bound by what it reads: the weights, the output table, and the cache. So weights are held in the type of the
 activations, logits are computed only for ids that the prompts' plans allow, and the cache grows with the completions.
-Nothing returns to the host until every completion is finished.
-
-An image has exactly as many codes as the image tokenizer gives, stands between breaks, and is begun only where all of
-it still fits.
+An image has as many codes as the image tokenizer gives, stands between breaks, and is begun only where it still fits.
 """
 
 from __future__ import annotations
@@ -97,7 +94,6 @@ def decode(
 
     Args:
       parameters: of an unstacked model, whose structure is `graph`.
-      batch: the prompts.
       hidden: the model's hidden state at the end of each variant.
       cache: holds the variants, padded on the left so that all end at slot `num_slots`.
       kinds: which of IMAGE_CODE, TEXT_TOKEN and ANYTHING the plans hold.

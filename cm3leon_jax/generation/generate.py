@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -198,11 +199,7 @@ def _not_finite(sampling: SamplingConfig, model: TrainedModel) -> str:
 
 
 def open_retriever(config: Config, vocabulary: Vocabulary, count: int) -> Retriever:
-    """The retriever of the run's corpus.
-
-    Raises:
-      UserError: if the corpus has no neighbors, or `count` of them do not fit beside an image.
-    """
+    """The retriever of the run's corpus; a `UserError` if `count` documents do not fit beside an image."""
     image_length, length = config.image_tokenizer.image_length, config.batch.sequence_length
     # A text of one token and a break beside each image.
     most = length // (image_length + 2) - 1
@@ -219,21 +216,17 @@ def retrieve(
 ) -> dict[int, list[Neighbor]]:
     """At most `count` documents for each request that can be searched for, by the request's number."""
     found: dict[int, list[Neighbor]] = {}
-    by_text = [request for request in requests if request.task in _BY_TEXT]
-    for start in range(0, len(by_text), _QUERIES):
-        chunk = by_text[start : start + _QUERIES]
-        neighbors = retriever.by_text([request.prompt for request in chunk], count)
-        found |= {request.number: each for request, each in zip(chunk, neighbors, strict=True)}
-    by_image = [request for request in requests if request.task in _BY_IMAGE]
-    for start in range(0, len(by_image), _QUERIES):
+    for start in range(0, len(requests), _QUERIES):
+        chunk = requests[start : start + _QUERIES]
+        texts = {request.number: request.prompt for request in chunk if request.task in _BY_TEXT}
         pixels = {}
-        for request in by_image[start : start + _QUERIES]:
+        for request in chunk:
             # An image that cannot be read is reported when its prompt is built.
-            try:
-                assert request.image is not None
-                pixels[request.number] = decode_image(read_image(request.image), resolution, channels)
-            except (OSError, ValueError, UnreadableImage):
-                continue
+            with contextlib.suppress(OSError, ValueError, UnreadableImage):
+                if request.task in _BY_IMAGE and request.image is not None:
+                    pixels[request.number] = decode_image(read_image(request.image), resolution, channels)
+        if texts:
+            found |= dict(zip(texts, retriever.by_text(list(texts.values()), count), strict=True))
         if pixels:
             found |= dict(zip(pixels, retriever.by_image(np.stack(list(pixels.values())), count), strict=True))
     return found

@@ -1,9 +1,8 @@
 """Writes results: one PNG per image, generations.jsonl, failed.jsonl for records without a result, and a listing.
 
-A run takes the place of the one before it in its folder, and of nothing else. What the one before it left is what its
-own lists name; a folder that holds other things and no such list is refused, before anything is computed. New files are
-made in a hidden folder inside and moved into place at the end, images first and lists last, so that a list names only
-what is there. A run that was killed leaves its lists in that hidden folder: the next one clears up after it.
+A run takes the place of the one before it in its folder, which is what the lists there name; a folder that holds other
+things is refused before anything is computed. New files are made in a hidden folder inside and moved into place at the
+end, lists last. A run that was killed leaves its lists in that hidden folder: the next one clears up after it.
 """
 
 from __future__ import annotations
@@ -93,15 +92,12 @@ def write_results(
 
 
 def _retrieved(result: Result, model: TrainedModel) -> dict[str, Any]:
-    if not result.neighbors:
-        return {}
     v = model.vocabulary
-    return {
-        "retrieved": [
-            {"task": n.task, "document": n.document, "text": v.decode_text(n.tokens.tolist()), "score": n.score}
-            for n in result.neighbors
-        ]
-    }
+    found = [
+        {"task": n.task, "document": n.document, "text": v.decode_text(n.tokens.tolist()), "score": n.score}
+        for n in result.neighbors
+    ]
+    return {"retrieved": found} if found else {}
 
 
 def _fields(candidate: Candidate, name: str) -> tuple[dict[str, Any], dict[str, Int[np.ndarray, "codes"]]]:
@@ -181,11 +177,7 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[Path]:
-        """Yields a hidden folder for new files; what the body leaves there takes the place of the run before.
-
-        Raises:
-          UserError: if a file that no run wrote is in the way by now.
-        """
+        """Yields a hidden folder; what the body leaves there takes the place of the run before, and of nothing else."""
         stage = self.path / f".generate.{os.getpid()}.partial"
         stage.mkdir()
         try:
@@ -242,11 +234,7 @@ def write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _earlier(folder: Path, besides: str = "") -> set[str]:
-    """Paths, relative to the folder, that earlier runs left in it.
-
-    Raises:
-      UserError: if something else there would be in the way.
-    """
+    """Paths, relative to the folder, that earlier runs left in it; a `UserError` if other files are in the way."""
     entries = {entry.name: entry for entry in os.scandir(folder) if entry.name != besides}
     stages = {name for name, entry in entries.items() if _STAGE.fullmatch(name) and entry.is_dir(follow_symlinks=False)}
     named = {name for name in _LISTS if name in entries}
@@ -277,11 +265,7 @@ def _earlier(folder: Path, besides: str = "") -> set[str]:
 
 
 def _named_in(file: Path) -> Iterator[str]:
-    """The images that a list of an earlier run names.
-
-    Raises:
-      UserError: if the file is no such list.
-    """
+    """The images that a list of an earlier run names; a `UserError` if the file is no such list."""
     try:
         if not stat.S_ISREG(file.lstat().st_mode):
             raise ValueError("no ordinary file")

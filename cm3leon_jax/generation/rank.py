@@ -53,11 +53,7 @@ def caption(candidates: Sequence[Candidate], model: TrainedModel) -> list[float]
 
 
 def clip(candidates: Sequence[Candidate], model: TrainedModel) -> list[float]:
-    """CLIP's similarity of prompt and image (arXiv 2309.02591, section 3.2); `likelihood` for other tasks.
-
-    Raises:
-      ValueError: if the model was loaded without CLIP, which another scorer does not ask for.
-    """
+    """CLIP's similarity of prompt and image (arXiv 2309.02591, section 3.2); `likelihood` for other tasks."""
     encoder = model.clip
     if encoder is None:
         raise ValueError("the model was loaded without CLIP: config.sampling.scorer has to be 'clip' when it is")

@@ -137,11 +137,7 @@ def _parse(record: bytes) -> Any:
 
 
 def request_of(value: Any, folder: Path, line: int = 1, number: int = 0) -> Request:
-    """Checks a record and makes a request of it; its images are names relative to `folder`, or bytes of files.
-
-    Raises:
-      UserError: names the first field that is wrong.
-    """
+    """Makes a request of a record whose images are names relative to `folder`, or bytes; says what is wrong first."""
     if not isinstance(value, Mapping):
         raise UserError('not an object: write one such as {"prompt": "a handwritten seven"}')
     task = value.get("task", "text_to_image")
@@ -254,11 +250,7 @@ def read_images(
 
 
 def read_image(source: ImageSource) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-      OSError, ValueError: if there is none, or it is no ordinary file.
-    """
+    """The bytes of an image file; an OSError or ValueError if there is none, or it is no ordinary file."""
     if isinstance(source, bytes):
         return source
     if source.exists() and not source.is_file():

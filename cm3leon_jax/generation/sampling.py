@@ -30,7 +30,6 @@ class SamplingParams(NamedTuple):
 
     @classmethod
     def of(cls, sampling: SamplingConfig) -> SamplingParams:
-        """Takes the fields of these names."""
         return cls(*(getattr(sampling, name) for name in cls._fields))
 
 

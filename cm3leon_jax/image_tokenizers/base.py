@@ -14,13 +14,12 @@ from typing import Any, NotRequired
 
 import numpy as np
 from jaxtyping import Array, Int, UInt8
-from pydantic import with_config
 from typing_extensions import TypedDict
 
 from cm3leon_jax import weights
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.image_tokenizers.config import IMAGE_TOKENIZERS, ImageTokenizerConfig
-from cm3leon_jax.records import OPEN, check_shape, read_record
+from cm3leon_jax.records import check_shape, read_record
 from cm3leon_jax.registry import load_attribute
 from cm3leon_jax.weights import CONFIG_FILE, WEIGHTS_FILE
 
@@ -119,17 +118,14 @@ def architecture(config: ImageTokenizerConfig) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
-@with_config(OPEN)
 class _Architecture(TypedDict):
     family: str
 
 
-@with_config(OPEN)
 class _ImageTokenizerOrigin(TypedDict):
     values: dict[str, Any]
 
 
-@with_config(OPEN)
 class ImageTokenizerRecord(TypedDict):
     """The config.json of an image tokenizer; `training` is what it was trained by, if it was here."""
 

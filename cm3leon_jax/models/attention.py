@@ -101,12 +101,7 @@ _masked_on_cpu = jax.custom_vjp(_masked)
 _masked_on_cpu.defvjp(_masked_forward, cpu.attention_vjp)
 
 
-def _xla_attention(
-    query: Float[Array, "B H L Dh"],
-    key: Float[Array, "B K L Dh"],
-    value: Float[Array, "B K L Dh"],
-    document_start: Int[Array, "B L"],
-) -> Float[Array, "B H L Dh"]:
+def _xla_attention(query: Array, key: Array, value: Array, document_start: Array) -> Array:
     L = query.shape[2]
     attend = _masked_on_cpu if platform() == "cpu" else _masked
     # In blocks of queries: keys after a block's end are masked for all of it, which saves nearly half of the logits.

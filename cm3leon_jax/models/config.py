@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from cm3leon_jax.config_part import AFTER_IMPORT, AT_RESUME, Layers, Part, one_of, require
-from cm3leon_jax.ranges import NonNegative, Positive, PositiveInt, Range
+from cm3leon_jax.config_part import AFTER_IMPORT, AT_RESUME, Layers, Part, require
+from cm3leon_jax.ranges import NonNegative, OneOf, Positive, PositiveInt, Range
 
 
 @dataclass(frozen=True)
@@ -21,32 +21,32 @@ class ModelConfig(Part):
     # None: four times model_dim.
     ffn_dim: PositiveInt | None = None
     # "gelu" is the exact one, "gelu_tanh" its usual approximation.
-    activation: str = "relu"
+    activation: Annotated[str, OneOf("relu", "gelu", "gelu_tanh", "silu")] = "relu"
     # Multiplies the activation with a second matmul: with "silu", SwiGLU (arXiv 2002.05202, section 2).
     gated: bool = False
     # "layer", or "rms", which neither centers nor shifts (arXiv 1910.07467).
-    norm: str = "layer"
+    norm: Annotated[str, OneOf("layer", "rms")] = "layer"
     # "layer" or "rms" normalizes every query and key head before the dot product, for stability at high learning rates
     # (arXiv 2302.05442, section 2.1); with one learned scale for all heads, or one per head (Chameleon,
     # arXiv 2405.09818, section 2.3).
-    query_key_norm: str = "none"
+    query_key_norm: Annotated[str, OneOf("none", "layer", "rms")] = "none"
     query_key_norm_per_head: bool = False
     # "xla" runs everywhere; "splash" is the fused one for TPUs, "tokamax" that for GPUs; "auto" takes the fused one
     # where there is one.
-    attention: Annotated[str, AT_RESUME] = "auto"
+    attention: Annotated[str, OneOf("auto", "xla", "splash", "tokamax"), AT_RESUME] = "auto"
     # The paper has neither biases nor learned scales and shifts after its layer norms; OPT has both.
     biases: bool = False
     norm_scale_and_bias: bool = False
     # Where the norm of each sublayer is: on its "input" (with a final norm after the last layer), on its "output"
     # before it is added (Chameleon-34B; a final norm, too), or on the "sum" (OPT-350M).
-    norm_position: str = "input"
+    norm_position: Annotated[str, OneOf("input", "output", "sum")] = "input"
     # Width of the token embeddings; None: model_dim. Others are projected to and from it (OPT-350M).
     embedding_dim: PositiveInt | None = None
     # Whether the embedding table is the LM head as well, as in the paper and in OPT.
     tied_embeddings: bool = True
     # "learned": a table of absolute positions, the paper's; "rotary": queries and keys are rotated by their position
     # (arXiv 2104.09864), which makes "one row up" the same step everywhere in an image; "learned+rotary": both.
-    positions: str = "learned"
+    positions: Annotated[str, OneOf("learned", "rotary", "learned+rotary")] = "learned"
     # Adds a second position embedding: the raster position of the code that a token predicts. A code that moved to the
     # end of a masked document has lost its position otherwise. The paper has none.
     image_position_embedding: bool = False
@@ -59,10 +59,10 @@ class ModelConfig(Part):
     init_std: Annotated[NonNegative, AFTER_IMPORT] = 0.006
     position_init_std: Annotated[NonNegative, AFTER_IMPORT] = 0.0002
     # The type of activations; parameters are float32.
-    compute_dtype: Annotated[str, AFTER_IMPORT] = "bfloat16"
+    compute_dtype: Annotated[str, OneOf("bfloat16", "float32"), AFTER_IMPORT] = "bfloat16"
     # What the backward pass computes again: "full", each layer from its input; "save_attention", all but attention,
     # whose inputs and output are kept; "save_dots", all but the matmuls; "none", nothing.
-    remat: Annotated[str, AT_RESUME] = "full"
+    remat: Annotated[str, OneOf("full", "save_attention", "save_dots", "none"), AT_RESUME] = "full"
     scan_layers: Annotated[bool, AT_RESUME] = True
 
     def __post_init__(self) -> None:
@@ -79,32 +79,22 @@ class ModelConfig(Part):
             self.num_heads % self.key_value_heads == 0,
             f"model.num_heads {self.num_heads} does not divide into model.num_key_value_heads {self.key_value_heads}",
         )
-        one_of("model", self, "activation", "relu", "gelu", "gelu_tanh", "silu")
-        one_of("model", self, "norm", "layer", "rms")
-        one_of("model", self, "attention", "auto", "xla", "splash", "tokamax")
-        one_of("model", self, "norm_position", "input", "output", "sum")
-        one_of("model", self, "query_key_norm", "none", "layer", "rms")
         require(
             self.query_key_norm != "none" or not self.query_key_norm_per_head,
             "model.query_key_norm_per_head needs model.query_key_norm: set it to 'layer' or 'rms'",
         )
-        one_of("model", self, "positions", "learned", "rotary", "learned+rotary")
         require(
             not self.rotary_image_positions or ("rotary" in self.positions and self.image_position_embedding),
             "model.rotary_image_positions rotates by image position: it needs rotary positions and "
             "model.image_position_embedding",
         )
-        one_of("model", self, "remat", "full", "save_attention", "save_dots", "none")
-        one_of("model", self, "compute_dtype", "bfloat16", "float32")
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
         return self.model_dim // self.num_heads
 
     @property
     def key_value_heads(self) -> int:
-        """Heads of keys and values."""
         return self.num_key_value_heads or self.num_heads
 
     @property

@@ -1,9 +1,8 @@
 """What training needs to be fast on a CPU, and nothing else: gradients in the order that XLA:CPU likes, and memory.
 
-XLA:CPU has a fast kernel for rows times columns alone. The gradient with respect to a weight contracts the first axes
-of both operands (the tokens), so one of them has to be transposed, and left to itself XLA transposes neither, or the
-larger one. Accelerators need no help: there, each function is the plain einsum. benchmarks/RESULTS.md, "A training step
-on a CPU", says what this is worth.
+XLA:CPU has a fast kernel for rows times columns alone. The gradient with respect to a weight contracts the tokens of
+both operands, so one has to be transposed, and XLA transposes neither, or the larger one. On accelerators each function
+is the plain einsum. benchmarks/RESULTS.md, "A training step on a CPU", says what this is worth.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """FLOPs of a model by formula (as in PaLM, arXiv 2204.02311, appendix B, but for the causal half).
 
-A matmul of a token with a matrix of n numbers takes 2n FLOPs forward and 4n backward (with respect to the token and to
-the matrix). Attention takes 4 S H Dh for S keys of H heads of size Dh: queries times keys, and weights times values. A
-causal mask lets through half of them on average, so a token costs 2 H Dh S per layer forward, and 6 H Dh S forward and
-backward. Packed documents see fewer keys; by convention that is not subtracted, so that the count depends on the shape
-alone.
+A matmul of a token with a matrix of n numbers takes 2n FLOPs forward and 4n backward. Attention takes 4 S H Dh for S
+keys of H heads of size Dh, and a causal mask lets through half of them: 2 H Dh S per token and layer forward, 6 H Dh S
+forward and backward. Packed documents see fewer keys; by convention that is not subtracted.
 """
 
 from __future__ import annotations

@@ -24,14 +24,13 @@ _LONGEST_BLOCK = 1024
 # Fastest first; the last runs everywhere.
 _TOKAMAX_KERNELS = ("mosaic_gpu", "triton", "xla_chunked")
 
+Queries = Float[Array, "B H L Dh"]
+Keys = Float[Array, "B K L Dh"]
+
 
 def splash_attention(
-    query: Float[Array, "B H L Dh"],
-    key: Float[Array, "B K L Dh"],
-    value: Float[Array, "B K L Dh"],
-    document_start: Int[Array, "B L"],
-    interpret: bool = False,
-) -> Float[Array, "B H L Dh"]:
+    query: Queries, key: Keys, value: Keys, document_start: Int[Array, "B L"], interpret: bool = False
+) -> Queries:
     """Pallas's splash attention: blocks above the diagonal are skipped; a document's start is its segment id.
 
     `interpret` runs it where there is no TPU, slowly.
@@ -82,12 +81,7 @@ def splash_block(length: int) -> int:
     return fitting[-1]
 
 
-def tokamax_attention(
-    query: Float[Array, "B H L Dh"],
-    key: Float[Array, "B K L Dh"],
-    value: Float[Array, "B K L Dh"],
-    document_start: Int[Array, "B L"],
-) -> Float[Array, "B H L Dh"]:
+def tokamax_attention(query: Queries, key: Keys, value: Keys, document_start: Int[Array, "B L"]) -> Queries:
     """The first of tokamax's kernels that takes this GPU and these shapes.
 
     A query's keys begin at its document's start: one number per query, where a mask has one per pair. Its public

@@ -128,7 +128,6 @@ def check_batch_divides(batch_size: int, mesh: Mesh, num_microbatches: int = 1) 
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch."""
     return NamedSharding(mesh, BATCH_SPEC)
 
 

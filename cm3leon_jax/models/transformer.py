@@ -397,6 +397,5 @@ def abstract_model(
 def parameter_count(
     config: ModelConfig, vocabulary_size: int, sequence_length: int, image_length: int | None = None
 ) -> int:
-    """How many parameters a model has."""
     _, parameters = abstract_model(config, vocabulary_size, sequence_length, image_length)
     return sum(leaf.size for leaf in jax.tree.leaves(parameters))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from cm3leon_jax.config_part import AFTER_IMPORT, Part, one_of, require
-from cm3leon_jax.ranges import Decay, Finite, NonNegativeInt, PositiveInt, Range, Seed
+from cm3leon_jax.config_part import AFTER_IMPORT, Part, require
+from cm3leon_jax.ranges import Decay, Finite, NonNegativeInt, OneOf, PositiveInt, Range, Seed
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,16 @@ class RetrievalConfig(Part):
     # Hits per query, among which the neighbors are selected.
     num_candidates: PositiveInt = 64
     # "exact", or "approximate": each of the best is found with probability `search_recall`, on a TPU in less time.
-    search: str = "exact"
+    search: Annotated[str, OneOf("exact", "approximate")] = "exact"
     search_recall: Annotated[float, Range(above=0, at_most=1)] = 0.95
     # Neighbors that a training document gets, sampled from those kept: "fixed" is this many, or all there are;
     # "uniform" is 0 to this many, with equal probability.
     num_retrieved: Annotated[NonNegativeInt, AFTER_IMPORT] = 3
-    sampling: Annotated[str, AFTER_IMPORT] = "fixed"
+    sampling: Annotated[str, OneOf("fixed", "uniform"), AFTER_IMPORT] = "fixed"
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("retrieval", self, "search", "exact", "approximate")
-        one_of("retrieval", self, "sampling", "fixed", "uniform")
         most = max(self.num_by_text, self.num_by_image)
         require(
             self.num_candidates >= most,
@@ -56,5 +54,4 @@ class RetrievalConfig(Part):
 
     @property
     def num_kept(self) -> int:
-        """Neighbors kept per document."""
         return self.num_by_text + self.num_by_image

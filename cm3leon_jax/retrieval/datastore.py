@@ -65,11 +65,7 @@ class Datastore:
 def write_datastore(
     corpus: PreparedCorpus, documents: DatastoreDocuments, train_split: str, both_modalities: bool
 ) -> None:
-    """Gathers the embeddings of all documents that can be neighbors: those with text and images, or with either.
-
-    Raises:
-      UserError: if there are none.
-    """
+    """Gathers the embeddings of all documents that can be neighbors: those with text and images, or with either."""
     folder = corpus.path / "retrieval"
     shards = [
         open_vectors(folder / task / train_split, shard)[0]

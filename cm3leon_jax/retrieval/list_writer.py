@@ -70,11 +70,8 @@ class ListWriter:
     ) -> tuple[Int64[np.ndarray, "n kept"], Float32[np.ndarray, "n kept"]]:
         """Finds rows and scores of the neighbors of this process's shard: by text, then by images.
 
-        Args:
-          vectors: of the shard's documents.
-          queries: of the shards of the first so many processes, which all processes search for together.
-          document_rows: rows of the shard's documents in the datastore.
-          what: label of the progress bar.
+        `vectors` and `document_rows` (in the datastore) are of the shard's documents; `queries` of the shards of the
+        first so many processes, which all processes search for together.
         """
         config, mine = self.config, jax.process_index()
         num_candidates = config.num_candidates + 1  # A document finds itself.

@@ -63,13 +63,7 @@ def find_neighbors(
 ) -> dict[str, Any]:
     """Writes CORPUS/retrieval and returns its manifest; every process of the run calls this.
 
-    Args:
-      config: of the neighbors.
-      source: names the raw documents that `corpus` was prepared from.
-      corpus: the documents that get neighbors.
-      tokenizer: made the corpus.
-      encoder: makes the vectors.
-      mesh: of the search.
+    `corpus` was prepared from the documents that `source` names, by `tokenizer`.
 
     Raises:
       UserError: if the datastore is empty, or what is there was found with other settings.
@@ -110,11 +104,7 @@ def find_neighbors(
 
 
 def _resume(folder: Path, plan: dict[str, Any], corpus: PreparedCorpus) -> dict[str, Any] | None:
-    """Checks that what is there was found by the same plan; returns the manifest if nothing is missing.
-
-    Raises:
-      UserError: if it was found by another plan.
-    """
+    """Refuses what was found by another plan; returns the manifest if nothing is missing."""
     if is_coordinator():
         _drop_incomplete(folder, corpus)
     barrier("records of arrays without their files are gone")
@@ -196,7 +186,6 @@ def _splits(corpus: PreparedCorpus) -> list[tuple[str, str]]:
 
 
 def _records(corpus: PreparedCorpus, record: Callable[[Path, int], Path]) -> list[Path]:
-    """Lists the records of all shards of all tasks and splits."""
     return [
         record(corpus.path / "retrieval" / task / split, shard)
         for task, split in _splits(corpus)
@@ -205,24 +194,15 @@ def _records(corpus: PreparedCorpus, record: Callable[[Path, int], Path]) -> lis
 
 
 def _list_counts(task: str, split: str, corpus: PreparedCorpus) -> dict[str, Any]:
-    """Counts the neighbors in the lists of a task and split."""
     folder = corpus.path / "retrieval" / task / split
-    num_documents = num_neighbors = num_without = 0
-    total_score, shards = 0.0, []
+    counts, total_score, shards = np.zeros(3, np.int64), 0.0, []
     for shard in range(num_shards(corpus, task, split)):
         record = lists_record(folder, shard)
         names = neighbors_file(folder, shard).name, scores_file(folder, shard).name
         neighbors, scores = open_arrays(record, names, f"delete {record} and run `cm3leon prepare` again")
         shards.append(read_files_record(record, ""))
         is_there = neighbors != NONE
-        num_documents += len(neighbors)
-        num_neighbors += int(is_there.sum())
-        num_without += int((~is_there.any(axis=1)).sum())
+        counts += len(neighbors), (~is_there.any(axis=1)).sum(), is_there.sum()
         total_score += float(scores[is_there].sum(dtype=np.float64))
-    return {
-        "num_documents": num_documents,
-        "num_without": num_without,
-        "num_neighbors": num_neighbors,
-        "mean_score": total_score / max(1, num_neighbors),
-        "shards": shards,
-    }
+    found = dict(zip(("num_documents", "num_without", "num_neighbors"), counts.tolist(), strict=True))
+    return found | {"mean_score": total_score / max(1, found["num_neighbors"]), "shards": shards}

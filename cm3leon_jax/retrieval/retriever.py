@@ -43,11 +43,7 @@ class Retriever:
 
     @classmethod
     def open(cls, config: Config, corpus: PreparedCorpus) -> Retriever:
-        """Opens CORPUS/retrieval and the encoder that it was made with.
-
-        Raises:
-          UserError: if one of them is missing, or they do not belong together.
-        """
+        """Opens CORPUS/retrieval and the encoder at `config.encoder.path`, which have to belong together."""
         lists = NeighborLists.open(corpus, config.retrieval, config.corpus.train_split)
         encoder = load_encoder(config.encoder.path)
         folder, made_with = corpus.path / "retrieval", lists.manifest["encoder"]

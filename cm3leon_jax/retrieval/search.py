@@ -30,6 +30,9 @@ _BLOCK_APPROXIMATE_TPU = 262144
 # Most blocks contain no more groups than this with a hit, once the first blocks are scanned.
 _FEW_GROUPS = 16
 
+# Scores and indices of the k best rows for each query, best first.
+_Best = tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchLayout:
@@ -58,11 +61,7 @@ def make_layout(
     dtype: str = "float32",
     block_size: int | None = None,
 ) -> SearchLayout:
-    """Divides rows into even blocks of at most `block_size` rows, by default what suits the device.
-
-    Raises:
-      UserError: if there are no rows, or more than int32 can count.
-    """
+    """Divides rows into even blocks of at most `block_size` rows, by default what suits the device."""
     if num_rows < 1:
         raise UserError(
             "the datastore is empty: no document may be a neighbor; widen config.retrieval.datastore_tasks, or set "
@@ -101,18 +100,12 @@ class Search:
         """Puts `vectors` on the devices: float16 stays float16, all else becomes float32; "bfloat16" rounds both.
 
         Args:
-          vectors: read shard by shard, so that a memory-mapped array is never in the memory of the host as a whole.
-          mesh: devices that the rows are sharded over.
+          vectors: finite; read shard by shard, so that a memory-mapped array is never in host memory as a whole.
           method: "exact", or "approximate": each of the k best of a block is found with probability `recall`
             (arXiv 2206.14286); faster on a TPU, but exact and slower on a CPU.
-          recall: between 0 and 1.
           dtype: of the factors, summed in float32. "bfloat16" is about six times faster on a TPU; scores of unit
             vectors are off by up to 0.004, so neighbors with scores nearer than that may swap ranks.
-          block_size: rows per block.
           batch_size: queries per scan of the rows.
-
-        Raises:
-          UserError: if there are no vectors, or one is not finite.
         """
         self.num_rows, self.dim = vectors.shape
         self._mesh, self._batch_size = mesh, batch_size
@@ -180,15 +173,13 @@ def row_spec(mesh: Mesh) -> PartitionSpec:
 @functools.partial(jax.jit, static_argnames=("k", "mesh", "layout"))
 def nearest(
     queries: Float32[Array, "Q d"], rows: Float[Array, "R d"], *, k: int, mesh: Mesh, layout: SearchLayout
-) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
+) -> _Best:
     """Searches rows that are sharded as `layout` says; the devices divide Q, and the result is replicated.
 
     A device holds its rows and the scores of one block: Q x `block_size` float32.
     """
 
-    def search_shard(
-        queries: Float32[Array, "Q d"], rows: Float[Array, "r d"]
-    ) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
+    def search_shard(queries: Float32[Array, "Q d"], rows: Float[Array, "r d"]) -> _Best:
         first = jax.lax.axis_index(mesh.axis_names) * layout.rows_per_device
         scores, index = _scan_blocks(queries, rows, first, k, layout)
         if mesh.size > 1:
@@ -196,7 +187,7 @@ def nearest(
             exchange = functools.partial(
                 jax.lax.all_to_all, axis_name=mesh.axis_names, split_axis=0, concat_axis=1, tiled=True
             )
-            scores, index = _best(exchange(scores), exchange(index), k)
+            scores, index = _top(exchange(scores), exchange(index), k)
             scores, index = (jax.lax.all_gather(part, mesh.axis_names, tiled=True) for part in (scores, index))
         return scores, jnp.where(scores == -jnp.inf, -1, index)
 
@@ -208,15 +199,13 @@ def nearest(
 
 def _scan_blocks(
     queries: Float32[Array, "Q d"], rows: Float[Array, "r d"], first: Int32[Array, ""], k: int, layout: SearchLayout
-) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
+) -> _Best:
     """Finds the k best of a device's rows, the first of which has index `first`."""
     dtype = jnp.dtype(layout.dtype)
     merge = _merge_exact if layout.method == "exact" else _merge_approximate
     queries = queries.astype(dtype)
 
-    def step(
-        best: tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]], number: Int32[Array, ""]
-    ) -> tuple[tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]], None]:
+    def step(best: _Best, number: Int32[Array, ""]) -> tuple[_Best, None]:
         start = number * layout.block_size
         block = jax.lax.dynamic_slice_in_dim(rows, start, layout.block_size).astype(dtype)
         # Without HIGHEST an accelerator multiplies float32 in a narrower format.
@@ -227,26 +216,20 @@ def _scan_blocks(
             precision=jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None,
             preferred_element_type=jnp.float32,
         )
-        return merge(*best, scores, first + start, layout), None
+        return merge(best, scores, first + start, layout), None
 
     nothing = (jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1, jnp.int32))
     return jax.lax.scan(step, nothing, jnp.arange(layout.num_blocks, dtype=jnp.int32))[0]
 
 
-def _merge_exact(
-    best_scores: Float32[Array, "Q k"],
-    best_index: Int32[Array, "Q k"],
-    scores: Float32[Array, "Q b"],
-    first: Int32[Array, ""],
-    layout: SearchLayout,
-) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
+def _merge_exact(best: _Best, scores: Float32[Array, "Q b"], first: Int32[Array, ""], layout: SearchLayout) -> _Best:
     """Merges the k best so far with the scores of a block, whose first row has index `first`.
 
     A top-k of a whole block costs more than its matmul, so rows are considered in groups. The k best rows of a block
     are in the k groups with the largest maxima: for any other group there are k groups with a score that is larger,
     or equal at a lower index.
     """
-    k = best_scores.shape[1]
+    best_scores, k = best[0], best[0].shape[1]
     grouped = scores.reshape(len(scores), -1, layout.group)
     num_groups = grouped.shape[1]
     # To enter, a later row must be better than the worst of the best: of equal scores the earlier row stays.
@@ -255,13 +238,13 @@ def _merge_exact(
     maxima = grouped.max(axis=2)
     maxima = jnp.where((maxima > worst) & is_real, maxima, -jnp.inf)
 
-    def merge_groups(count: int) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
+    def merge_groups(count: int) -> _Best:
         # Sorted, so that equal scores stay in the order of their index.
         groups = jnp.sort(jax.lax.top_k(maxima, count)[1], axis=1)[:, :, None]
         found = jnp.take_along_axis(grouped, groups, axis=1, mode="promise_in_bounds").reshape(len(scores), -1)
         index = (first + groups * layout.group + jnp.arange(layout.group)).reshape(len(scores), -1)
         found = jnp.where((found > worst) & (index < layout.num_rows), found, -jnp.inf)
-        return _best(jnp.concatenate([best_scores, found], 1), jnp.concatenate([best_index, index], 1), k)
+        return _better(best, found, index)
 
     most = min(k, num_groups)
     if most <= _FEW_GROUPS:
@@ -271,24 +254,23 @@ def _merge_exact(
 
 
 def _merge_approximate(
-    best_scores: Float32[Array, "Q k"],
-    best_index: Int32[Array, "Q k"],
-    scores: Float32[Array, "Q b"],
-    first: Int32[Array, ""],
-    layout: SearchLayout,
-) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
+    best: _Best, scores: Float32[Array, "Q b"], first: Int32[Array, ""], layout: SearchLayout
+) -> _Best:
     """Does the same, finding each of the k best of the block with probability `recall`.
 
     The recall holds per block, not for all rows: all neighbors of a query may be in one block.
     """
-    k = best_scores.shape[1]
+    k = best[0].shape[1]
     scores = jnp.where(first + jnp.arange(scores.shape[1]) < layout.num_rows, scores, -jnp.inf)
     found, index = jax.lax.approx_max_k(scores, min(k, scores.shape[1]), recall_target=layout.recall)
-    return _best(jnp.concatenate([best_scores, found], 1), jnp.concatenate([best_index, first + index], 1), k)
+    return _better(best, found, first + index)
 
 
-def _best(
-    scores: Float32[Array, "Q c"], index: Int32[Array, "Q c"], k: int
-) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
+def _better(best: _Best, scores: Float32[Array, "Q c"], index: Int32[Array, "Q c"]) -> _Best:
+    """The k best of those so far and others after them."""
+    return _top(jnp.concatenate([best[0], scores], 1), jnp.concatenate([best[1], index], 1), best[0].shape[1])
+
+
+def _top(scores: Float32[Array, "Q c"], index: Int32[Array, "Q c"], k: int) -> _Best:
     scores, ranks = jax.lax.top_k(scores, k)
     return scores, jnp.take_along_axis(index, ranks, axis=1)

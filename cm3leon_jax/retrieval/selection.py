@@ -1,9 +1,8 @@
 """Selection of neighbors among the hits of a search: relevant, and unlike each other.
 
-Yasunaga et al. (arXiv 2211.12561, section 3.1) and CM3Leon (arXiv 2309.02591, section 2.1.2) leave out near-duplicates
-of the document and of neighbors that are already selected. They are recognized by the products of whole document
-embeddings: the product of a caption with the document of its own image stays far below 1, so a limit on the score of
-the query alone would let copies of a document through.
+Near-duplicates of the document and of neighbors selected before are left out (arXiv 2211.12561, section 3.1; arXiv
+2309.02591, section 2.1.2). They are recognized by the products of whole document embeddings: that of a caption with the
+document of its own image stays far below 1, so a limit on the query's score alone would let copies through.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ class Hits:
         )
 
     def concat(self, other: Hits) -> Hits:
-        """Appends the other hits of each query."""
         return Hits(
             np.concatenate([self.rows, other.rows], axis=1),
             np.concatenate([self.scores, other.scores], axis=1),
@@ -58,7 +56,6 @@ def select_neighbors(
       document_rows: row of each document itself in the datastore; -1 if it has none.
       own_vectors: embedding of each document; zeros where there is only a query.
       selected: neighbors selected before, by another query.
-      count: upper bound on the neighbors of each document.
       max_similarity: upper bound on the score, and on the similarity to the document and to every selected neighbor.
       min_similarity: lower bound on the score.
     """

@@ -37,12 +37,10 @@ _BLOCK = 256
 
 
 def num_shards(corpus: PreparedCorpus, task: str, split: str) -> int:
-    """Returns the number of shards of a task and split."""
     return corpus.manifest["tasks"][task]["splits"][split]["num_shards"]
 
 
 def vectors_record(folder: Path, shard: int) -> Path:
-    """Returns the path of the record of a shard's vectors and queries."""
     return folder / f"vectors-{shard:05d}.json"
 
 

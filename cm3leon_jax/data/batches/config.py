@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from cm3leon_jax.config_part import AFTER_IMPORT, Part, one_of, require
-from cm3leon_jax.ranges import Fraction, Positive, PositiveInt, Seed
+from cm3leon_jax.config_part import AFTER_IMPORT, Part, require
+from cm3leon_jax.ranges import Fraction, OneOf, Positive, PositiveInt, Seed
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class ObjectiveConfig(Part):
     """The CM3 objective (arXiv 2201.07520, section 2; arXiv 2309.02591, section 2.2)."""
 
     # "poisson": the number of masks is Poisson(mean_spans); "fixed": exactly mean_spans; "none": plain left to right.
-    span_count: str = "poisson"
+    span_count: Annotated[str, OneOf("poisson", "fixed", "none")] = "poisson"
     mean_spans: Positive = 1.0
     max_spans: PositiveInt = 16
     # Fraction of the masked documents in which whole segments (a caption, an image) are masked instead of random spans.
@@ -26,7 +26,6 @@ class ObjectiveConfig(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("objective", self, "span_count", "poisson", "fixed", "none")
         require(
             self.span_count != "fixed" or self.mean_spans.is_integer(),
             f"objective.mean_spans is {self.mean_spans}: a whole number where span_count is 'fixed'",
@@ -42,9 +41,5 @@ class BatchConfig(Part):
     sequence_length: PositiveInt = 4096
     # "best_fit": whole documents, attention stays inside each; "concat_then_split": the paper's way, documents end to
     # end cut anywhere, attention over all of the row.
-    packing: Annotated[str, AFTER_IMPORT] = "best_fit"
+    packing: Annotated[str, OneOf("best_fit", "concat_then_split"), AFTER_IMPORT] = "best_fit"
     seed: Annotated[Seed, AFTER_IMPORT] = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("batch", self, "packing", "best_fit", "concat_then_split")

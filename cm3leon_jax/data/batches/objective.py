@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -80,14 +79,7 @@ def segments(tokens: Int[np.ndarray, "n"], vocabulary: Vocabulary) -> list[Span]
 
 
 def sample_spans(length: int, parts: list[Span], count: int, is_whole: bool, rng: np.random.Generator) -> list[Span]:
-    """Samples at most `count` disjoint spans, in order of position.
-
-    Args:
-      length: tokens of the sequence that is masked.
-      parts: its segments.
-      is_whole: whether the spans are segments, where there are several.
-      rng: source of randomness.
-    """
+    """Samples at most `count` disjoint spans of a sequence, in order; `is_whole`: they are some of its `parts`."""
     if count == 0 or not parts:
         return []
     if len(parts) > 1 and is_whole:
@@ -134,40 +126,22 @@ def apply_span_masks(
     """Replaces each span by its sentinel and appends sentinel, span and `<eoss>` at the end.
 
     Args:
-      tokens: the sequence.
-      positions: its `positions_in_image`; a moved code keeps its own, a sentinel gets the position that follows it.
-      spans: what moves, in order.
+      positions: those in images; a moved code keeps its own, a sentinel gets the position that follows it.
       limit: longest result; tokens before the first moved span are dropped for it, and only then the end.
-
-    Returns:
-      Tokens and positions.
     """
-    end_of_span = _one(vocabulary.eoss), _one(0)
-    source: list[tuple[np.ndarray, np.ndarray]] = []
-    tail: list[tuple[np.ndarray, np.ndarray]] = []
+    both, end = np.stack([tokens, positions]), np.array([[vocabulary.eoss], [0]])
+    source: list[np.ndarray] = []
+    tail: list[np.ndarray] = []
     last = 0
     for index, (start, stop) in enumerate(spans):
-        sentinel, position_before = _one(vocabulary.mask(index)), _one(max(0, int(positions[start]) - 1))
-        source += [(tokens[last:start], positions[last:start]), (sentinel, positions[stop - 1 : stop])]
-        tail += [(sentinel, position_before), (tokens[start:stop], positions[start:stop]), end_of_span]
+        sentinel = vocabulary.mask(index)
+        source += [both[:, last:start], np.array([[sentinel], [positions[stop - 1]]])]
+        tail += [np.array([[sentinel], [max(0, positions[start] - 1)]]), both[:, start:stop], end]
         last = stop
-    source.append((tokens[last:], positions[last:]))
-    kept = len(tokens) + sum(1 + start - stop for start, stop in spans)
-    moved_tokens, moved_positions = zip(*source, *tail, strict=True)
-    return _limited(_joined(moved_tokens), kept, limit), _limited(_joined(moved_positions), kept, limit)
-
-
-def _one(value: int) -> Int32[np.ndarray, "1"]:
-    return np.array([value], np.int32)
-
-
-def _joined(parts: Sequence[np.ndarray]) -> Int32[np.ndarray, "n"]:
-    return np.concatenate(parts, dtype=np.int32)
-
-
-def _limited(sequence: Int32[np.ndarray, "n"], stop: int, limit: int | None) -> Int32[np.ndarray, "m"]:
-    """Truncates to `limit` tokens: drops those just before `stop`, and if that is not enough, the end."""
-    if limit is None or len(sequence) <= limit:
-        return sequence
-    start = max(0, stop - (len(sequence) - limit))
-    return np.concatenate([sequence[:start], sequence[stop:]])[:limit]
+    source.append(both[:, last:])
+    moved = np.concatenate([*source, *tail], axis=1, dtype=np.int32)
+    if limit is not None and moved.shape[1] > limit:
+        kept = len(tokens) + sum(1 + start - stop for start, stop in spans)
+        first_dropped = max(0, kept - (moved.shape[1] - limit))
+        moved = np.concatenate([moved[:, :first_dropped], moved[:, kept:]], axis=1)[:, :limit]
+    return moved[0], moved[1]

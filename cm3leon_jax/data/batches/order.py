@@ -46,7 +46,6 @@ class DocumentOrder:
         return counts
 
     def block(self, index: int) -> DocumentReferences:
-        """The documents of block `index`."""
         tasks, epochs, documents = [], [], []
         starts, stops = self._num_consumed(index * SHUFFLE_BLOCK), self._num_consumed((index + 1) * SHUFFLE_BLOCK)
         for task, (start, stop) in enumerate(zip(starts, stops, strict=True)):

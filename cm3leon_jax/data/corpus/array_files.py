@@ -11,17 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import with_config
 from typing_extensions import TypedDict
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import atomic_write
-from cm3leon_jax.records import OPEN, Checksum, Name, read_record, write_record
+from cm3leon_jax.records import Checksum, Name, read_record, write_record
 
 _BLOCK = 1 << 22
 
 
-@with_config(OPEN)
 class ArrayFiles(TypedDict):
     """The record of some files that were written together: the checksum of each by its name."""
 

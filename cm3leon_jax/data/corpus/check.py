@@ -22,11 +22,7 @@ _NUM_SHOWN = 5
 
 
 def check_corpus(corpus: PreparedCorpus, vocabulary: Vocabulary, train_split: str) -> str:
-    """Reads all of a corpus, and of its neighbor lists where there are any; says what was read.
-
-    Raises:
-      UserError: names the files that are damaged.
-    """
+    """Reads all of a corpus and of its neighbor lists; a `UserError` names the files that are damaged."""
     checks, faults = list(_checks(corpus, vocabulary, train_split)), []
     for check in tqdm(checks, unit=" shards", desc="check", disable=None):
         try:

@@ -65,7 +65,6 @@ class DocumentTokenizer:
         return DecodedDocument(tuple(segments), tuple(images))
 
     def length(self, document: DecodedDocument) -> int:
-        """How many ids a document has."""
         image_length = self.image_tokenizer.config.image_length
         return sum(image_length if s is None else len(s) for s in document.segments) + len(document.segments) - 1
 

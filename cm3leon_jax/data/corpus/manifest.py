@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, NotRequired
 
-from pydantic import Field, with_config
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from cm3leon_jax.records import OPEN, Checksum, Count, Name, PositiveCount
+from cm3leon_jax.records import Checksum, Count, Name, PositiveCount
 
 # Their numbers have five digits.
 _NumShards = Annotated[int, Field(ge=1, le=100_000)]
 
 
-@with_config(OPEN)
 class ShardFiles(TypedDict):
     """What the files of a shard hold, and the checksum of each."""
 
@@ -24,7 +23,6 @@ class ShardFiles(TypedDict):
     checksums: Checksum
 
 
-@with_config(OPEN)
 class SkippedCounts(TypedDict):
     """Documents that were skipped, by reason; the first of them one by one."""
 
@@ -32,7 +30,6 @@ class SkippedCounts(TypedDict):
     first: list[dict[str, Any]]
 
 
-@with_config(OPEN)
 class ShardRecord(TypedDict):
     """The record of a complete shard."""
 
@@ -47,10 +44,7 @@ class ShardRecord(TypedDict):
     files: ShardFiles
 
 
-@with_config(OPEN)
 class SplitEntry(TypedDict):
-    """A task's split in the manifest."""
-
     num_documents: Count
     num_tokens: Count
     num_text_tokens: Count
@@ -60,23 +54,16 @@ class SplitEntry(TypedDict):
     skipped: SkippedCounts
 
 
-@with_config(OPEN)
 class TaskEntry(TypedDict):
-    """A task in the manifest."""
-
     rate: Annotated[float, Field(ge=0)]
     splits: Annotated[dict[Name, SplitEntry], Field(min_length=1)]
 
 
-@with_config(OPEN)
 class VocabularyEntry(TypedDict):
-    """The vocabulary of the ids."""
-
     fingerprint: str
     size: PositiveCount
 
 
-@with_config(OPEN)
 class ImageTokenizerEntry(TypedDict):
     """What made the image codes."""
 
@@ -84,7 +71,6 @@ class ImageTokenizerEntry(TypedDict):
     image_length: PositiveCount
 
 
-@with_config(OPEN)
 class Manifest(TypedDict):
     """CORPUS/manifest.json."""
 
@@ -97,35 +83,28 @@ class Manifest(TypedDict):
     tasks: Annotated[dict[Name, TaskEntry], Field(min_length=1)]
 
 
-@with_config(OPEN)
 class Fingerprint(TypedDict):
-    """Something that a corpus depends on."""
-
     fingerprint: str
 
 
-@with_config(OPEN)
 class OfVocabulary(TypedDict):
     """A manifest or plan, as far as it names its vocabulary."""
 
     vocabulary: Fingerprint
 
 
-@with_config(OPEN)
 class OfImageTokenizer(TypedDict):
     """A manifest, as far as it names its image tokenizer."""
 
     image_tokenizer: Fingerprint
 
 
-@with_config(OPEN)
 class OfEncoder(TypedDict):
     """A manifest of neighbor lists, as far as it names what found them."""
 
     encoder: str
 
 
-@with_config(OPEN)
 class CorpusPlan(TypedDict):
     """CORPUS/plan.json: what the tokens on disk depend on."""
 
@@ -135,7 +114,6 @@ class CorpusPlan(TypedDict):
     sources: NotRequired[dict[str, dict[str, Any]]]
 
 
-@with_config(OPEN)
 class ListCounts(TypedDict):
     """The neighbor lists of a task and split in the manifest."""
 
@@ -147,7 +125,6 @@ class ListCounts(TypedDict):
     shards: list[dict[Name, Checksum]]
 
 
-@with_config(OPEN)
 class NeighborsPlan(TypedDict):
     """CORPUS/retrieval/plan.json: what the neighbor lists depend on."""
 
@@ -159,7 +136,6 @@ class NeighborsPlan(TypedDict):
     fingerprint: str
 
 
-@with_config(OPEN)
 class NeighborsManifest(NeighborsPlan):
     """CORPUS/retrieval/manifest.json."""
 

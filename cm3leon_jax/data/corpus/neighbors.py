@@ -29,7 +29,7 @@ from cm3leon_jax.data.corpus.array_files import open_array, save_arrays
 from cm3leon_jax.data.corpus.manifest import NeighborsManifest
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json
+from cm3leon_jax.files import check_format, read_object
 from cm3leon_jax.records import read_record
 from cm3leon_jax.retrieval.config import RetrievalConfig
 
@@ -45,24 +45,20 @@ LIST_FIELDS = tuple(
 
 
 def neighbors_file(folder: Path, shard: int) -> Path:
-    """The file of a shard's neighbors."""
     return folder / f"neighbors-{shard:05d}.npy"
 
 
 def scores_file(folder: Path, shard: int) -> Path:
-    """The file of their scores."""
     return folder / f"scores-{shard:05d}.npy"
 
 
 def lists_record(folder: Path, shard: int) -> Path:
-    """The record of a shard's lists."""
     return folder / f"lists-{shard:05d}.json"
 
 
 def save_lists(
     folder: Path, shard: int, neighbors: Int64[np.ndarray, "n kept"], scores: Float32[np.ndarray, "n kept"]
 ) -> None:
-    """Writes the lists of a shard."""
     names = neighbors_file(folder, shard).name, scores_file(folder, shard).name
     save_arrays(lists_record(folder, shard), dict(zip(names, (neighbors, scores), strict=True)))
 
@@ -100,8 +96,8 @@ class DatastoreDocuments:
 
     def __init__(self, corpus: PreparedCorpus, tasks: tuple[str, ...], train_split: str) -> None:
         self.tasks = tasks
-        self._splits = [corpus.task_split(task, train_split) for task in tasks]
-        self._first = list(accumulate((split.num_documents for split in self._splits), initial=0))
+        self._splits = {task: corpus.task_split(task, train_split) for task in tasks}
+        self._first = list(accumulate((split.num_documents for split in self._splits.values()), initial=0))
 
     def __len__(self) -> int:
         return self._first[-1]
@@ -109,7 +105,7 @@ class DatastoreDocuments:
     @cached_property
     def lengths(self) -> Int[np.ndarray, "documents"]:
         """Tokens of each document, int32."""
-        return np.concatenate([split.lengths for split in self._splits])
+        return np.concatenate([split.lengths for split in self._splits.values()])
 
     def first_index(self, task: str) -> int | None:
         """The index of a task's first document; None if the task is not in the datastore."""
@@ -122,8 +118,8 @@ class DatastoreDocuments:
 
     def stored(self, index: int) -> UInt[np.ndarray, "n"]:
         """The tokens of one document in the type of the file, not copied."""
-        task = bisect_right(self._first, index) - 1
-        return self._splits[task].stored(int(index - self._first[task]))
+        task, number = self.origin(index)
+        return self._splits[task].stored(number)
 
     def document(self, index: int) -> Int32[np.ndarray, "n"]:
         """The tokens of one document."""
@@ -140,11 +136,7 @@ class NeighborLists:
 
     @classmethod
     def open(cls, corpus: PreparedCorpus, config: RetrievalConfig, train_split: str) -> NeighborLists:
-        """Opens CORPUS/retrieval.
-
-        Raises:
-          UserError: if it is absent or was made of other documents or with other settings.
-        """
+        """Opens CORPUS/retrieval; a `UserError` if it is absent, of other documents or of other settings."""
         folder = corpus.path / "retrieval"
         if not (folder / "manifest.json").exists():
             fix = "with this config, or set config.retrieval.enabled to False"
@@ -162,11 +154,7 @@ class NeighborLists:
         return self.manifest["fingerprint"]
 
     def of_split(self, task: str, split: str) -> tuple[Int64[np.ndarray, "n kept"], Float32[np.ndarray, "n kept"]]:
-        """Neighbors and scores of all documents of a task and split, checked when they are opened.
-
-        Raises:
-          UserError: if they are damaged.
-        """
+        """Neighbors and scores of all documents of a task and split, checked when they are first opened."""
         if (task, split) not in self._opened:
             self._opened[task, split] = self._open(task, split)
         return self._opened[task, split]
@@ -195,16 +183,10 @@ class NeighborLists:
 
 
 def read_neighbors_manifest(folder: Path) -> dict[str, Any]:
-    """Reads CORPUS/retrieval/manifest.json.
-
-    Raises:
-      UserError: if it is missing, of another version, or damaged.
-    """
+    """Reads CORPUS/retrieval/manifest.json; a `UserError` says if it is missing, of another version, or damaged."""
     file, what = folder / "manifest.json", "the manifest of the neighbors"
     fix = f"delete {folder} and run `cm3leon prepare` again"
-    found = read_json(file, what)
-    if isinstance(found, dict) and found.get("format_version") != RETRIEVAL_FORMAT:
-        raise UserError(f"the neighbors at {folder} have another format version than {RETRIEVAL_FORMAT}: {fix}")
+    check_format(read_object(file, what), RETRIEVAL_FORMAT, f"the folder {folder}", fix)
     return read_record(file, what, NeighborsManifest, fix, sealed=True)
 
 
@@ -213,8 +195,7 @@ def check_same_settings(
 ) -> None:
     """Refuses neighbors of another format, of other documents, or found with other settings."""
     fix = f"delete {folder} and run `cm3leon prepare` again"
-    if manifest.get("format_version") != RETRIEVAL_FORMAT:
-        raise UserError(f"the neighbors at {folder} have another format version than {RETRIEVAL_FORMAT}: {fix}")
+    check_format(manifest, RETRIEVAL_FORMAT, f"the folder {folder}", fix)
     if manifest.get("corpus") != documents_identity(corpus):
         raise UserError(f"the neighbors at {folder} were found for another corpus than the one around them: {fix}")
     stored = manifest["settings"]
@@ -246,13 +227,10 @@ def _shards_checksum(entry: Mapping[str, Any]) -> int:
 def sample_neighbors(
     kept: Int64[np.ndarray, "n kept"], config: RetrievalConfig, *key: int | np.ndarray
 ) -> Int64[np.ndarray, "n retrieved"]:
-    """Samples which of the kept neighbors precede a document, and in which order; -1 where there is none.
+    """Samples which of the kept neighbors precede each document, and in which order; -1 where there is none.
 
-    Args:
-      kept: neighbors of n documents.
-      config: says how many: `num_retrieved` (arXiv 2309.02591, section 2.2: 3 of the 4), or 0 to `num_retrieved`
-        (arXiv 2211.12561).
-      key: of the randomness; array parts have one entry per document.
+    They are `num_retrieved` (arXiv 2309.02591, section 2.2: 3 of the 4), or 0 to `num_retrieved` (arXiv 2211.12561).
+    Array parts of the key have one entry per document.
     """
     columns = [part[:, None] if isinstance(part, np.ndarray) else part for part in key]
     lottery = counter_random.uniform(*columns, Stream.NEIGHBOR_ORDER, np.arange(kept.shape[1]))

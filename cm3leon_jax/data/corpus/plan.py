@@ -83,11 +83,7 @@ def check_plan(path: Path, plan: dict[str, Any], tasks: Sequence[TaskReader]) ->
 
 
 def check_sources(stored: dict[str, Any], tasks: Sequence[TaskReader], path: Path) -> None:
-    """Refuses to go on with a corpus of another state of its sources.
-
-    Raises:
-      UserError: if a task follows from something else than what is stored of it by name.
-    """
+    """Refuses a corpus of another state of its sources than what is stored of each task by name."""
     for task in tasks:
         if changes := source_changes(stored.get(task.name, {}), task.provenance()):
             files = task.changed_since((path / "plan.json").stat().st_mtime)

@@ -5,11 +5,9 @@
     CORPUS/TASK/SPLIT/offsets-00000.npy     int64 [documents + 1]: where each document starts
     CORPUS/TASK/SPLIT/checksums-00000.npy   uint32 [documents]: CRC-32 of each document's bytes
 
-A document is stored as its segments with `<break>` between them; `</s>`, masks and padding are added when a batch is
-built.
-Shards are memory-mapped: a random read costs microseconds and no memory. Opening a corpus checks its manifest, offsets
-and checksums, about 1% of its bytes, and all tokens of a small one; a document is checked the first time it is read, so
-a terabyte need not be read before.
+A document is stored as its segments with `<break>` between them. Shards are memory-mapped: a random read costs
+microseconds and no memory. Opening a corpus checks its manifest, offsets and checksums, about 1% of its bytes, and all
+tokens of a small one; a document is checked the first time it is read.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from jaxtyping import Int, Int32, UInt
 from cm3leon_jax.data.corpus.array_files import check_file, open_array
 from cm3leon_jax.data.corpus.manifest import Manifest, ShardFiles
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import read_json
+from cm3leon_jax.files import check_format, read_object
 from cm3leon_jax.records import read_record
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -45,17 +43,14 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
 
 
 def tokens_file(folder: Path, shard: int) -> Path:
-    """The file of a shard's tokens."""
     return folder / f"tokens-{shard:05d}.bin"
 
 
 def offsets_file(folder: Path, shard: int) -> Path:
-    """The file of a shard's offsets."""
     return folder / f"offsets-{shard:05d}.npy"
 
 
 def checksums_file(folder: Path, shard: int) -> Path:
-    """The file of the checksums of a shard's documents."""
     return folder / f"checksums-{shard:05d}.npy"
 
 
@@ -85,7 +80,6 @@ class TaskSplit:
 
     @property
     def num_documents(self) -> int:
-        """How many documents there are."""
         return self._first_document[-1]
 
     @cached_property
@@ -98,9 +92,7 @@ class TaskSplit:
     def stored(self, index: int, recheck: bool = False) -> UInt[np.ndarray, "n"]:
         """The tokens of one document in the type of the file, not copied.
 
-        Args:
-          index: of the document.
-          recheck: whether it is checked even if it was before.
+        They are checked when they are read first, with `recheck` every time.
 
         Raises:
           UserError: if they are not those that were written.
@@ -158,7 +150,6 @@ class PreparedCorpus:
         return {name: task["rate"] for name, task in self.manifest["tasks"].items()}
 
     def task_split(self, task: str, split: str) -> TaskSplit:
-        """The documents of one task and split."""
         splits = self.manifest["tasks"][task]["splits"]
         if split not in splits:
             raise UserError(f"task {task} of the corpus {self.path} has no split {split!r}: it has {', '.join(splits)}")
@@ -178,18 +169,10 @@ class PreparedCorpus:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Reads CORPUS/manifest.json.
-
-    Raises:
-      UserError: if it is missing, of another version, or damaged.
-    """
+    """Reads CORPUS/manifest.json; a `UserError` says if it is missing, of another version, or damaged."""
     file, what = path / "manifest.json", "the corpus manifest"
-    found = read_json(file, what)
-    if isinstance(found, dict) and (version := found.get("format_version")) != FORMAT_VERSION:
-        raise UserError(
-            f"the corpus at {path} has format version {version!r}, this program reads {FORMAT_VERSION}: delete that "
-            "folder and run `cm3leon prepare` again"
-        )
+    again = "delete that folder and run `cm3leon prepare` again"
+    check_format(read_object(file, what), FORMAT_VERSION, f"the corpus {path}", again)
     fix = "delete it and run `cm3leon prepare` again, which keeps the shards"
     manifest = read_record(file, what, Manifest, fix, sealed=True)
     for name, task in manifest["tasks"].items():

@@ -17,12 +17,13 @@ from jaxtyping import Int
 from cm3leon_jax.data.corpus.array_files import save_array
 from cm3leon_jax.data.corpus.document_tokenizer import DecodedDocument, DocumentTokenizer
 from cm3leon_jax.data.corpus.manifest import ShardFiles, ShardRecord
-from cm3leon_jax.data.corpus.prepared import checksums_file, offsets_file, token_dtype, tokens_file
+from cm3leon_jax.data.corpus.prepared import checksums_file, offsets_file, tokens_file
 from cm3leon_jax.data.sources.reading import SkippedExample
 from cm3leon_jax.files import atomic_write
 from cm3leon_jax.images import encode_png
 from cm3leon_jax.records import read_record, write_record
 
+_COUNTED = ("num_examples", "num_documents", "num_images", "num_tokens", "num_text_tokens")
 # Skipped documents that are listed one by one; all of them are counted.
 NUM_LISTED = 1000
 
@@ -33,7 +34,6 @@ def shard_metadata_file(folder: Path, shard: int) -> Path:
 
 
 def read_shard_record(file: Path) -> dict[str, Any]:
-    """Reads the record of a shard."""
     fix = "delete it and run `cm3leon prepare` again, which writes that shard again"
     return read_record(file, "the record of a shard", ShardRecord, fix, sealed=True)
 
@@ -56,7 +56,6 @@ class TokenFile:
         self._open_files.__exit__(*exception)
 
     def add(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> None:
-        """Writes one document."""
         data = np.asarray(ids, self._dtype).tobytes()
         self._file.write(data)
         self._offsets.append(self._offsets[-1] + len(ids))
@@ -77,15 +76,15 @@ class TokenFile:
 
 @dataclass
 class ShardWriter:
-    """One shard while it is written: whole at its end, or absent."""
+    """One shard while its documents are written to `file`."""
 
     folder: Path
     number: int
+    file: TokenFile
     tokens: DocumentTokenizer
     # How many of its first images are kept as samples.
     num_samples: int
-    num_tokens: int = 0
-    _counts: Counter[str] = field(default_factory=Counter)
+    _counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_COUNTED, 0)))
     _skipped: Counter[str] = field(default_factory=Counter)
     _listed: list[dict[str, Any]] = field(default_factory=list)
     _documents: deque[DecodedDocument] = field(default_factory=deque)
@@ -93,12 +92,9 @@ class ShardWriter:
     # Ids of images whose document still waits for others.
     _codes: deque[np.ndarray] = field(default_factory=deque)
 
-    def __enter__(self) -> ShardWriter:
-        self._file = TokenFile(self.folder, self.number, token_dtype(self.tokens.vocabulary.size)).__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._file.__exit__(*exception)
+    @property
+    def num_tokens(self) -> int:
+        return self._counts["num_tokens"]
 
     def add(self, index: int, document: DecodedDocument | SkippedExample) -> None:
         """Takes one example: a document, or one to be counted as skipped."""
@@ -109,15 +105,14 @@ class ShardWriter:
                 where = {"where": document.where} if document.where else {}
                 self._listed.append({"index": index, **where, "reason": document.reason})
             return
-        for image in document.images:
-            number = self._counts["num_images"]
+        for number, image in enumerate(document.images, self._counts["num_images"]):
             if number < self.num_samples:
                 with atomic_write(self.folder / "samples" / f"{number:05d}.png") as temporary:
                     temporary.write_bytes(encode_png(image))
-            self._counts["num_images"] += 1
+        self._counts["num_images"] += len(document.images)
         self._counts["num_documents"] += 1
         self._counts["num_text_tokens"] += sum(len(segment) for segment in document.segments if segment is not None)
-        self.num_tokens += self.tokens.length(document)
+        self._counts["num_tokens"] += self.tokens.length(document)
         self._documents.append(document)
         self._images.extend(document.images)
         while len(self._images) >= self.tokens.batch_size:
@@ -129,18 +124,12 @@ class ShardWriter:
         if self._images:
             self._encode(len(self._images))
         self._write_ready()
-        files = self._file.close()
-        num_image_tokens = self._counts["num_images"] * self.tokens.image_tokenizer.config.image_length
         record = {
-            "num_examples": self._counts["num_examples"],
-            "num_documents": self._counts["num_documents"],
-            "num_images": self._counts["num_images"],
-            "num_tokens": self.num_tokens,
-            "num_text_tokens": self._counts["num_text_tokens"],
-            "num_image_tokens": num_image_tokens,
+            **self._counts,
+            "num_image_tokens": self._counts["num_images"] * self.tokens.image_tokenizer.config.image_length,
             "skipped": {"by_reason": dict(sorted(self._skipped.items())), "first": self._listed},
             "last": last,
-            "files": files,
+            "files": self.file.close(),
         }
         write_record(shard_metadata_file(self.folder, self.number), record)
         return record
@@ -153,4 +142,4 @@ class ShardWriter:
         while self._documents and len(self._documents[0].images) <= len(self._codes):
             document = self._documents.popleft()
             codes = (self._codes.popleft() for _ in document.images)
-            self._file.add(self.tokens.concatenate(document, codes))
+            self.file.add(self.tokens.concatenate(document, codes))

@@ -35,7 +35,7 @@ def train_text_tokenizer(corpus: CorpusConfig, config: VocabularyConfig, num_ima
     path = Path(config.path)
     if (path / "tokenizer.json").exists():
         old, record = Vocabulary.load(path), _record(path)
-        changed = _changed_sizes(old, config, num_image_codes) | _changed_origin(record, corpus, config)
+        changed = _changed(old, record, corpus, config, num_image_codes)
         if not changed:
             log.info(f"the vocabulary {path} is there already ({_sizes(old)}): nothing to do")
             if changes := current_changes(corpus, record):
@@ -99,21 +99,18 @@ def _record(path: Path) -> dict[str, Any]:
     return read_json(file, "the vocabulary's record") if file.exists() else {}
 
 
-def _changed_sizes(old: Vocabulary, config: VocabularyConfig, num_image_codes: int) -> dict[str, tuple[Any, Any]]:
-    """Sizes that differ from the config's: what they are, and what is wanted."""
-    sizes = {
-        "num_text_tokens": (old.num_text_tokens, config.num_text_tokens),
-        "num_image_codes": (old.num_image_codes, num_image_codes),
-        "num_masks": (old.num_masks, config.num_masks),
-    }
-    return {name: (was, wanted) for name, (was, wanted) in sizes.items() if was != wanted}
-
-
-def _changed_origin(
-    record: dict[str, Any], corpus: CorpusConfig, config: VocabularyConfig
+def _changed(
+    old: Vocabulary, record: dict[str, Any], corpus: CorpusConfig, config: VocabularyConfig, num_image_codes: int
 ) -> dict[str, tuple[Any, Any]]:
-    wanted = _origin(corpus, config)
-    return {name: (record[name], wanted[name]) for name in wanted if name in record and record[name] != wanted[name]}
+    """Sizes and origin that differ from the config's: what they are, and what is wanted."""
+    sizes = {
+        "num_text_tokens": config.num_text_tokens,
+        "num_image_codes": num_image_codes,
+        "num_masks": config.num_masks,
+    }
+    was = record | {name: getattr(old, name) for name in sizes}
+    wanted = sizes | _origin(corpus, config)
+    return {name: (was[name], value) for name, value in wanted.items() if was.get(name, value) != value}
 
 
 def _check_not_needed(corpus: CorpusConfig, old: Vocabulary, path: Path, difference: str) -> None:

@@ -25,16 +25,11 @@ import cm3leon_jax
 from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.plan import check_plan, check_splits, listed, make_plan
-from cm3leon_jax.data.corpus.prepared import (
-    checksums_file,
-    offsets_file,
-    read_manifest,
-    token_dtype,
-    tokens_file,
-)
+from cm3leon_jax.data.corpus.prepared import checksums_file, offsets_file, read_manifest, token_dtype, tokens_file
 from cm3leon_jax.data.corpus.shard_writer import (
     NUM_LISTED,
     ShardWriter,
+    TokenFile,
     read_shard_record,
     shard_metadata_file,
 )
@@ -61,9 +56,7 @@ _COUNTS = ("num_documents", "num_tokens", "num_text_tokens", "num_image_tokens")
 
 
 def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer) -> dict[str, Any]:
-    """Writes the shards of `corpus.path` that are missing; returns the corpus's manifest.
-
-    All processes of the run call this; it returns as soon as the shards of all of them are there.
+    """Writes the missing shards of `corpus.path`; returns the manifest. All processes call this, and wait for all.
 
     Raises:
       UserError: if the mixture cannot be read, has no such splits or too much that is skipped, or if the folder holds a
@@ -78,10 +71,10 @@ def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer) -> dict[
         _drop_incomplete(path, token_dtype(tokens.vocabulary.size))
     barrier("records of shards without their files are gone")
     if all_processes((path / "manifest.json").exists()):
-        log.info(
-            f"the corpus {path} is complete: nothing to do (its folder has to be deleted to prepare it again, its "
-            "manifest.json to take in new rates of the mixture)"
+        again = (
+            "its folder has to be deleted to prepare it again, its manifest.json to take in new rates of the mixture"
         )
+        log.info(f"the corpus {path} is complete: nothing to do ({again})")
         return read_manifest(path)
     if is_coordinator():
         if report := skipped_report(tasks):
@@ -113,9 +106,8 @@ def _drop_incomplete(path: Path, dtype: np.dtype) -> None:
     for record in sorted(path.glob("*/*/shard-*.json")):
         folder, number = record.parent, int(record.stem.removeprefix("shard-"))
         tokens, size = tokens_file(folder, number), read_shard_record(record)["files"]["num_tokens"] * dtype.itemsize
-        absent = [
-            file for file in (tokens, offsets_file(folder, number), checksums_file(folder, number)) if not file.exists()
-        ]
+        files = (tokens, offsets_file(folder, number), checksums_file(folder, number))
+        absent = [file for file in files if not file.exists()]
         if absent or tokens.stat().st_size != size:
             log.info(f"{(absent or [tokens])[0]} is missing or cut: its shard is written again")
             record.unlink()
@@ -129,11 +121,7 @@ def _drop_incomplete(path: Path, dtype: np.dtype) -> None:
 
 
 def _write_splits(
-    corpus: CorpusConfig,
-    path: Path,
-    plan: dict[str, Any],
-    tasks: Sequence[TaskReader],
-    tokens: DocumentTokenizer,
+    corpus: CorpusConfig, path: Path, plan: dict[str, Any], tasks: Sequence[TaskReader], tokens: DocumentTokenizer
 ) -> dict[str, Any]:
     splits = {
         task: [split for split in (corpus.train_split, corpus.held_out_split) if split in task.splits] for task in tasks
@@ -173,8 +161,8 @@ def _check_num_skipped(corpus: CorpusConfig, task: TaskReader, entry: dict[str, 
         by_reason.update(split["skipped"]["by_reason"])
     num_documents = sum(split["num_documents"] for split in splits)
     num_skipped = task.skipped().num_documents + sum(split["skipped"]["total"] for split in splits)
-    first = [f"{skipped.get('where', skipped['index'])}: {skipped['reason']}" for split in splits
-             for skipped in split["skipped"]["first"]]  # fmt: skip
+    skipped = [entry for split in splits for entry in split["skipped"]["first"]]
+    first = [f"{entry.get('where', entry['index'])}: {entry['reason']}" for entry in skipped]
     kinds = ", ".join(f"{count:,} for {reason}" for reason, count in by_reason.most_common())
     check_num_skipped(corpus, task.name, num_documents, num_skipped, f"{kinds}; {listed(first)}")
 
@@ -220,7 +208,8 @@ def _write_own_shards(
             if upcoming is None and number > 0:
                 return
             num_samples = corpus.num_sample_images if number == 0 else 0
-            with ShardWriter(folder, number, tokens, num_samples) as shard:
+            with TokenFile(folder, number, token_dtype(tokens.vocabulary.size)) as file:
+                shard = ShardWriter(folder, number, file, tokens, num_samples)
                 for index, document in upcoming[1] if upcoming is not None and upcoming[0] == number else ():
                     if isinstance(document, SkippedExample):
                         document = replace(document, where=task.where(split, index))
@@ -251,16 +240,12 @@ def _split_entry(records: list[dict[str, Any]]) -> dict[str, Any]:
     by_reason: Counter[str] = Counter()
     for record in records:
         by_reason.update(record["skipped"]["by_reason"])
-    listed = [entry for record in records for entry in record["skipped"]["first"]]
+    first = [entry for record in records for entry in record["skipped"]["first"]][:NUM_LISTED]
     return {
         **{name: sum(record[name] for record in records) for name in _COUNTS},
         "num_shards": len(records),
         "shards": [record["files"] for record in records],
-        "skipped": {
-            "total": by_reason.total(),
-            "by_reason": dict(sorted(by_reason.items())),
-            "first": listed[:NUM_LISTED],
-        },
+        "skipped": {"total": by_reason.total(), "by_reason": dict(sorted(by_reason.items())), "first": first},
     }
 
 
@@ -276,14 +261,9 @@ def summary(manifest: dict[str, Any]) -> str:
             total = entry["skipped"]["total"]
             rows.append((name, split, f"{task['rate']:g}", *(f"{count:,}" for count in (*counts, total))))
             skipped.update(entry["skipped"]["by_reason"])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    line = "  ".join(f"{{:{'<' if column < 2 else '>'}{width}}}" for column, width in enumerate(widths))
+    lines = [line.format(*row) for row in rows]
     if skipped:
         reasons = ", ".join(f"{count:,} for {reason}" for reason, count in sorted(skipped.items()))
         lines.append(f"skipped {skipped.total():,} ({reasons}); the first are listed in manifest.json")

@@ -99,11 +99,7 @@ def _take_in_child(corpus: CorpusConfig, folder: Path, spec: SampleSpec) -> None
 
 
 def take_sample(corpus: CorpusConfig, folder: Path, spec: SampleSpec) -> None:
-    """Writes a sample; needs seqio.
-
-    Raises:
-      UserError: if the mixture cannot be read or holds nothing to take.
-    """
+    """Writes a sample; needs seqio; a `UserError` if the mixture cannot be read or holds nothing to take."""
     from cm3leon_jax.data.sources.reading import read_documents
 
     sources = provenance_of(corpus)

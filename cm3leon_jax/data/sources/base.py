@@ -29,12 +29,8 @@ def captioned_image(
 ) -> tf.data.Dataset:
     """A seqio preprocessor: examples with an image and captions become documents, one per caption.
 
-    Args:
-      dataset: examples with the bytes of an image file, or its pixels as uint8 [height, width, channels], under
-        `image_key`, and a string or a list of strings under `caption_key`; "a/b" names a nested feature.
-      image_key: where the image is.
-      caption_key: where the caption or the captions are.
-      image_first: whether the image precedes the caption.
+    They have the bytes of an image file, or its pixels as uint8 [height, width, channels], under `image_key`, and a
+    string or a list of strings under `caption_key`; "a/b" names a nested feature.
     """
 
     def documents(example: Mapping[str, Any]) -> dict[str, tf.Tensor]:
@@ -85,11 +81,7 @@ class SlicedSource(seqio.FunctionDataSource):
 
 
 def add_task(name: str, source: seqio.DataSource, image_first: bool = False) -> seqio.Task:
-    """Registers a task of captioned images, whose examples are {"image": ..., "caption": ...}.
-
-    Raises:
-      UserError: if there is a task of that name already, or it is no name.
-    """
+    """Registers a task of captioned images, {"image": ..., "caption": ...}, under a new name."""
     try:
         return seqio.TaskRegistry.add(
             name,

@@ -45,11 +45,7 @@ def cleaned(text: str) -> str:
 
 
 def captions_in(content: bytes, line: str) -> list[str]:
-    """The captions of a caption file, which `FolderConfig.caption_line` chooses.
-
-    Raises:
-      BadCaption: if it is not text, or has no such line.
-    """
+    """The captions of a caption file that `line` chooses (`FolderConfig.caption_line`), or a `BadCaption`."""
     if len(content) > LONGEST:
         raise BadCaption("caption file that is too long")
     try:

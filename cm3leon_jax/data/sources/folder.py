@@ -18,11 +18,9 @@ class NamedFolder(NamedSource):
         return "folder_" + re.sub(r"\W+", "_", Path(self.location).expanduser().resolve().name).strip("_")
 
     def add_task(self) -> None:
-        """Registers the folder as a seqio task."""
         from cm3leon_jax.data.sources.folder_task import add_folder_task
 
         add_folder_task(self.task_name, self.location, self.corpus.folder)
 
     def provenance(self) -> dict[str, str]:
-        """What the documents follow from."""
         return read_folder(Path(self.location).expanduser(), self.corpus.folder).provenance()

@@ -7,12 +7,12 @@ states of it.
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import itertools
 import os
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,6 @@ class Texts:
         self._ends = array("q", [0])
 
     def append(self, text: str) -> None:
-        """Adds one at the end."""
         self._ends.append(self._ends[-1] + self._file.write(text.encode()))
 
     def __len__(self) -> int:
@@ -79,15 +78,10 @@ class FolderDocuments:
         return self.listing.images[self.images[self.splits[split][index]]]
 
     def caption(self, split: str, index: int) -> str:
-        """The caption of a document."""
         return self.captions[int(self.splits[split][index])]
 
     def image(self, split: str, index: int) -> bytes:
-        """The image file of a document.
-
-        Raises:
-          UnreadableFile: if it is not the file that was listed.
-        """
+        """The image file of a document; an `UnreadableFile` if it is not the file that was listed."""
         number = self.images[self.splits[split][index]]
         try:
             # Should there be a pipe now, this does not wait for its other end.
@@ -173,14 +167,10 @@ def _one_per_folder(names: Iterable[str], skipped: Skipped) -> Iterator[str]:
         parent, _, last = name.rpartition("/")
         return parent, METADATA_FILES.index(last.lower()), last
 
-    parents = set[str]()
-    for name in sorted(names, key=rank):
-        parent = name.rpartition("/")[0]
-        if parent in parents:
+    for _, (first, *others) in itertools.groupby(sorted(names, key=rank), key=lambda name: name.rpartition("/")[0]):
+        yield first
+        for name in others:
             skipped.add("second metadata file of a folder", name, is_document=False)
-        else:
-            parents.add(parent)
-            yield name
 
 
 class _Collected:
@@ -214,7 +204,7 @@ class _Collected:
                 continue
             self._named[image] = True
             for caption in line.captions:
-                self._add(image, location, functools.partial(_cleaned_alone, caption))
+                self._add(image, location, map(cleaned, [caption]))
 
     def add_caption_files(self) -> None:
         """Takes the caption files of the images that no metadata name, and counts what has no counterpart."""
@@ -228,7 +218,7 @@ class _Collected:
             if self._named[number]:
                 continue
             if (file := files.get(stem)) is not None:
-                self._add(number, file, functools.partial(self._captions_of, file))
+                self._add(number, file, self._captions_of(file))
             elif stem not in listing.lost_captions:
                 self._skipped.add("image without a caption", name)
         for name in listing.unsupported:
@@ -240,27 +230,25 @@ class _Collected:
             if stem not in used:
                 self._skipped.add("caption without an image", name)
 
-    def _captions_of(self, file: str) -> list[str]:
+    def _captions_of(self, file: str) -> Iterator[str]:
         try:
             with (self._folder / file).open("rb") as opened:
-                return captions_in(opened.read(LONGEST + 1), self._config.caption_line)
+                yield from captions_in(opened.read(LONGEST + 1), self._config.caption_line)
         except OSError:
             raise BadCaption("file that cannot be read") from None
 
-    def _add(self, image: int, location: str, captions: Callable[[], list[str]]) -> None:
+    def _add(self, image: int, location: str, captions: Iterable[str]) -> None:
         try:
-            found = captions()
+            for caption in captions:
+                digest = hashlib.blake2b(b"%d %s" % (image, caption.encode()), digest_size=8).digest()
+                if digest in self._seen:
+                    self._skipped.add("caption that an image has already", location)
+                    continue
+                self._seen.add(digest)
+                self.images.append(image)
+                self.captions.append(caption)
         except BadCaption as error:
             self._skipped.add(str(error), location)
-            return
-        for caption in found:
-            digest = hashlib.blake2b(b"%d %s" % (image, caption.encode()), digest_size=8).digest()
-            if digest in self._seen:
-                self._skipped.add("caption that an image has already", location)
-                continue
-            self._seen.add(digest)
-            self.images.append(image)
-            self.captions.append(caption)
 
     def _find(self, parent: str, name: str) -> int | None:
         """The image that a line of metadata in the folder `parent` names."""
@@ -272,10 +260,6 @@ class _Collected:
             if found is not None:
                 return found
         return None
-
-
-def _cleaned_alone(caption: str) -> list[str]:
-    return [cleaned(caption)]
 
 
 def _without_documents(folder: Path, listing: Listing, skipped: Skipped) -> str:
@@ -310,11 +294,7 @@ def _held_out(names: list[str], documents: Iterable[int], fraction: float) -> di
 def _in_order(names: list[str], documents: Iterable[int]) -> tuple[Int64[np.ndarray, "n"], np.ndarray]:
     """Documents by a hash of their image's name, so that the first n are a fair sample; with the hashes."""
     numbers = np.array(list(documents), np.int64)
-    hashes = np.array([_hash(names[number]) for number in numbers.tolist()], np.uint64)
+    stems = [stem_of(names[number]).encode("utf-8", "surrogateescape") for number in numbers.tolist()]
+    hashes = np.array([int.from_bytes(hashlib.sha256(stem).digest()[:8], "big") for stem in stems], np.uint64)
     order = np.argsort(hashes, kind="stable")
     return numbers[order], hashes[order]
-
-
-def _hash(name: str) -> int:
-    stem = stem_of(name).encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.sha256(stem).digest()[:8], "big")

@@ -20,33 +20,21 @@ class FolderSource(SlicedSource):
     def __init__(self, documents: FolderDocuments) -> None:
         super().__init__(self._read, {split: len(found) for split, found in documents.splits.items()})
         self.documents = documents
-        self.skipped = documents.skipped
+        # What the reader asks of any source (data/sources/reading.py).
+        self.skipped, self.where = documents.skipped, documents.name
+        self.provenance, self.changed_since = documents.provenance, documents.changed_since
         # Why an example, by split and number, has no image; known before the example is read.
         self.faults: dict[tuple[str, int], str] = {}
 
-    def provenance(self) -> dict[str, str]:
-        """What the data follow from."""
-        return self.documents.provenance()
-
-    def where(self, split: str, index: int) -> str:
-        """Where an example comes from."""
-        return self.documents.name(split, index)
-
-    def changed_since(self, time: float) -> list[str]:
-        """Files that were changed after a time, in seconds since 1970."""
-        return self.documents.changed_since(time)
-
     def _read(self, split: str, start: int, stop: int) -> tf.data.Dataset:
         def examples() -> Iterator[dict[str, str | bytes]]:
-            for index, image in self._images(split, start, stop):
+            numbers = ((index, index) for index in range(start, stop))
+            # In order, though threads read them.
+            images = mapped_ahead(lambda index: self._image(split, index), numbers, num_ahead=2 * NUM_THREADS)
+            for index, image in images:
                 yield {"image": image, "caption": self.documents.caption(split, index)}
 
         return tf.data.Dataset.from_generator(examples, output_signature=CAPTIONED)
-
-    def _images(self, split: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-        """Image files in order, read in threads, a few ahead."""
-        numbers = ((index, index) for index in range(start, stop))
-        return mapped_ahead(lambda index: self._image(split, index), numbers, num_ahead=2 * NUM_THREADS)
 
     def _image(self, split: str, index: int) -> bytes:
         try:
@@ -61,12 +49,8 @@ def add_folder_task(
 ) -> seqio.Task:
     """Registers a folder of captioned images, with the splits "train" and "validation", or those that it has.
 
-    Args:
-      name: of the task: letters, digits and underscores.
-      folder: images, in all subfolders too, each with a caption in a `.txt` file of the same stem next to it, or in a
-        line {"file_name": "a/b.png", "text": "..."} of a metadata.jsonl (or .csv, .parquet) in its folder or above.
-      config: which captions are taken, and what is held out.
-      image_first: whether the image precedes the caption.
+    Each image, in all subfolders too, has a caption in a `.txt` file of the same stem next to it, or in a line
+    {"file_name": "a/b.png", "text": "..."} of a metadata.jsonl (or .csv, .parquet) in its folder or above.
 
     Raises:
       UserError: if there is no such folder, or no image with a caption in it.

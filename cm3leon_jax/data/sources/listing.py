@@ -55,25 +55,19 @@ def list_files(folder: Path, skipped: Skipped) -> Listing:
             found.unsupported.append(name)
         elif suffix in IMAGE_SUFFIXES or suffix == CAPTION_SUFFIX or is_metadata:
             status, fault = _status(entry)
-            if status is not None:
-                _add(found, name, status, suffix, is_metadata)
-                continue
-            skipped.add(fault, name)
-            if not is_metadata:
-                lost = found.lost_captions if suffix == CAPTION_SUFFIX else found.lost_stems
-                lost.add(stem_of(name))
+            if status is None:
+                skipped.add(fault, name)
+                if not is_metadata:
+                    (found.lost_captions if suffix == CAPTION_SUFFIX else found.lost_stems).add(stem_of(name))
+            elif is_metadata:
+                found.metadata.append(name)
+            elif suffix == CAPTION_SUFFIX:
+                found.captions.append(name)
+            else:
+                found.images.append(name)
+                found.sizes.append(status.st_size)
+                found.times.append(status.st_mtime_ns)
     return found
-
-
-def _add(found: Listing, name: str, status: os.stat_result, suffix: str, is_metadata: bool) -> None:
-    if is_metadata:
-        found.metadata.append(name)
-    elif suffix == CAPTION_SUFFIX:
-        found.captions.append(name)
-    else:
-        found.images.append(name)
-        found.sizes.append(status.st_size)
-        found.times.append(status.st_mtime_ns)
 
 
 def _entries(folder: Path, skipped: Skipped) -> Iterator[tuple[str, os.DirEntry[str]]]:

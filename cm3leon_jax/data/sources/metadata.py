@@ -69,18 +69,13 @@ def _read_jsonl(text: IO[str], file: Path, config: FolderConfig) -> Iterator[Met
         if line is None:
             yield BadLine(number, TOO_LONG)
         elif line.strip():
-            yield _parsed(number, line, file, config)
-
-
-def _parsed(number: int, line: str, file: Path, config: FolderConfig) -> MetadataLine | BadLine:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return BadLine(number, MALFORMED)
-    if not isinstance(record, dict):
-        return BadLine(number, MALFORMED)
-    image, caption = _columns(list(record), file, config)
-    return _line(number, record.get(image or ""), record.get(caption or ""))
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                found = None
+            record = found if isinstance(found, dict) else {}
+            columns = _columns(list(record), file, config)
+            yield _line(number, *(record.get(column or "") for column in columns))
 
 
 def _read_csv(text: IO[str], file: Path, config: FolderConfig) -> Iterator[MetadataLine | BadLine]:
@@ -95,15 +90,8 @@ def _read_csv(text: IO[str], file: Path, config: FolderConfig) -> Iterator[Metad
     lines = bounded()
     header = next(lines, "")
     delimiter = max(_DELIMITERS, key=header.count)
-    names = next(csv.reader([header], delimiter=delimiter), [])
-    image, caption = _columns([name.strip() for name in names], file, config)
-    if image is None or caption is None:
-        wanted = "the images" if image is None else "their captions"
-        raise UserError(
-            f"{file} has the columns {', '.join(map(printable, names)) or '(none)'}: none of them is known to name "
-            f"{wanted}; name it with config.corpus.folder.{'image' if image is None else 'caption'}_column"
-        )
-    columns = [names.index(next(name for name in names if name.strip() == wanted)) for wanted in (image, caption)]
+    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    columns = [names.index(column) for column in _both_columns(names, file, config)]
     # Without `strict` a quotation mark that is never closed takes in all lines after it.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
@@ -130,15 +118,9 @@ def _read_parquet(file: Path, config: FolderConfig) -> Iterator[MetadataLine | B
     number = 0
     try:
         opened = parquet.ParquetFile(file)
-        image, caption = _columns(opened.schema_arrow.names, file, config)
-        if image is None or caption is None:
-            raise UserError(
-                f"{file} has the columns {', '.join(map(printable, opened.schema_arrow.names))}: name those of images "
-                "and captions with config.corpus.folder.image_column and .caption_column"
-            )
-        for batch in opened.iter_batches(batch_size=1024, columns=[image, caption]):
-            columns = [_texts(batch.column(name), pyarrow) for name in (image, caption)]
-            for cells in zip(*columns, strict=True):
+        names = _both_columns(opened.schema_arrow.names, file, config)
+        for batch in opened.iter_batches(batch_size=1024, columns=names):
+            for cells in zip(*(_texts(batch.column(name), pyarrow) for name in names), strict=True):
                 number += 1
                 yield _line(number, *cells)
     except pyarrow.ArrowException:
@@ -172,12 +154,20 @@ def _line(number: int, image: Any, caption: Any) -> MetadataLine | BadLine:
     return MetadataLine(number, image, tuple(captions))
 
 
-def _columns(names: Sequence[str], file: Path, config: FolderConfig) -> tuple[str | None, str | None]:
-    """The columns of images and captions among a file's, None where there is none.
+def _both_columns(names: Sequence[str], file: Path, config: FolderConfig) -> list[str]:
+    """The columns of images and captions, of a file whose lines all have the same."""
+    image, caption = _columns(names, file, config)
+    if image is not None and caption is not None:
+        return [image, caption]
+    what, field = ("the images", "image") if image is None else ("their captions", "caption")
+    raise UserError(
+        f"{file} has the columns {', '.join(map(printable, names)) or '(none)'}: none of them is known to name {what}; "
+        f"name it with config.corpus.folder.{field}_column"
+    )
 
-    Raises:
-      UserError: if several could name the images.
-    """
+
+def _columns(names: Sequence[str], file: Path, config: FolderConfig) -> tuple[str | None, str | None]:
+    """The columns of images and captions among a file's, None where there is none; of several there may be but one."""
     by_lower = {name.strip().lower(): name.strip() for name in reversed(names) if isinstance(name, str)}
     caption = next((by_lower[name] for name in _CAPTION_COLUMNS if name in by_lower), None)
     image = by_lower.get(_IMAGE_COLUMN)

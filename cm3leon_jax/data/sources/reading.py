@@ -169,11 +169,7 @@ def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
 
 
 def check_num_skipped(corpus: CorpusConfig, task: str, num_documents: int, num_skipped: int, kinds: str) -> None:
-    """Checks that no more of a task is skipped than the config allows.
-
-    Raises:
-      UserError: if more is, with the kinds of what is skipped.
-    """
+    """Refuses a task of which more is skipped than the config allows; `kinds` tells of it."""
     if num_skipped > corpus.max_skipped_fraction * (num_documents + num_skipped):
         raise UserError(
             f"the task {task} has {num_documents:,} documents, but {num_skipped:,} had to be skipped, more than "
@@ -234,14 +230,9 @@ def _rates(mixture: Any) -> dict[str, float]:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"the mixture {mixture.name!r} has no rate for its task {task.name!r}: {reason}") from None
     named = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
-    if not all(math.isfinite(rate) and rate >= 0 for rate in rates.values()):
-        raise UserError(
-            f"the mixture {mixture.name!r} has rates that are negative or no numbers ({named}): register others"
-        )
-    if not any(rates.values()):
-        raise UserError(
-            f"the mixture {mixture.name!r} samples nothing: all of its rates are 0 ({named}); register others"
-        )
+    if not any(rates.values()) or not all(math.isfinite(rate) and rate >= 0 for rate in rates.values()):
+        fault = "that are negative, no numbers, or all 0"
+        raise UserError(f"the mixture {mixture.name!r} has rates {fault} ({named}): register others")
     return rates
 
 

@@ -14,13 +14,10 @@ _LONGEST_LOCATION = 80
 
 def printable(name: str) -> str:
     """A file name or a text of a file as it can be printed and written: other bytes and control characters escaped."""
-    text = name.encode("utf-8", "surrogateescape" if _holds_bytes(name) else "backslashreplace")
+    holds_bytes = all("\udc80" <= each <= "\udcff" for each in name if "\ud800" <= each <= "\udfff")
+    text = name.encode("utf-8", "surrogateescape" if holds_bytes else "backslashreplace")
     decoded = text.decode("utf-8", "backslashreplace")
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in decoded)
-
-
-def _holds_bytes(name: str) -> bool:
-    return all("\udc80" <= each <= "\udcff" for each in name if "\ud800" <= each <= "\udfff")
 
 
 @dataclass
@@ -33,7 +30,6 @@ class Skipped:
     _locations: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, location: str, is_document: bool = True) -> None:
-        """Counts one."""
         self.by_kind[kind] += 1
         self.num_documents += is_document
         locations = self._locations.setdefault(kind, [])

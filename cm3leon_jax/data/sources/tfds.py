@@ -23,7 +23,6 @@ class NamedTfds(NamedSource):
     """`tfds:BUILDER` or `tfds:BUILDER:IMAGE_KEY:CAPTION_KEY` as `config.corpus.mixture`."""
 
     def add_task(self) -> None:
-        """Registers the data set as a seqio task."""
         log.info(f"tfds:{self.location}: looking for the data set, which is downloaded where it is not there yet")
         # A version follows a colon, too: coco_captions/2014:1.1.0.
         found = re.fullmatch(r"([^:]+(?::[\d.*]+)?)(?::([^:]+):([^:]+))?", self.location)
@@ -48,7 +47,6 @@ def add_tfds_task(
     """Registers any image-caption data set of TFDS; it is downloaded and prepared if it is not there yet.
 
     Args:
-      name: of the task: letters, digits and underscores.
       builder_name: as `tfds.builder` takes it, such as "coco_captions/2014:1.1.0".
       image_key: the image, an Image feature; "a/b" names a nested feature.
       caption_key: a string or a list of strings, each of which makes a document.
@@ -90,7 +88,6 @@ def add_tfds_task(
 
 
 def _download(builder: tfds.core.DatasetBuilder) -> None:
-    """Downloads and prepares a data set that is not there yet."""
     # The library tries a failing download ten times, for three to four minutes, with a page of warnings each.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     if not builder.is_prepared():

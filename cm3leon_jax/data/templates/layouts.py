@@ -10,14 +10,8 @@ Generation asks by the same layouts (generation/requests.py), so a corpus that i
     EDIT                 Edit first image following the instruction <break> IMAGE <break> INSTRUCTION <break> EDITED
 
 A layout of one text and one image also stands the other way around, `QUESTION.image_first()`: that is what "order":
-"left_to_right" asks for. In a module that `config.corpus.modules` names:
-
-    seqio.TaskRegistry.add(
-        "questions",
-        source=...,
-        preprocessors=[functools.partial(layouts.documents, layout=layouts.QUESTION, keys={"image": "photo"})],
-        output_features=tasks.OUTPUT_FEATURES,
-    )
+"left_to_right" asks for. A seqio task has it among its preprocessors:
+`functools.partial(layouts.documents, layout=layouts.QUESTION, keys={"image": "photo"})`.
 """
 
 from __future__ import annotations
@@ -68,11 +62,8 @@ EDIT = Layout((EDIT_TASK, ImageField("image"), "{instruction}", ImageField("edit
 def documents(dataset: tf.data.Dataset, layout: Layout, keys: Mapping[str, str] | None = None) -> tf.data.Dataset:
     """A seqio preprocessor: makes one document of each example.
 
-    Args:
-      dataset: examples with a string for each field of a text, which is stripped, and for each image the bytes of its
-        file, or its pixels as uint8 [height, width, channels].
-      layout: of the documents.
-      keys: where a field is found, if not under its own name; "a/b" names a nested feature.
+    An example has a string for each field of a text, which is stripped, and for each image the bytes of its file, or
+    its pixels as uint8 [height, width, channels]. `keys` says where a field is found, if not under its own name.
     """
     import tensorflow as tf
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from cm3leon_jax.config_part import AT_RESUME, Layers, one_of, require
+from cm3leon_jax.config_part import AT_RESUME, Layers, require
 from cm3leon_jax.encoders.config import EncoderConfig, EncoderTrainingConfig
-from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Seed
+from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, OneOf, Positive, PositiveInt, Range, Seed
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,11 @@ class ClipConfig(EncoderConfig):
     text_dim: PositiveInt = 512
     text_heads: PositiveInt = 8
     # "gelu", or the cheaper "quick_gelu" of the first published weights.
-    activation: str = "quick_gelu"
+    activation: Annotated[str, OneOf("gelu", "quick_gelu")] = "quick_gelu"
     training: ClipTrainingConfig = field(default_factory=ClipTrainingConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("encoder", self, "activation", "gelu", "quick_gelu")
         require(
             self.resolution % self.patch_size == 0,
             f"encoder.resolution {self.resolution} is not a multiple of encoder.patch_size {self.patch_size}",

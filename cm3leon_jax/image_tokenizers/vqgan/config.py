@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from cm3leon_jax.config_part import AT_RESUME, one_of, require
+from cm3leon_jax.config_part import AT_RESUME, require
 from cm3leon_jax.image_tokenizers.config import ImageTokenizerConfig, ImageTokenizerTrainingConfig
 from cm3leon_jax.paths import OptionalPath
-from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, PositiveInt, Range, Seed
+from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, OneOf, PositiveInt, Range, Seed
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class VQGANTrainingConfig(ImageTokenizerTrainingConfig):
     beta1: Decay = 0.5
     beta2: Decay = 0.9
     # "gradient" moves the codebook by its own loss, "ema" by a running mean of what falls on each code.
-    codebook_update: str = "gradient"
+    codebook_update: Annotated[str, OneOf("gradient", "ema")] = "gradient"
     ema_decay: Decay = 0.99
     codebook_weight: NonNegative = 1.0
     commitment_weight: NonNegative = 0.25
@@ -47,7 +47,6 @@ class VQGANTrainingConfig(ImageTokenizerTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("image_tokenizer.training", self, "codebook_update", "gradient", "ema")
         require(
             self.perceptual_weight == 0 or bool(self.perceptual_weights_file),
             "image_tokenizer.training.perceptual_weight is set but perceptual_weights_file is empty: "

@@ -19,7 +19,7 @@ from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.data.corpus.shard_writer import ShardWriter
-from cm3leon_jax.data.sources.folder_task import FolderSource
+from cm3leon_jax.data.sources.folder_documents import FolderDocuments
 from cm3leon_jax.data.sources.reading import TaskReader, open_mixture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import write_json
@@ -294,7 +294,7 @@ def test_what_a_task_follows_from_is_noted_and_binds_the_corpus(config, folder, 
 
 
 def test_a_task_that_follows_from_its_name_alone_has_no_source(config, monkeypatch):
-    monkeypatch.setattr(FolderSource, "provenance", lambda self: {})
+    monkeypatch.setattr(FolderDocuments, "provenance", lambda self: {})
     run(config)
     (task,) = open_mixture(config.corpus)
     assert task.provenance() == {}
