@@ -30,8 +30,9 @@ class Progress:
         )
         self._started = time.perf_counter()
 
-    def advance(self) -> None:
-        self._bar.update()
+    def advance(self, count: int = 1) -> None:
+        """Counts so many more as done."""
+        self._bar.update(count)
 
     def say(self, done: int, text: str) -> None:
         """Shows a text about the state after `done`."""

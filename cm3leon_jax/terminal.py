@@ -21,3 +21,8 @@ def visible(text: str, keep: str = "") -> str:
         else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things, such as "1,024 codes" or "1 code"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

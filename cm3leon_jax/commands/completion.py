@@ -61,7 +61,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def completion_script(shell: str) -> str:
-    """Writes the script for a shell."""
     cases = []
     for name, command in COMMANDS.items():
         options = ["--help", *options_in(command.module)]

@@ -24,7 +24,7 @@ from cm3leon_jax.generation.outputs import FAILURES_FILE, RESULTS_FILE, OutputFo
 from cm3leon_jax.generation.requests import Failure, Request, has_half_characters, read_requests
 from cm3leon_jax.paths import input_path, output_folder
 from cm3leon_jax.retrieval.retriever import Neighbor
-from cm3leon_jax.terminal import visible
+from cm3leon_jax.terminal import counted, visible
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     for line in listing(requests, lines, is_of_a_file=arguments.prompts is not None):
         print(line)
     if lines:
-        where = f"{_counted(num_images, 'image')} and {RESULTS_FILE}" if num_images else RESULTS_FILE
-        of = f"{_counted(len(lines), 'sample')} of the checkpoint of step {model.step:,}"
+        where = f"{counted(num_images, 'image')} and {RESULTS_FILE}" if num_images else RESULTS_FILE
+        of = f"{counted(len(lines), 'sample')} of the checkpoint of step {model.step:,}"
         print(f"{of}: {where} in {visible(str(output))}")
     if not failures:
         return 0
@@ -93,10 +93,6 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 2
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
@@ -126,7 +122,7 @@ def _check_fits_memory(num_requests: int, samples: int, config: Config) -> None:
         what = f"--samples={samples}" if candidates == samples else f"config.sampling.candidates={candidates}"
         fit = most // num_requests
         raise UserError(
-            f"{what} for {_counted(num_requests, 'prompt')} are {num_requests * candidates:,} samples, which are kept "
+            f"{what} for {counted(num_requests, 'prompt')} are {num_requests * candidates:,} samples, which are kept "
             f"in memory until the best are chosen: {most:,} fit, so "
             + (f"give at most {fit:,}" if fit else "split the prompts file")
             + "; for more, run again with another config.sampling.seed and --output"

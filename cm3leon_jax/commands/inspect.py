@@ -31,7 +31,7 @@ from cm3leon_jax.files import atomic_write
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
 from cm3leon_jax.paths import output_file
 from cm3leon_jax.ranges import Range, whole_number
-from cm3leon_jax.terminal import visible
+from cm3leon_jax.terminal import counted, visible
 from cm3leon_jax.vocabulary import Vocabulary
 
 # Where a part of an image is missing, the page shows this pale blue, which no gray image has.
@@ -148,14 +148,10 @@ def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int
 
 def _image_piece(run: list[int], offset: int | None, vocabulary: Vocabulary, image_length: int) -> Piece:
     grid = round(image_length**0.5)
-    text = f"[image {grid}x{grid}]" if len(run) == image_length else f"[{_counted(len(run), 'code')}]"
+    text = f"[image {grid}x{grid}]" if len(run) == image_length else f"[{counted(len(run), 'code')}]"
     codes = tuple(vocabulary.decode_image(np.array(run)).tolist())
     fits = offset is not None and offset + len(run) <= image_length
     return Piece("image", text, codes, offset if fits else None)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _documents(
@@ -197,7 +193,7 @@ def _sequences(
         parts = list(_row_documents(batch, row, vocabulary))
         length = batch.tokens.shape[1]
         used = int((batch.weights[row] > 0).sum())
-        title = f"sequence {row}, {used} of {length} tokens, {_counted(len(parts), 'document')}"
+        title = f"sequence {row}, {used} of {length} tokens, {counted(len(parts), 'document')}"
         shown = [piece for ids in parts for piece in pieces(ids, vocabulary, corpus.image_length)]
         padding = [Piece("pad", f"<pad> x {length - used}")] if used < length else []
         yield Shown(title, (*shown, *padding))

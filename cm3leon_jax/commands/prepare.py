@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     with lock(config.corpus.path, "prepare"):
-        return _run(config)
+        _prepare(config)
+    return 0
 
 
 def _log_older_states(config: Config, sources: dict[str, dict[str, str]]) -> None:
@@ -47,7 +48,7 @@ def _log_older_states(config: Config, sources: dict[str, dict[str, str]]) -> Non
             log.info(f"{what} was made from an older state of the documents ({changes}); it goes on being used")
 
 
-def _run(config: Config) -> int:
+def _prepare(config: Config) -> None:
     tokens = DocumentTokenizer(
         Vocabulary.load(config.vocabulary.path),
         load_image_tokenizer(config.image_tokenizer.path),
@@ -67,4 +68,3 @@ def _run(config: Config) -> int:
         found = find_neighbors(config.retrieval, config.corpus, corpus, tokens, encoder, mesh)
         if is_coordinator():
             log.info(neighbor_summary(found))
-    return 0

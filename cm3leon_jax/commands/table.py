@@ -7,6 +7,7 @@ from typing import NamedTuple
 # Parts of the config that many commands read.
 _DATA = ("modules", "corpus", "vocabulary", "image_tokenizer")
 _RUN = (*_DATA, "batch", "model", "mesh")
+_TRAINING = ("objective", "optimizer", "train")
 
 
 class Command(NamedTuple):
@@ -60,15 +61,12 @@ COMMANDS = {
     "plan": Command(
         "cm3leon_jax.commands.plan",
         "compile a run for a pod you do not have: memory, collectives, time",
-        reads=(*_RUN, "objective", "optimizer", "train"),
+        reads=(*_RUN, *_TRAINING),
     ),
     "train": Command(
         "cm3leon_jax.commands.train",
         "train the transformer; run it again to continue",
-        reads=(
-            *(*_RUN, "retrieval", "objective", "optimizer", "train", "recovery", "distributed", "sampling"),
-            "evaluate",
-        ),
+        reads=(*_RUN, *_TRAINING, "retrieval", "recovery", "distributed", "sampling", "evaluate"),
         writes=("workdir",),
         distributed=True,
     ),

@@ -27,11 +27,9 @@ class CaptionedImages:
 def captioned_images(
     corpus: PreparedCorpus, split: str, most: int, longest: int, vocabulary: Vocabulary
 ) -> CaptionedImages:
-    """The first documents of a split that are one text and one image, each image once.
+    """The first `most` (0: all) documents of a split that are one text and one image, each image once.
 
-    Args:
-      most: how many; 0 means all.
-      longest: positions of the model; documents that leave no room for a completion are skipped.
+    Documents that leave no room for a completion in the `longest` positions of the model are skipped.
     """
     texts: list[str] = []
     codes: list[Int[np.ndarray, "codes"]] = []

@@ -147,8 +147,7 @@ def _complete(
         def advance(count: int, task: int = task, is_long: bool = len(rows) > batch_size) -> None:
             nonlocal done
             done += count
-            for _ in range(count):
-                progress.advance()
+            progress.advance(count)
             if is_long:
                 progress.say(done, tasks[task])
 

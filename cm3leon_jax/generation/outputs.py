@@ -60,10 +60,7 @@ def write_results(
     samples: int,
     batch_size: int,
 ) -> tuple[list[dict[str, Any]], int]:
-    """Puts images and lists in the place of those of an earlier run; only the first process does.
-
-    Returns the lines of generations.jsonl, and the number of images.
-    """
+    """Puts results in the place of an earlier run's, on process 0; returns the lines and the number of images."""
     lines: list[dict[str, Any]] = []
     images: dict[str, Int[np.ndarray, "codes"]] = {}
     for result in results:

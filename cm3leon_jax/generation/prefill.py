@@ -70,12 +70,6 @@ class PrefillPlan:
     # Slots of the cache that the prompts take up.
     num_slots: int
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that go through the model, without padding."""
-        rows = [self.suffixes, *([] if self.prefixes is None else [self.prefixes])]
-        return sum(int((each.positions >= 0).sum()) for each in rows)
-
 
 def plan_prefill(groups: Sequence[Sequence[PromptVariant]]) -> PrefillPlan:
     """Plans the prefill of the variants of some prompts, prompt by prompt."""

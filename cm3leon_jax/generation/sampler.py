@@ -1,8 +1,7 @@
 """Completes prompts: packs them into batches, prefills the cache, and runs the compiled loop.
 
-Where the mesh spans several processes, all of them give the same prompts, and all of them get the completions. What
-goes into a compiled function is then either NumPy's, which stands for the same array on every device, or was made on
-the mesh.
+Where the mesh spans several processes, all give the same prompts and get the completions. What goes into a compiled
+function is either NumPy's, which stands for the same array on every device, or was made on the mesh.
 """
 
 from __future__ import annotations

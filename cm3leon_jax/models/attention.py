@@ -127,9 +127,8 @@ def rotary_angles(
 ) -> Float[Array, "B L P"]:
     """The angle by which each pair of a head is rotated at each token (RoPE, arXiv 2104.09864, section 3.2.2).
 
-    Given image positions, every other pair is rotated by those instead: the same position in two images is then the
-    same distance apart wherever the images stand (as the axes of Qwen2-VL share the pairs, arXiv 2409.12191, section
-    2.1).
+    Given image positions, every other pair is rotated by those instead (as in arXiv 2409.12191, section 2.1): the same
+    position in two images is then the same distance apart wherever the images stand.
     """
     half, pair = head_dim // 2, jnp.arange(head_dim // 2)
     if image_positions is None:

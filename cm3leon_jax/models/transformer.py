@@ -313,7 +313,6 @@ class Transformer(nnx.Module):
         Args:
           positions: of each token in its document; -1 for a token that is not to be written into the cache.
           document_start: slot of the cache of the first token that each may attend to.
-          image_positions: as above.
           index: the slot for the first of these tokens, the same for all rows or one per row.
         """
         row_index = jnp.broadcast_to(index[..., None] + jnp.arange(tokens.shape[1]), tokens.shape)

@@ -16,23 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float16
 
+from cm3leon_jax.data.corpus import neighbors
 from cm3leon_jax.data.corpus.array_files import open_arrays, read_files_record
 from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.manifest import NeighborsPlan
-from cm3leon_jax.data.corpus.neighbors import (
-    NONE,
-    RETRIEVAL_FORMAT,
-    DatastoreDocuments,
-    check_same_settings,
-    datastore_tasks,
-    documents_identity,
-    list_settings,
-    lists_record,
-    neighbors_file,
-    read_neighbors_manifest,
-    scores_file,
-)
 from cm3leon_jax.data.corpus.plan import check_sources
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.data.sources.reading import open_mixture
@@ -79,7 +67,7 @@ def find_neighbors(
         write_vectors(corpus, tasks[task], split, tokenizer, encoder, config, first_process=number)
     for record in _records(corpus, vectors_record):
         wait_for(record)
-    documents = DatastoreDocuments(corpus, tuple(plan["datastore"]), train_split)
+    documents = neighbors.DatastoreDocuments(corpus, tuple(plan["datastore"]), train_split)
     if is_coordinator() and not (folder / DATASTORE_RECORD).exists():
         write_datastore(corpus, documents, train_split, config.both_modalities)
     wait_for(folder / DATASTORE_RECORD)
@@ -88,7 +76,7 @@ def find_neighbors(
     writer = ListWriter(corpus, documents, datastore, search, config, train_split)
     for task, split in _splits(corpus):
         writer.write(task, split)
-    for record in _records(corpus, lists_record):
+    for record in _records(corpus, neighbors.lists_record):
         wait_for(record)
     manifest = plan | {
         "num_rows": len(datastore.vectors),
@@ -100,7 +88,7 @@ def find_neighbors(
     if is_coordinator():
         write_record(folder / "manifest.json", manifest)
     wait_for(folder / "manifest.json")
-    return read_neighbors_manifest(folder)
+    return neighbors.read_neighbors_manifest(folder)
 
 
 def _resume(folder: Path, plan: dict[str, Any], corpus: PreparedCorpus) -> dict[str, Any] | None:
@@ -109,7 +97,7 @@ def _resume(folder: Path, plan: dict[str, Any], corpus: PreparedCorpus) -> dict[
         _drop_incomplete(folder, corpus)
     barrier("records of arrays without their files are gone")
     if all_processes((folder / "manifest.json").exists()):
-        manifest = read_neighbors_manifest(folder)
+        manifest = neighbors.read_neighbors_manifest(folder)
         _check_same_plan(folder, manifest, plan, corpus)
         if is_coordinator():
             log.info(f"the neighbors {folder} are complete: nothing to do")
@@ -142,25 +130,25 @@ def _measured_recall(vectors: Float16[np.ndarray, "rows dim"], search: Search, m
     rows = np.linspace(0, len(vectors) - 1, min(len(vectors), _NUM_MEASURED)).astype(np.int64)
     _, found = search(vectors[rows], count)
     _, exact = Search(vectors, mesh)(vectors[rows], count)
-    num_hits = sum(len(set(a) & set(b) - {NONE}) for a, b in zip(found.tolist(), exact.tolist(), strict=True))
-    return num_hits / int((exact != NONE).sum())
+    num_hits = sum(len(set(a) & set(b) - {neighbors.NONE}) for a, b in zip(found.tolist(), exact.tolist(), strict=True))
+    return num_hits / int((exact != neighbors.NONE).sum())
 
 
 def _plan(config: RetrievalConfig, train_split: str, corpus: PreparedCorpus, encoder: Encoder) -> dict[str, Any]:
     """Collects all that the lists depend on."""
     plan = {
-        "format_version": RETRIEVAL_FORMAT,
+        "format_version": neighbors.RETRIEVAL_FORMAT,
         "encoder": encoder.fingerprint,
-        "corpus": documents_identity(corpus),
-        "settings": list_settings(config),
-        "datastore": list(datastore_tasks(config, corpus, train_split)),
+        "corpus": neighbors.documents_identity(corpus),
+        "settings": neighbors.list_settings(config),
+        "datastore": list(neighbors.datastore_tasks(config, corpus, train_split)),
     }
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     return plan | {"fingerprint": digest[:16]}
 
 
 def _check_same_plan(folder: Path, found: dict[str, Any], plan: dict[str, Any], corpus: PreparedCorpus) -> None:
-    check_same_settings(folder, found, plan["settings"], corpus)
+    neighbors.check_same_settings(folder, found, plan["settings"], corpus)
     if found["encoder"] != plan["encoder"]:
         raise UserError(
             f"the neighbors at {folder} were found with another encoder (fingerprint {found['encoder']}, this "
@@ -171,7 +159,7 @@ def _check_same_plan(folder: Path, found: dict[str, Any], plan: dict[str, Any], 
 
 def _drop_incomplete(folder: Path, corpus: PreparedCorpus) -> None:
     """Deletes records of arrays whose files are missing, so that they are made again, and then the manifest."""
-    records = [folder / DATASTORE_RECORD, *_records(corpus, vectors_record), *_records(corpus, lists_record)]
+    records = [folder / DATASTORE_RECORD, *_records(corpus, vectors_record), *_records(corpus, neighbors.lists_record)]
     fix = "delete it and run `cm3leon prepare` again"
     for record in filter(Path.exists, records):
         if absent := [name for name in read_files_record(record, fix) if not record.with_name(name).exists()]:
@@ -197,12 +185,12 @@ def _list_counts(task: str, split: str, corpus: PreparedCorpus) -> dict[str, Any
     folder = corpus.path / "retrieval" / task / split
     counts, total_score, shards = np.zeros(3, np.int64), 0.0, []
     for shard in range(num_shards(corpus, task, split)):
-        record = lists_record(folder, shard)
-        names = neighbors_file(folder, shard).name, scores_file(folder, shard).name
-        neighbors, scores = open_arrays(record, names, f"delete {record} and run `cm3leon prepare` again")
+        record = neighbors.lists_record(folder, shard)
+        names = neighbors.neighbors_file(folder, shard).name, neighbors.scores_file(folder, shard).name
+        kept, scores = open_arrays(record, names, f"delete {record} and run `cm3leon prepare` again")
         shards.append(read_files_record(record, ""))
-        is_there = neighbors != NONE
-        counts += len(neighbors), (~is_there.any(axis=1)).sum(), is_there.sum()
+        is_there = kept != neighbors.NONE
+        counts += len(kept), (~is_there.any(axis=1)).sum(), is_there.sum()
         total_score += float(scores[is_there].sum(dtype=np.float64))
     found = dict(zip(("num_documents", "num_without", "num_neighbors"), counts.tolist(), strict=True))
     return found | {"mean_score": total_score / max(1, found["num_neighbors"]), "shards": shards}

@@ -22,8 +22,6 @@ from cm3leon_jax.retrieval.selection import Hits, select_neighbors
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A retrieved document."""
-
     task: str
     # Index in the training split of the task.
     document: int
@@ -64,7 +62,6 @@ class Retriever:
         return self._find(self.encoder.encode_texts(texts), count)
 
     def by_image(self, images: UInt8[np.ndarray, "n R R C"], count: int) -> list[list[Neighbor]]:
-        """Finds the same for images."""
         return self._find(self.encoder.encode_images(images), count)
 
     def _find(self, queries: Float32[np.ndarray, "n dim"], count: int) -> list[list[Neighbor]]:

@@ -69,9 +69,7 @@ def write_vectors(
     config: RetrievalConfig,
     first_process: int,
 ) -> None:
-    """Writes the missing vectors of this process's shards, in one more pass over the raw documents.
-
-    Shards go to the processes in turn, the first of them to `first_process`.
+    """Writes the missing vectors of this process's shards: in turn, the first of them is `first_process`'s.
 
     Raises:
       UserError: if the raw documents are no longer those of the token shards.

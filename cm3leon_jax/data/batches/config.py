@@ -34,8 +34,6 @@ class ObjectiveConfig(Part):
 
 @dataclass(frozen=True)
 class BatchConfig(Part):
-    """The training batch."""
-
     # Sequences over all devices, and tokens in each.
     batch_size: Annotated[PositiveInt, AFTER_IMPORT] = 2048
     sequence_length: PositiveInt = 4096

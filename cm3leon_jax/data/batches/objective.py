@@ -29,10 +29,9 @@ Span = tuple[int, int]
 def span_counts(objective: ObjectiveConfig, num_masks: int, *key: int | np.ndarray) -> Int64[np.ndarray, "..."]:
     """The number of spans for each key; array parts of the key give an array of counts."""
     most = min(objective.max_spans, num_masks)
-    if objective.span_count == "none":
-        return np.zeros(np.broadcast_shapes(*(np.shape(part) for part in key)), np.int64)
-    if objective.span_count == "fixed":
-        return np.full(np.broadcast_shapes(*(np.shape(part) for part in key)), min(int(objective.mean_spans), most))
+    if objective.span_count != "poisson":
+        count = min(int(objective.mean_spans), most) if objective.span_count == "fixed" else 0
+        return np.full(np.broadcast_shapes(*(np.shape(part) for part in key)), count)
     counts = np.arange(most)
     log_probability = counts * np.log(objective.mean_spans) - objective.mean_spans
     log_probability -= np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, most)))])

@@ -46,7 +46,7 @@ class DocumentOrder:
         return counts
 
     def block(self, index: int) -> DocumentReferences:
-        tasks, epochs, documents = [], [], []
+        parts = []
         starts, stops = self._num_consumed(index * SHUFFLE_BLOCK), self._num_consumed((index + 1) * SHUFFLE_BLOCK)
         for task, (start, stop) in enumerate(zip(starts, stops, strict=True)):
             position = np.arange(start, stop, dtype=np.int64)
@@ -54,9 +54,8 @@ class DocumentOrder:
             document = counter_random.permutation_at(
                 within, self._sizes[task], self._seed, Stream.DOCUMENT_ORDER, task, epoch
             )
-            tasks.append(np.full(len(position), task, np.int64))
-            epochs.append(epoch)
-            documents.append(document)
-        size = sum(map(len, tasks))
+            parts.append((np.full(len(position), task, np.int64), epoch, document))
+        tasks, epochs, documents = (np.concatenate(part) for part in zip(*parts, strict=True))
+        size = len(tasks)
         shuffled = counter_random.permutation_at(np.arange(size), size, self._seed, Stream.BLOCK_ORDER, index)
-        return DocumentReferences(*(np.concatenate(parts)[shuffled] for parts in (tasks, epochs, documents)))
+        return DocumentReferences(tasks[shuffled], epochs[shuffled], documents[shuffled])

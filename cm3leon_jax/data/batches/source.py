@@ -49,7 +49,6 @@ class BatchSource:
           rows: which rows of each batch are built; None: all.
           start_block: a block and the number of rows before it, as `block_at_step` gives them for a step: later rows
             are found without planning the blocks before. It changes how long a look-up takes, never its result.
-          retrieval: gives every document its neighbors; None leaves documents alone.
         """
         self.rows = range(batch.batch_size) if rows is None else rows
         self.planner = RowPlanner(corpus, vocabulary, objective, batch, split, retrieval)

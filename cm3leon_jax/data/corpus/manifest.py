@@ -30,25 +30,26 @@ class SkippedCounts(TypedDict):
     first: list[dict[str, Any]]
 
 
-class ShardRecord(TypedDict):
-    """The record of a complete shard."""
+class TokenCounts(TypedDict):
+    """What documents hold."""
 
-    num_examples: Count
     num_documents: Count
-    num_images: Count
     num_tokens: Count
     num_text_tokens: Count
     num_image_tokens: Count
+
+
+class ShardRecord(TokenCounts):
+    """The record of a complete shard."""
+
+    num_examples: Count
+    num_images: Count
     skipped: SkippedCounts
     last: bool
     files: ShardFiles
 
 
-class SplitEntry(TypedDict):
-    num_documents: Count
-    num_tokens: Count
-    num_text_tokens: Count
-    num_image_tokens: Count
+class SplitEntry(TokenCounts):
     num_shards: _NumShards
     shards: list[ShardFiles]
     skipped: SkippedCounts
@@ -59,15 +60,15 @@ class TaskEntry(TypedDict):
     splits: Annotated[dict[Name, SplitEntry], Field(min_length=1)]
 
 
-class VocabularyEntry(TypedDict):
+class Fingerprint(TypedDict):
     fingerprint: str
+
+
+class VocabularyEntry(Fingerprint):
     size: PositiveCount
 
 
-class ImageTokenizerEntry(TypedDict):
-    """What made the image codes."""
-
-    fingerprint: str
+class ImageTokenizerEntry(Fingerprint):
     image_length: PositiveCount
 
 
@@ -81,10 +82,6 @@ class Manifest(TypedDict):
     vocabulary: VocabularyEntry
     image_tokenizer: ImageTokenizerEntry
     tasks: Annotated[dict[Name, TaskEntry], Field(min_length=1)]
-
-
-class Fingerprint(TypedDict):
-    fingerprint: str
 
 
 class OfVocabulary(TypedDict):

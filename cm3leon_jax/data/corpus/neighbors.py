@@ -122,7 +122,6 @@ class DatastoreDocuments:
         return self._splits[task].stored(number)
 
     def document(self, index: int) -> Int32[np.ndarray, "n"]:
-        """The tokens of one document."""
         return self.stored(index).astype(np.int32)
 
 

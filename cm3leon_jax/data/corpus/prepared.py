@@ -109,7 +109,6 @@ class TaskSplit:
         return tokens
 
     def document(self, index: int) -> Int32[np.ndarray, "n"]:
-        """The tokens of one document."""
         return self.stored(index).astype(np.int32)
 
 
@@ -142,7 +141,6 @@ class PreparedCorpus:
 
     @property
     def image_length(self) -> int:
-        """Image codes of one image."""
         return self.manifest["image_tokenizer"]["image_length"]
 
     def rates(self) -> dict[str, float]:

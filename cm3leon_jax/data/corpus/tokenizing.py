@@ -1,8 +1,7 @@
 """Turns a seqio mixture into a prepared corpus: token shards, offsets and a manifest (see prepared.py).
 
 A shard is a fixed range of examples, so its files are the same whoever writes them: several processes take turns, and
-started again, by as many processes or by others, an interrupted run writes the shards that are missing. Documents that
-cannot be read are skipped, counted, and listed in manifest.json.
+an interrupted run, started again, writes what is missing. Documents that cannot be read are counted in manifest.json.
 """
 
 from __future__ import annotations

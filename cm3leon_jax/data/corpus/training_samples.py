@@ -65,9 +65,6 @@ def load_image_sample(
     """The first `count` different images of the mixture's training split, memory-mapped; 0: all.
 
     They are taken on the first call, in a process of their own, so that TensorFlow never enters the caller's.
-
-    Raises:
-      UserError: if the mixture cannot be read or holds no images.
     """
     spec = SampleSpec(corpus.mixture, corpus.train_split, count, resolution, channels, with_texts=False)
     _take_if_needed(corpus, folder, spec)

@@ -1,8 +1,7 @@
 """The parts of a seqio Task of documents: its features, its preprocessor, and kinds of data sources.
 
-Where a task's data follow from more than its name, its data source is a `TracedSource` and says from what: this is
-recorded in the corpus manifest, and a corpus that was begun with another is refused. A `SlicedSource` reads any range
-of its examples alone, which spares each of several processes the examples of the others.
+Where a task's data follow from more than its name, its data source is a `TracedSource` and says from what, so that a
+corpus that was begun with another is refused. Each of several processes reads its part alone of a `SlicedSource`.
 """
 
 from __future__ import annotations

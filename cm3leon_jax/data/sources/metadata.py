@@ -5,6 +5,7 @@ Each line names an image, from the file's own folder on, and its caption or capt
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Sequence
@@ -129,15 +130,10 @@ def _read_parquet(file: Path, config: FolderConfig) -> Iterator[MetadataLine | B
 
 def _texts(column: Any, pyarrow: Any) -> Iterator[Any]:
     """A column's strings, or lists of strings; bytes that are not UTF-8 stay recognizable."""
-    kind = column.type
-    if pyarrow.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
-        column = column.cast(pyarrow.large_binary())
-    elif pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
-        value = kind.value_type
-        if pyarrow.types.is_string(value) or pyarrow.types.is_large_string(value):
-            column = column.cast(pyarrow.large_list(pyarrow.large_binary()))
+    for kind in (pyarrow.large_binary(), pyarrow.large_list(pyarrow.large_binary())):
+        with contextlib.suppress(pyarrow.ArrowNotImplementedError):
+            column = column.cast(kind)
+            break
     return (_decoded(value) for value in column.to_pylist())
 
 

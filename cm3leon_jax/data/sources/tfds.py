@@ -53,7 +53,6 @@ def add_tfds_task(
       data_dir: where TFDS keeps its data; None is its default folder.
       splits: TFDS splits by split name, such as {"train": "train[:99%]", "validation": "train[99%:]"}; by default
         "train", and as "validation" the first of "validation", "test", the last hundredth of "train".
-      image_first: whether the image precedes the caption.
 
     Raises:
       UserError: if there is no such builder or feature, or the data set cannot be downloaded.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from cm3leon_jax.config_part import one_of
 from cm3leon_jax.evaluation.sets.base import Item, chosen, field_of, read_json
-from cm3leon_jax.ranges import NonNegativeInt
+from cm3leon_jax.ranges import NonNegativeInt, OneOf
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,10 @@ class CocoCaptions:
 
     annotations: str
     images: str
-    # text_to_image or caption.
-    task: str = "text_to_image"
+    task: Annotated[str, OneOf("text_to_image", "caption")] = "text_to_image"
     # A file of the ids to measure, one per line; or how many to sample (30,000 of val2014 are COCO-30k).
     ids: str = ""
     count: NonNegativeInt = 0
-
-    def __post_init__(self) -> None:
-        one_of("evaluate.sets", self, "task", "text_to_image", "caption")
 
     @property
     def files(self) -> list[str]:
@@ -60,12 +56,9 @@ class Karpathy:
     file: str
     images: str
     split: str = "test"
-    task: str = "caption"
+    task: Annotated[str, OneOf("text_to_image", "caption")] = "caption"
     ids: str = ""
     count: NonNegativeInt = 0
-
-    def __post_init__(self) -> None:
-        one_of("evaluate.sets", self, "task", "text_to_image", "caption")
 
     @property
     def files(self) -> list[str]:
