@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,6 +28,10 @@ class Estimate:
     high: float
     n: int
 
+    def map(self, function: Callable[[float], float]) -> Estimate:
+        """The estimate of an increasing function of the value, such as the perplexity of a loss."""
+        return Estimate(function(self.value), function(self.low), function(self.high), self.n)
+
 
 def mean(values: Sequence[float] | Float[np.ndarray, "n"], groups: Sequence[object] | None = None) -> Estimate:
     """The mean of one value per item.
@@ -44,18 +48,22 @@ def mean(values: Sequence[float] | Float[np.ndarray, "n"], groups: Sequence[obje
     if not len(values) or np.isnan(values).any():
         raise ValueError(f"a mean needs values, and of these {len(values)} are {int(np.isnan(values).sum())} NaN")
     if groups is None:
-        sums, counts = values, np.ones(len(values))
-    else:
-        numbers: dict[object, int] = {}
-        of_item = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
-        sums, counts = np.bincount(of_item, values), np.bincount(of_item).astype(np.float64)
+        return ratio(values, np.ones(len(values)))
+    numbers: dict[object, int] = {}
+    of_item = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+    estimate = ratio(np.bincount(of_item, values), np.bincount(of_item).astype(np.float64))
+    return replace(estimate, n=len(values))
 
-    def statistic(chosen: Int[np.ndarray, "... g"], axis: int = -1) -> Float[np.ndarray, "..."]:
+
+def ratio(sums: Float[np.ndarray, "n"], counts: Float[np.ndarray, "n"]) -> Estimate:
+    """The ratio of two sums over items, such as the loss per token of documents of different lengths."""
+    value = float(sums.sum() / counts.sum())
+
+    def statistic(chosen: Int[np.ndarray, "... n"], axis: int = -1) -> Float[np.ndarray, "..."]:
         return sums[chosen].sum(axis) / counts[chosen].sum(axis)
 
-    value = float(values.mean())
     low, high = _interval(statistic, len(sums), _NUM_RESAMPLES, vectorized=True) if len(sums) > 1 else (value, value)
-    return Estimate(value, low, high, len(values))
+    return Estimate(value, low, high, len(sums))
 
 
 def bootstrap(

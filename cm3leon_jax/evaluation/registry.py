@@ -6,6 +6,7 @@ from cm3leon_jax.registry import Registry
 METRICS = Registry(
     "the type in config.evaluate.metrics",
     {
+        "likelihood": "cm3leon_jax.evaluation.likelihood:Likelihood",
         "loss": "cm3leon_jax.evaluation.loss:EvalLoss",
         "fid": "cm3leon_jax.evaluation.fid:FrechetInceptionDistance",
         "encoder_distance": "cm3leon_jax.evaluation.encoder_distance:EncoderDistance",
