@@ -74,7 +74,7 @@ def test_from_raw_documents_to_a_report(run, capsys):
     assert (workdir / "inspect.html").stat().st_size > 1000
 
     # Trained in one go, and with a stop after the second checkpoint, in another place.
-    run("train")
+    run("train", "--config.train.metrics_every=8")
     shared = [f"--config.{part}.path={workdir / part}" for part in ("corpus", "vocabulary", "image_tokenizer")]
     with pytest.MonkeyPatch.context() as patch:
         import cm3leon_jax.training.transformer as transformer
@@ -86,7 +86,7 @@ def test_from_raw_documents_to_a_report(run, capsys):
                 yield source[step]
 
         patch.setattr(transformer, "iterate", stops_at_9)
-        arguments = ["train", *shared]
+        arguments = ["train", "--config.train.metrics_every=8", *shared]
         with pytest.raises(AssertionError, match="ended with 75"):
             run(*arguments, workdir="interrupted")
     interrupted = run(*arguments, workdir="interrupted")
@@ -98,6 +98,7 @@ def test_from_raw_documents_to_a_report(run, capsys):
         {k: v for k, v in line.items() if k not in timing} for line in lines
     ]
     assert [line["step"] for line in lines if "learning_rate" in line] == list(range(1, 13))
+    assert [line["step"] for line in lines if "caption_accuracy" in line] == [8, 12]
     assert lines[0]["loss"] == pytest.approx(np.log(384), rel=0.01)
     assert {path.name for path in (workdir / "samples").iterdir()} == {"step_00000006.png", "step_00000012.png"}
 
@@ -161,9 +162,17 @@ def test_with_neighbors_from_raw_documents_to_a_report(run, capsys):
     out = capsys.readouterr().out
     assert "neighbors per document" in out and "by image, " in out
     assert "retrieval: 1 neighbor before each document" in out
-    run("evaluate", *RETRIEVING, workdir="retrieving")
+    metric = "--config.evaluate.metrics.likelihood.contexts=none,top_1,all,random"
+    tiny = workdir.parent / "configs" / "tiny.py"
+    tiny.write_text(tiny.read_text().replace("metrics=dict(", 'metrics=dict(likelihood=dict(type="likelihood"),'))
+    run("evaluate", *RETRIEVING, metric, workdir="retrieving")
     numbers = json.loads((workdir / "evaluation.json").read_text())
     assert np.isfinite(numbers["eval_loss_image"])
+    # All that was found by text is one neighbor or more, and what comes before is no part of what is scored.
+    losses = [numbers[f"likelihood_loss_image{context}"] for context in ("", "_top_1", "_all", "_random")]
+    assert len({numbers[f"likelihood_loss_image{context}_n"] for context in ("", "_top_1", "_all", "_random")}) == 1
+    assert losses[1] != losses[0] and all(0 < loss < np.log(400) for loss in losses)
+    assert numbers["likelihood_perplexity_image_top_1"] == pytest.approx(np.exp(losses[1]))
     run("generate", *RETRIEVING, "--prompt=the digit one", "--retrieve=1", workdir="retrieving")
     (answer,) = (json.loads(line) for line in (workdir / "generations" / "generations.jsonl").read_text().splitlines())
     (found,) = answer["retrieved"]

@@ -34,7 +34,7 @@ CONTEXTS = ("none", "top_1", "all", "random")
 _QUARTERS = 4
 _SEED = 0
 
-Tokens = Int[np.ndarray, "n"]
+Tokens = Int[np.ndarray, "_"]
 # (documents before, document) of each row.
 Rows = Sequence[tuple[list[Tokens], Tokens]]
 
@@ -77,7 +77,7 @@ class Likelihood:
 
 
 def by_modality(
-    losses: Sequence[Float[np.ndarray, "n"]], documents: Sequence[Tokens], vocabulary: Vocabulary
+    losses: Sequence[Float[np.ndarray, "_"]], documents: Sequence[Tokens], vocabulary: Vocabulary
 ) -> dict[str, Estimate]:
     """Nats per token of texts, of images, and of each quarter of the images' codes in raster order.
 
@@ -86,12 +86,12 @@ def by_modality(
     """
     parts: dict[str, list[tuple[float, float]]] = {}
 
-    def add(name: str, values: Float[np.ndarray, "k"]) -> None:
+    def add(name: str, values: Float[np.ndarray, "_"]) -> None:
         if len(values):
             parts.setdefault(name, []).append((float(values.sum()), float(len(values))))
 
     for document, of_document in zip(documents, losses, strict=True):
-        is_image: Bool[np.ndarray, "n"] = np.append(np.asarray(vocabulary.is_image(document)), False)
+        is_image: Bool[np.ndarray, "_"] = np.append(np.asarray(vocabulary.is_image(document)), False)
         add("loss_text", of_document[~is_image])
         add("loss_image", of_document[is_image])
         # 1 + the position of the token that follows an index, which is the document's at that index.
@@ -103,14 +103,14 @@ def by_modality(
     return {name: ratio(*np.array(sums).T) for name, sums in parts.items()}
 
 
-def make_token_losses(evaluation: EvaluationContext, batch_size: int) -> Callable[[Rows], list[Float[np.ndarray, "n"]]]:
+def make_token_losses(evaluation: EvaluationContext, batch_size: int) -> Callable[[Rows], list[Float[np.ndarray, "_"]]]:
     """A function of rows: -log p of each token of their documents and of the end, in nats; all processes call it."""
     model, config = evaluation.model, evaluation.config
     length = config.batch.sequence_length
     compiled = _compiled(model, evaluation)
 
-    def token_losses(rows: Rows) -> list[Float[np.ndarray, "n"]]:
-        found: list[Float[np.ndarray, "n"]] = []
+    def token_losses(rows: Rows) -> list[Float[np.ndarray, "_"]]:
+        found: list[Float[np.ndarray, "_"]] = []
         for start in range(0, len(rows), batch_size):
             chunk = rows[start : start + batch_size]
             batch, spans = batch_of(chunk, batch_size, length, model.vocabulary)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.cli import main
+from cm3leon_jax.evaluation.gallery import GALLERY, read_gallery
 from cm3leon_jax.images import encode_png
 from cm3leon_jax.progress import read_step_log
 from examples.digits import images as digits
@@ -35,7 +36,8 @@ def test_two_processes_sample_and_measure_what_one_does(tmp_path):
         4,
     ]
 
-    # Sampled by contrast and by guidance in turn.
+    # Sampled by contrast and by guidance in turn; and requests of an evaluation set of every task.
+    arguments[0] = f"--config={with_sets(tmp_path, images)}"
     arguments.append("--config.sampling.method=mixed")
     said = launched.run(["evaluate", *arguments], processes=2, devices=4)
     numbers, page = evaluated(workdir)
@@ -45,10 +47,51 @@ def test_two_processes_sample_and_measure_what_one_does(tmp_path):
     alone, page_alone = evaluated(workdir)
     assert numbers.keys() == alone.keys()
     for name, value in alone.items():
-        assert numbers[name] == pytest.approx(value, rel=1e-5), name
+        assert numbers[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5)), name
+    assert alone["asked_caption_length_n"] == 2
     # Its images and captions are the same; so are the rounded numbers.
     assert page == page_alone
     assert np.isfinite(alone["eval_loss"])
+    assert alone["likelihood_loss_image_n"] > 1
+    shown = [entry for entry, _ in read_gallery(workdir / GALLERY)]
+    assert [entry["set"] for entry in shown] == ["", "", "asked", "asked"]
+    assert alone["asked_sha256"] == numbers["asked_sha256"] != ""
+
+
+def with_sets(folder: Path, images: Path) -> Path:
+    """The config with an evaluation set and a metric that takes it, of a module of its own."""
+    (folder / "asked.jsonl").write_text(
+        f'{{"task": "caption", "image": "{images}/000.png", "references": ["the digit zero"]}}\n'
+        f'{{"task": "caption", "image": "{images}/001.png", "references": ["the digit one", "one"]}}\n'
+    )
+    (folder / "length_of_captions.py").write_text(LENGTH)
+    config = (folder / "tiny.py").read_text()
+    sets = f'sets=dict(asked=dict(type="prompts", file="{folder}/asked.jsonl")), metrics=dict('
+    likelihood = 'likelihood=dict(type="likelihood", batch_size=4, num_documents=9), '
+    config = config.replace("metrics=dict(", f'{sets}{likelihood}lengths=dict(type="lengths", set="asked"), ')
+    file = folder / "with_sets.py"
+    file.write_text(config.replace('"examples.digits.metric",', '"examples.digits.metric", "length_of_captions",'))
+    return file
+
+
+LENGTH = """
+from dataclasses import dataclass
+
+from cm3leon_jax.evaluation import estimates
+from cm3leon_jax.evaluation.registry import METRICS
+
+METRICS.add("lengths", "length_of_captions:Lengths")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    set: str = ""
+
+    def __call__(self, evaluation):
+        texts = evaluation.captioned(self.set)
+        assert texts.references[1] == ("the digit one", "one")
+        return {"caption_length": estimates.mean([len(text) for text in texts.predictions])}
+"""
 
 
 def evaluated(workdir: Path) -> tuple[dict[str, float], str]:
