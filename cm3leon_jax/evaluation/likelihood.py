@@ -94,8 +94,8 @@ def by_modality(
         is_image: Bool[np.ndarray, "_"] = np.append(np.asarray(vocabulary.is_image(document)), False)
         add("loss_text", of_document[~is_image])
         add("loss_image", of_document[is_image])
-        # 1 + the position of the token that follows an index, which is the document's at that index.
-        position = positions_in_image(np.concatenate([[vocabulary.end], document, [vocabulary.end]]), vocabulary)[:-1]
+        # Of a code, from 1: `positions_in_image` has 1 + the position of what follows it.
+        position = positions_in_image(np.append(document, vocabulary.end), vocabulary) - 1
         length = position.max()
         for quarter in range(_QUARTERS):
             first, last = quarter * length // _QUARTERS, (quarter + 1) * length // _QUARTERS
