@@ -13,6 +13,10 @@ METRICS = Registry(
         "clip_score": "cm3leon_jax.evaluation.clip_score:ClipScore",
         "copies": "cm3leon_jax.evaluation.copies:Copies",
         "reconstruction": "cm3leon_jax.evaluation.reconstruction:Reconstruction",
+        "captions": "cm3leon_jax.evaluation.captions:Captions",
+        "answers": "cm3leon_jax.evaluation.answers:Answers",
+        "objects": "cm3leon_jax.evaluation.objects:Objects",
+        "edits": "cm3leon_jax.evaluation.image_edits:ImageEdits",
     },
 )
 
@@ -28,3 +32,9 @@ SETS = Registry(
         "geneval": "cm3leon_jax.evaluation.sets.geneval:GenEval",
     },
 )
+
+# What finds the objects of an `objects` metric: `detections.Detector`.
+DETECTORS = Registry("the detector of an objects metric", {})
+
+# What says which color they have: `color_judge.ColorJudge`.
+COLOR_JUDGES = Registry("colors of an objects metric", {"encoder": "cm3leon_jax.evaluation.color_judge:EncoderColors"})
