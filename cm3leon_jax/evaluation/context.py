@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 # Prompts taken from the held-out texts, where the config has none.
 _DEFAULT_PROMPTS = 8
 
+# Most lines about the progress of a stage.
+_LINES = 20
+
 # Called with the number of further samples that are done.
 Advance = Callable[[int], None]
 
@@ -224,8 +227,8 @@ class EvaluationContext:
 
 
 @contextlib.contextmanager
-def stage(what: str, total: int = 0) -> Iterator[Advance]:
-    """Logs what begins and how long it took, and shows progress where the total is known."""
+def stage(what: str, total: int = 0, done_word: str = "sampled") -> Iterator[Advance]:
+    """Logs what begins and how long it took, and shows progress where the total is known: as lines, about twenty."""
     has_bar = total > 0 and sys.stderr.isatty()
     if not has_bar:
         log.info(f"{what} ...")
@@ -237,8 +240,8 @@ def stage(what: str, total: int = 0) -> Iterator[Advance]:
         done += number
         for _ in range(number):
             progress.advance()
-        if not has_bar and done < total:
-            progress.say(done, "sampled")
+        if not has_bar and done < total and done * _LINES // total > (done - number) * _LINES // total:
+            progress.say(done, done_word)
 
     if not has_bar:
         progress.close()

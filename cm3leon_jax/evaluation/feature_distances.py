@@ -48,7 +48,10 @@ def compare(
     if not isinstance(reference, Moments):
         counts.append(len(reference))
     if min(counts) < 2:
-        raise UserError(f"a distance between sets of images needs two images in each, and there is {min(counts)}")
+        raise UserError(
+            f"a distance between sets of images needs two images in each, and there is {min(counts)}: ask for more "
+            "prompts (config.evaluate.prompts or num_documents, or the set's), or give the metric a reference"
+        )
     best = features[ranks == 0]
     values = {"frechet": frechet_distance(reference, best)}
     if (worst := int(ranks.max())) > 0:

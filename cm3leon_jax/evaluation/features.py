@@ -58,7 +58,7 @@ def in_batches(
       UserError: if a row is not finite.
     """
     found: list[np.ndarray] = []
-    with stage(f"{what} of {len(images):,} images", len(images)) as advance:
+    with stage(f"{what} of {len(images):,} images", len(images), "done") as advance:
         for start in range(0, len(images), batch_size):
             batch = [prepare(image) for image in images[start : start + batch_size]]
             filled = np.stack(batch + batch[-1:] * (batch_size - len(batch)))
