@@ -6,17 +6,17 @@ from cm3leon_jax.registry import Registry
 METRICS = Registry(
     "the type in config.evaluate.metrics",
     {
-        "likelihood": "cm3leon_jax.evaluation.likelihood:Likelihood",
         "loss": "cm3leon_jax.evaluation.loss:EvalLoss",
+        "likelihood": "cm3leon_jax.evaluation.likelihood:Likelihood",
         "fid": "cm3leon_jax.evaluation.fid:FrechetInceptionDistance",
         "encoder_distance": "cm3leon_jax.evaluation.encoder_distance:EncoderDistance",
         "clip_score": "cm3leon_jax.evaluation.clip_score:ClipScore",
         "copies": "cm3leon_jax.evaluation.copies:Copies",
-        "reconstruction": "cm3leon_jax.evaluation.reconstruction:Reconstruction",
+        "objects": "cm3leon_jax.evaluation.objects:Objects",
         "captions": "cm3leon_jax.evaluation.captions:Captions",
         "answers": "cm3leon_jax.evaluation.answers:Answers",
-        "objects": "cm3leon_jax.evaluation.objects:Objects",
         "edits": "cm3leon_jax.evaluation.image_edits:ImageEdits",
+        "reconstruction": "cm3leon_jax.evaluation.reconstruction:Reconstruction",
     },
 )
 
@@ -24,12 +24,12 @@ METRICS = Registry(
 SETS = Registry(
     "the type in config.evaluate.sets",
     {
-        "prompts": "cm3leon_jax.evaluation.sets.prompts_file:PromptsFile",
         "coco_captions": "cm3leon_jax.evaluation.sets.coco:CocoCaptions",
         "karpathy": "cm3leon_jax.evaluation.sets.coco:Karpathy",
         "vqav2": "cm3leon_jax.evaluation.sets.vqa:VqaV2",
         "magicbrush": "cm3leon_jax.evaluation.sets.magicbrush:MagicBrush",
         "geneval": "cm3leon_jax.evaluation.sets.geneval:GenEval",
+        "prompts": "cm3leon_jax.evaluation.sets.prompts_file:PromptsFile",
     },
 )
 
