@@ -238,8 +238,7 @@ def stage(what: str, total: int = 0, done_word: str = "sampled") -> Iterator[Adv
     def advance(number: int) -> None:
         nonlocal done
         done += number
-        for _ in range(number):
-            progress.advance()
+        progress.advance(number)
         if not has_bar and done < total and done * _LINES // total > (done - number) * _LINES // total:
             progress.say(done, done_word)
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Float32
 
+from cm3leon_jax.distributed import all_processes
 from cm3leon_jax.encoders.base import Encoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.context import stage
@@ -54,17 +56,40 @@ def in_batches(
 ) -> Float32[np.ndarray, "n F"]:
     """Rows of `function` of batches of prepared images, the last one filled up: one shape, so compiled once.
 
+    The processes of a run share the batches out, and all of them get all rows.
+
     Raises:
-      UserError: if a row is not finite.
+      UserError: on every process, if an image cannot be read or a row is not finite.
     """
-    found: list[np.ndarray] = []
+    starts = range(0, len(images), batch_size)
+    # At least one, so that every process knows the width of a row.
+    own = starts[jax.process_index() :: jax.process_count()] or starts[:1]
+    found, error = [], ""
     with stage(f"{what} of {len(images):,} images", len(images), "done") as advance:
-        for start in range(0, len(images), batch_size):
-            batch = [prepare(image) for image in images[start : start + batch_size]]
+        for start in own:
+            try:
+                batch = [prepare(image) for image in images[start : start + batch_size]]
+            except UserError as unreadable:
+                error = str(unreadable)
+                break
             filled = np.stack(batch + batch[-1:] * (batch_size - len(batch)))
-            found.append(np.asarray(function(filled), np.float32)[: len(batch)])
-            if not np.isfinite(found[-1]).all():
-                row = start + int(np.flatnonzero(~np.isfinite(found[-1]).all(axis=1))[0])
-                raise UserError(f"{what}: the vector of image {row} is not finite: check the file of the weights")
-            advance(len(batch))
-    return np.concatenate(found)
+            found.append(np.asarray(function(filled), np.float32))
+            advance(min(len(batch) * jax.process_count(), len(images) - start))
+    if not all_processes(not error):
+        raise UserError(error or f"{what}: another process of the run cannot read an image: see what it says")
+    rows = _gathered(np.stack(found), len(starts)).reshape(-1, found[0].shape[1])[: len(images)]
+    if not (is_finite := np.isfinite(rows).all(axis=1)).all():
+        row = int(np.flatnonzero(~is_finite)[0])
+        raise UserError(f"{what}: the vector of image {row} is not finite: check the file of the weights")
+    return rows
+
+
+def _gathered(own: Float32[np.ndarray, "b B F"], num_batches: int) -> Float32[np.ndarray, "N B F"]:
+    """All batches in order, of which each process has its share."""
+    if (count := jax.process_count()) == 1:
+        return own
+    padded = np.zeros((-(-num_batches // count), *own.shape[1:]), np.float32)
+    padded[: len(own)] = own[: len(padded)]
+    # [process, batch of the process, B, F]
+    everyone = np.asarray(multihost_utils.process_allgather(padded))
+    return everyone.swapaxes(0, 1).reshape(-1, *own.shape[1:])[:num_batches]

@@ -33,7 +33,9 @@ class CodedImages:
         return len(self.codes)
 
     def __getitem__(self, index: slice) -> UInt8[np.ndarray, "n R R C"]:
-        return self._image_tokenizer.decode(self.codes[index])
+        codes = self.codes[index]
+        # A power of two, to which the codes are padded: few shapes, since the decoder is compiled for each.
+        return self._image_tokenizer.decode(codes, 1 << max(0, len(codes) - 1).bit_length())
 
 
 class ImageFiles:

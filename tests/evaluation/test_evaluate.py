@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.cli import main
+from cm3leon_jax.documents import Document, TextSegment
+from cm3leon_jax.encoders.tfidf import fit_documents
 from cm3leon_jax.evaluation.gallery import GALLERY, read_gallery
 from cm3leon_jax.images import encode_png
 from cm3leon_jax.progress import read_step_log
@@ -52,7 +54,8 @@ def test_two_processes_sample_and_measure_what_one_does(tmp_path):
     # Its images and captions are the same; so are the rounded numbers.
     assert page == page_alone
     assert np.isfinite(alone["eval_loss"])
-    assert alone["likelihood_loss_image_n"] > 1
+    assert alone["likelihood_loss_image_n"] == 1
+    assert {"encoder_frechet", "encoder_cmmd", "near_copies", "captions_cider"} <= alone.keys()
     shown = [entry for entry, _ in read_gallery(workdir / GALLERY)]
     assert [entry["set"] for entry in shown] == ["", "", "asked", "asked"]
     assert alone["asked_sha256"] == numbers["asked_sha256"] != ""
@@ -67,7 +70,12 @@ def with_sets(folder: Path, images: Path) -> Path:
     (folder / "length_of_captions.py").write_text(LENGTH)
     config = (folder / "tiny.py").read_text()
     sets = f'sets=dict(asked=dict(type="prompts", file="{folder}/asked.jsonl")), metrics=dict('
-    likelihood = 'likelihood=dict(type="likelihood", batch_size=4, num_documents=9), '
+    likelihood = (
+        'likelihood=dict(type="likelihood", batch_size=4, num_documents=9), captions=dict(type="captions"), '
+        f'near=dict(type="encoder_distance", encoder="{folder}/encoder", reference="{images}", batch_size=2), '
+        f'copies=dict(type="copies", encoder="{folder}/encoder", batch_size=3), '
+    )
+    fit_documents([Document((TextSegment("the digit one"),))], 256, 8, 8).save(folder / "encoder")
     config = config.replace("metrics=dict(", f'{sets}{likelihood}lengths=dict(type="lengths", set="asked"), ')
     file = folder / "with_sets.py"
     file.write_text(config.replace('"examples.digits.metric",', '"examples.digits.metric", "length_of_captions",'))
