@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from cm3leon_jax.config_part import require
 from cm3leon_jax.evaluation.detections import Detection
 from cm3leon_jax.evaluation.object_scores import MIN_SCORE, MIN_SCORE_COUNTING, iou
 from cm3leon_jax.paths import LocalPath
@@ -44,16 +45,23 @@ class CocoDetector:
 
     # The folder of centernet.json and centernet.bin.
     model: LocalPath
-    # From which score of the network a detection is one that GenEval's rules see, and one that they count. They were
-    # made for a detector that is surer; scores are mapped so that their thresholds are at these.
-    object_score: float = MIN_SCORE
-    counting_score: float = MIN_SCORE_COUNTING
+    # From which score of the network on a detection is an object, and one that is counted: GenEval's thresholds are for
+    # a detector that is surer, so scores are mapped so that the thresholds are here (examples/judges/README.md).
+    object_score: float = 0.3
+    counting_score: float = 0.3
     # Whether classes are called as in GenEval's prompts: "computer mouse" where COCO says "mouse".
     geneval_names: bool = True
 
+    def __post_init__(self) -> None:
+        require(
+            0 < self.object_score <= self.counting_score < 1,
+            f"the detector coco has object_score {self.object_score}, counting_score {self.counting_score}: give two "
+            "numbers between 0 and 1, the second not the smaller",
+        )
+
     @cached_property
     def _network(self) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-        return load_graph_model(Path(self.model) / "centernet.json")
+        return load_graph_model(Path(self.model) / "centernet.json", [_INPUT], [_OUTPUT])
 
     def __call__(self, images: UInt8[np.ndarray, "n R R C"]) -> list[list[Detection]]:
         return [self._of_image(image) for image in images]
@@ -86,7 +94,7 @@ def decode(rows: Float32[np.ndarray, "n 6"], side: int, names: Sequence[str]) ->
     """
     found: list[Detection] = []
     for left, top, right, bottom, score, number in rows[np.argsort(-rows[:, 4], kind="stable")].tolist():
-        if score < _NOISE:
+        if not score >= _NOISE:
             break
         bounds = np.clip([left, top, right, bottom], 0, _SIDE) * (side / _SIDE)
         each = Detection(names[int(number)], tuple(bounds.tolist()), score)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,18 @@ _ACTIVATIONS = ("Relu", "Relu6", "Elu", "Sigmoid", "Tanh")
 Node = Mapping[str, Any]
 
 
-def load_graph_model(file: str | Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+def load_graph_model(
+    file: str | Path, inputs: Sequence[str], outputs: Sequence[str]
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
     """Loads a graph model: a .json file with the graph, beside files of its weights.
 
+    Args:
+      file: the .json file.
+      inputs: names of all nodes that are given.
+      outputs: names of nodes to compute.
+
     Returns:
-      A function of the model's inputs by name, which returns its outputs by name.
+      A function of the inputs by name, which returns the outputs by name.
 
     Raises:
       UserError: if TensorFlow is not installed, or the model is not there, damaged, or uses what is not known here.
@@ -43,8 +50,6 @@ def load_graph_model(file: str | Path) -> Callable[[Mapping[str, np.ndarray]], d
         model = json.loads(file.read_text(encoding="utf-8"))
         weights = dict(_weights(model["weightsManifest"], file.parent))
         nodes = [part for node in model["modelTopology"]["node"] for part in split_fused(node)]
-        signature = model["signature"]
-        inputs, outputs = ([each["name"] for each in signature[side].values()] for side in ("inputs", "outputs"))
         graph = graph_pb2.GraphDef()
         for node in nodes:
             attributes = {name: value for name, value in node.get("attr", {}).items() if name != "value"}
@@ -52,7 +57,7 @@ def load_graph_model(file: str | Path) -> Callable[[Mapping[str, np.ndarray]], d
             if node["op"] == "Const":
                 parsed.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(weights[node["name"]]))
         whole = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
-        function = whole.prune([_tensor(name) for name in inputs], [_tensor(name) for name in outputs])
+        function = whole.prune([f"{name}:0" for name in inputs], [f"{name}:0" for name in outputs])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, json_format.ParseError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -106,10 +111,6 @@ def _weights(manifest: list[Mapping[str, Any]], folder: Path) -> Iterator[tuple[
             yield weight["name"], values.astype(weight["dtype"]).reshape(weight["shape"])
         if offset != len(content):
             raise ValueError(f"{len(content) - offset} bytes of {', '.join(group['paths'])} belong to no weight")
-
-
-def _tensor(name: str) -> str:
-    return name if ":" in name else f"{name}:0"
 
 
 def _import_tensorflow() -> Any:

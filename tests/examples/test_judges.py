@@ -61,13 +61,12 @@ class GraphModel:
         self.node(name, "Const", dtype=kind, value={"tensor": {"dtype": kind["type"], "tensorShape": {}}})
         return found
 
-    def write(self, folder, inputs, outputs, name="model"):
+    def write(self, folder, name="model"):
         half = len(self.content) // 2
         (folder / "a.bin").write_bytes(self.content[:half])
         (folder / "b.bin").write_bytes(self.content[half:])
         model = {
             "format": "graph-model",
-            "signature": {"inputs": {k: {"name": k} for k in inputs}, "outputs": {k: {"name": k} for k in outputs}},
             "modelTopology": {"node": self.nodes},
             "weightsManifest": [{"paths": ["a.bin", "b.bin"], "weights": self.weights}],
         }
@@ -114,12 +113,12 @@ def network(folder):
         b = np.einsum("xycij,ijc->xyc", windows(a[None]), each[..., 0]) + zero
         return {"b": b[None], "y": 1 / (1 + np.exp(-(b.reshape(1, 12) @ matrix + shift)))}
 
-    return graph.write(folder, ["x"], ["y", "b"]), expected
+    return graph.write(folder), expected
 
 
 def test_a_graph_model_computes_what_numpy_computes(tmp_path):
     file, expected = network(tmp_path)
-    run = load_graph_model(file)
+    run = load_graph_model(file, ["x"], ["y", "b"])
     for _ in range(2):
         x = RNG.normal(size=(1, 4, 4, 2)).astype(np.float32)
         found = run({"x": x})
@@ -144,6 +143,10 @@ def of_another_kind(folder, file):
     file.write_text(json.dumps({"format": "layers-model"}))
 
 
+def of_other_names(folder, file):
+    file.write_text(file.read_text().replace('"x"', '"z"'))
+
+
 def of_unknown_operations(folder, file):
     file.write_text(file.read_text().replace(text("Sigmoid"), text("Prelu")))
 
@@ -154,6 +157,7 @@ def of_unknown_operations(folder, file):
         (cut, "ValueError: buffer is smaller than requested"),
         (lengthened, "4 bytes of a.bin, b.bin belong to no weight"),
         (without_weights, "FileNotFoundError"),
+        (of_other_names, "'x:0' refers to a Tensor which does not exist"),
         (of_another_kind, "KeyError: 'weightsManifest'"),
         (of_unknown_operations, "_FusedMatMul fused with Prelu is not known here"),
     ],
@@ -162,7 +166,7 @@ def test_a_damaged_graph_model_is_one_line(damage, message, tmp_path):
     file, _ = network(tmp_path)
     damage(tmp_path, file)
     with pytest.raises(UserError) as error:
-        load_graph_model(file)
+        load_graph_model(file, ["x"], ["y"])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -170,7 +174,7 @@ def test_a_damaged_graph_model_is_one_line(damage, message, tmp_path):
 def test_tensorflow_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(UserError, match=r"a graph model needs TensorFlow .*: pip install 'cm3leon_jax\[data\]'$"):
-        load_graph_model(tmp_path / "model.json")
+        load_graph_model(tmp_path / "model.json", ["x"], ["y"])
 
 
 def test_candidates_become_detections_in_pixels_of_the_image():
@@ -203,7 +207,7 @@ def brightness_detector(folder):
     graph.node("wide", "AddV2", "scaled", "row", T=FLOAT)
     graph.weight("shape", np.array([1, 1, 6], np.int32))
     graph.node("tower_0/detections", "Reshape", "wide", "shape", T=FLOAT, Tshape={"type": "DT_INT32"})
-    graph.write(folder, ["tower_0/images"], ["tower_0/detections"], "centernet")
+    graph.write(folder, "centernet")
     return str(folder)
 
 
@@ -212,16 +216,30 @@ def test_the_detector_resizes_images_and_names_objects(channels, tmp_path):
     folder = brightness_detector(tmp_path)
     images = np.stack([np.full((8, 8, channels), level, np.uint8) for level in (51, 204)])
     for names, name in ((True, "computer mouse"), (False, "mouse")):
-        found = CocoDetector(folder, geneval_names=names)(images)
+        found = CocoDetector(folder, 0.3, 0.9, geneval_names=names)(images)
         assert [[(each.name, each.box) for each in of_image] for of_image in found] == [[(name, (0, 2, 4, 8))]] * 2
         np.testing.assert_allclose([of_image[0].score for of_image in found], [0.2, 0.8], rtol=1e-4)
 
 
-def test_scores_are_mapped_to_the_thresholds_of_the_rules(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "scores"),
+    [
+        ({"object_score": 0.2, "counting_score": 0.6}, [0.15, 0.3, 0.6, 0.9, 0.95]),
+        # Whatever is seen is counted.
+        ({"object_score": 0.39, "counting_score": 0.39}, [0.1 * 0.3 / 0.39, 0.2 * 0.3 / 0.39, 0.9016, 0.934, 0.967]),
+    ],
+)
+def test_scores_are_mapped_to_the_thresholds_of_the_rules(options, scores, tmp_path):
     folder = brightness_detector(tmp_path)
-    images = np.stack([np.full((8, 8, 3), level, np.uint8) for level in (51, 153)])
-    found = CocoDetector(folder, object_score=0.2, counting_score=0.6)(images)
-    np.testing.assert_allclose([of_image[0].score for of_image in found], [0.3, 0.9], rtol=1e-4)
+    images = np.stack([np.full((8, 8, 3), level, np.uint8) for level in (25.5, 51, 102, 153, 204)])
+    found = CocoDetector(folder, **options)(images)
+    np.testing.assert_allclose([of_image[0].score for of_image in found], scores, rtol=0.02)
+
+
+@pytest.mark.parametrize("scores", [(0.5, 0.3), (0.0, 0.3), (0.3, 1.0), (0.3, float("nan"))])
+def test_thresholds_of_scores_are_checked(scores):
+    with pytest.raises(UserError, match="give two numbers between 0 and 1, the second not the smaller"):
+        CocoDetector("x", *scores)
 
 
 def test_the_metric_of_objects_takes_the_detector_by_its_name(tmp_path):
