@@ -14,6 +14,8 @@ from cm3leon_jax.evaluation.manifold import manifold_values
 
 # k of precision, recall, density and coverage.
 _NEIGHBORS = 5
+# Ranks after the best that have a value of their own.
+_MOST_RANKS = 7
 
 Discrepancy = Callable[[np.ndarray, np.ndarray], Estimate]
 
@@ -27,7 +29,8 @@ def compare(
 ) -> dict[str, Estimate]:
     """Values by name.
 
-    All are of the best image of each prompt, but `frechet_rank_K` of its K-th after that, and `frechet_all` of all its
+    All are of the best image of each prompt, but `frechet_rank_K` of its K-th after that, up to the
+    seventh, and `frechet_all` of all its
     images. Where the reference is moments, there is nothing but Frechet distances; precision, recall, density and
     coverage need more than five images on either side.
 
@@ -55,7 +58,7 @@ def compare(
     best = features[ranks == 0]
     values = {"frechet": frechet_distance(reference, best)}
     if (worst := int(ranks.max())) > 0:
-        for rank in range(1, worst + 1):
+        for rank in range(1, min(worst, _MOST_RANKS) + 1):
             values[f"frechet_rank_{rank}"] = frechet_distance(reference, features[ranks == rank])
         values["frechet_all"] = frechet_distance(reference, features, groups)
     if not isinstance(reference, Moments):

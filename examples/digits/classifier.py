@@ -12,7 +12,9 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.evaluation import estimates
 from cm3leon_jax.evaluation.context import EvaluationContext
+from cm3leon_jax.evaluation.estimates import Estimate
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from examples.digits import images as digits
 
@@ -27,7 +29,7 @@ class Digits:
         "infill_accuracy": "are still classified as their digit after the middle half was infilled",
     }
 
-    def __call__(self, evaluation: EvaluationContext) -> dict[str, float]:
+    def __call__(self, evaluation: EvaluationContext) -> dict[str, float | Estimate]:
         image_tokenizer, held_out = evaluation.model.image_tokenizer, evaluation.held_out
         shape = evaluation.originals.shape[1:]
         if shape != (8, 8, 1):
@@ -70,21 +72,23 @@ class DigitClassifier:
             "reconstructed_digit_accuracy": float((self.classify(decoded) == labels).mean()),
         }
 
-    def score_images(self, name: str, texts: Sequence[str], images: UInt8[np.ndarray, "n 8 8 1"]) -> dict[str, float]:
+    def score_images(
+        self, name: str, texts: Sequence[str], images: UInt8[np.ndarray, "n 8 8 1"]
+    ) -> dict[str, float | Estimate]:
         """How many images are the digit of their text, and how far they are from copies of training images."""
         right = self.classify(images) == _labels(texts)
         distances = self._nearest_training_distance(images)
         distinct = len({image.tobytes() for image in images}) / len(images)
         held_out = self._nearest_training_distance(digits.load("validation")[0])
         return {
-            f"{name}_accuracy": float(right.mean()),
+            f"{name}_accuracy": estimates.mean(right.astype(np.float64), texts),
             f"{name}_distinct_share": distinct,
             f"{name}_nearest_training_distance": float(distances.mean()),
             f"{name}_copy_share": float((distances == 0).mean()),
             "held_out_nearest_training_distance": float(held_out.mean()),
         }
 
-    def score_infills(self, evaluation: EvaluationContext) -> dict[str, float]:
+    def score_infills(self, evaluation: EvaluationContext) -> dict[str, float | Estimate]:
         """How many infilled images are still their digit, and how many with the middle of another image."""
         codes, mask = evaluation.held_out.codes, evaluation.mask
         others = codes.copy()
@@ -92,8 +96,8 @@ class DigitClassifier:
         labels = _labels(evaluation.held_out.texts)
         random_middles = evaluation.model.image_tokenizer.decode(others)
         return {
-            "infill_accuracy": float((self.classify(evaluation.infilled_images) == labels).mean()),
-            "infill_accuracy_of_random_middles": float((self.classify(random_middles) == labels).mean()),
+            "infill_accuracy": _accuracy(self.classify(evaluation.infilled_images), labels),
+            "infill_accuracy_of_random_middles": _accuracy(self.classify(random_middles), labels),
         }
 
     def _nearest_training_distance(self, pixels: UInt8[np.ndarray, "n 8 8 1"]) -> Float[np.ndarray, "n"]:
@@ -102,10 +106,13 @@ class DigitClassifier:
         return distances[:, 0] / np.sqrt(pixels[0].size)
 
 
-def score_captions(name: str, texts: Sequence[str], captions: Sequence[str]) -> dict[str, float]:
+def score_captions(name: str, texts: Sequence[str], captions: Sequence[str]) -> dict[str, float | Estimate]:
     """How many captions name the digit of the true text, and no other."""
-    found = [digits.label_in(caption) for caption in captions]
-    return {f"{name}_accuracy": float(np.mean([a == b for a, b in zip(found, _labels(texts), strict=True)]))}
+    return {f"{name}_accuracy": _accuracy(_labels(captions), _labels(texts))}
+
+
+def _accuracy(found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> Estimate:
+    return estimates.mean(((found == labels) & (found >= 0)).astype(np.float64))
 
 
 def _all_training_images() -> UInt8[np.ndarray, "n 8 8 1"]:
