@@ -2,11 +2,13 @@
 
     python benchmarks/evaluation.py directions --figure=docs/metrics.png [--images=FOLDER] [--inception=FILE]
     python benchmarks/evaluation.py cost RUN [--images=2000] [--inception=FILE]
+    python benchmarks/evaluation.py distances [--num=2000] [--width=2048]
 
 `directions` splits real images in two and adds growing noise to the second half; and it takes true captions and
 replaces a growing fraction of them by those of other images. The images are the digits' training split, or a folder.
 `cost` measures a run with every metric that needs no file of another project, on so many images of its prompts: seconds
-per metric, what has been generated for one before being free for the next, and the peak of memory.
+per metric, what has been generated for one before being free for the next, and the peak of memory. `distances` times
+the distances between two sets of random features.
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.estimates import Estimate
 from cm3leon_jax.evaluation.feature_distances import compare
 from cm3leon_jax.evaluation.features import encoder_features, inception_features
+from cm3leon_jax.evaluation.frechet import frechet_distance
 from cm3leon_jax.evaluation.image_arrays import ImageArray
 from cm3leon_jax.evaluation.inception import load_inception
 from cm3leon_jax.evaluation.kernel_distance import cmmd, kid
+from cm3leon_jax.evaluation.manifold import manifold_values
 from cm3leon_jax.evaluation.metrics import build_metrics, measure
 from cm3leon_jax.evaluation.ptb_tokenizer import caption_tokens
 from cm3leon_jax.evaluation.reconstruction import psnr
@@ -65,8 +69,14 @@ def main() -> None:
     second.add_argument("run", type=Path)
     second.add_argument("--images", type=int, default=2000)
     second.add_argument("--inception", default="")
+    third = commands.add_parser("distances")
+    third.add_argument("--num", type=int, default=2000)
+    third.add_argument("--width", type=int, default=2048)
     arguments = parser.parse_args()
     show_messages()
+    if arguments.command == "distances":
+        distances(arguments.num, arguments.width)
+        return
     if arguments.command == "cost":
         cost(arguments.run, arguments.images, arguments.inception)
         return
@@ -202,6 +212,22 @@ def cost(run: Path, num_images: int, inception: str) -> None:
         values = measure({name: metric}, evaluation)
         seconds = time.perf_counter() - started
         print(f"{name:<20} {seconds:8.1f} s {_peak():6.0f} MB at most so far, {len(values) - 1} values")
+
+
+def distances(num: int, width: int) -> None:
+    """Seconds of each distance with its interval, and the peak of memory."""
+    random = np.random.default_rng(0)
+    real, generated = (np.abs(random.standard_normal((num, width))).astype(np.float32) for _ in range(2))
+    functions = {
+        "frechet": lambda: frechet_distance(real, generated),
+        "kid": lambda: kid(real, generated),
+        "cmmd": lambda: cmmd(real, generated),
+        "precision to coverage": lambda: manifold_values(real, generated),
+    }
+    for name, function in functions.items():
+        started = time.perf_counter()
+        function()
+        print(f"{name:<24} {time.perf_counter() - started:8.1f} s {_peak():6.0f} MB at most so far")
 
 
 def _peak() -> float:

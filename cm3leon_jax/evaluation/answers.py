@@ -86,8 +86,8 @@ class Answers:
     Where a question has fewer than four human answers there is no VQA accuracy, but exact matches alone.
     """
 
-    # The evaluation set that is answered; empty: the held-out split.
-    set: str = ""
+    # The evaluation set that is answered.
+    set: str
 
     def __call__(self, evaluation: EvaluationContext) -> dict[str, float | Estimate]:
         texts = evaluation.answered(self.set)

@@ -1,4 +1,4 @@
-"""ImageArray that are made when they are looked at: as many at a time as a metric takes, whatever their number."""
+"""Images that are made when they are looked at: as many at a time as a metric takes, whatever their number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ImageArray(Protocol):
 
 
 class CodedImages:
-    """ImageArray held as codes, and decoded by the image tokenizer."""
+    """Images held as codes, and decoded by the image tokenizer."""
 
     def __init__(self, codes: Int[np.ndarray, "n codes"], image_tokenizer: ImageTokenizer) -> None:
         self.codes, self._image_tokenizer = codes, image_tokenizer

@@ -22,13 +22,13 @@ from cm3leon_jax.evaluation.image_arrays import CodedImages, ImageArray, ImageFi
 from cm3leon_jax.evaluation.registry import SETS
 from cm3leon_jax.evaluation.sets.base import EvaluationSet, Item, sha256
 from cm3leon_jax.generation.config import SamplingConfig
-from cm3leon_jax.generation.generate import Result, generate
+from cm3leon_jax.generation.generate import Result, generate, open_retriever, retrieve
 from cm3leon_jax.generation.load import TrainedModel
 from cm3leon_jax.generation.requests import ImageSource, read_image, request_of
 from cm3leon_jax.images import UnreadableImage, decode_image, encode_png
 from cm3leon_jax.ranges import PositiveInt, first_fault
 
-# ImageArray encoded at a time.
+# Images encoded at a time.
 _IMAGES = 64
 
 
@@ -77,7 +77,7 @@ class ComparedEdits:
 class SetSampling:
     """How an evaluation set is sampled: options that all sets have."""
 
-    # ImageArray per prompt; texts and edits are one each.
+    # Images per prompt; texts and edits are one each.
     samples_per_prompt: PositiveInt
     # Fields of `config.sampling` that differ for this set.
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -110,14 +110,17 @@ def build_sets(config: EvaluateConfig) -> dict[str, SetOptions]:
 
 
 def set_hashes(sets: Mapping[str, SetOptions]) -> dict[str, str]:
-    """The SHA-256 of the files that say what each set asks and what is true, under SET_sha256."""
-    return {f"{name}_sha256": sha256(options.reader.files) for name, options in sets.items()}
+    """The SHA-256 of the files that say what each set asks and what is true, and of the ids, under SET_sha256."""
+    return {
+        f"{name}_sha256": sha256(options.reader.files, (item.id for item in options.reader()))
+        for name, options in sets.items()
+    }
 
 
 def complete(name: str, chosen: SetOptions, model: TrainedModel, config: Config) -> tuple[list[Item], list[Result]]:
     """Generates for every item of a set; all processes of a run call this.
 
-    ComparedTexts are the likeliest, by greedy decoding, unless the set's options say otherwise.
+    Texts are the likeliest, by greedy decoding, unless the set's options say otherwise.
 
     Raises:
       UserError: names the first item that cannot be asked, or has no completion.
@@ -134,7 +137,15 @@ def complete(name: str, chosen: SetOptions, model: TrainedModel, config: Config)
         {} if is_image or requests[0].task == "edit" else {"temperature": 0.0}
     )
     sampling = build(SamplingConfig, {**values, **chosen.sampling.sampling}, f"config.evaluate.sets.{name}.sampling")
-    results, failures = generate(requests, model, sampling, chosen.sampling.samples_per_prompt if is_image else 1)
+    if sampling.scorer == "clip" and model.clip is None:
+        raise UserError(f"config.evaluate.sets.{name}.sampling: set scorer in config.sampling, which loads the encoder")
+    neighbors = None
+    if count := config.evaluate.num_retrieved:
+        image = config.image_tokenizer
+        retriever = open_retriever(config, model.vocabulary, count)
+        neighbors = retrieve(requests, retriever, count, image.resolution, image.in_channels)
+    samples = chosen.sampling.samples_per_prompt if is_image else 1
+    results, failures = generate(requests, model, sampling, samples, neighbors)
     if failures:
         first = failures[0]
         more = f" (and {len(failures) - 1:,} more items)" if len(failures) > 1 else ""

@@ -98,7 +98,7 @@ class Lengths:
     def __call__(self, evaluation):
         texts = evaluation.captioned(self.set)
         assert texts.references[1] == ("the digit one", "one")
-        return {"caption_length": estimates.mean([len(text) for text in texts.predictions])}
+        return {"caption_length": estimates.mean([float(len(text)) for text in texts.predictions])}
 """
 
 

@@ -136,11 +136,13 @@ def field_of(value: Any, name: str, kind: type | tuple[type, ...], where: str) -
     return found
 
 
-def sha256(files: Sequence[str]) -> str:
-    """The SHA-256 of the bytes of files, one after the other."""
+def sha256(files: Sequence[str], ids: Iterable[str] = ()) -> str:
+    """The SHA-256 of the bytes of files, one after the other, and of a line for each id of what is measured."""
     digest = hashlib.sha256()
     for file in files:
         with Path(file).open("rb") as stream:
             while block := stream.read(_HASHED_AT_ONCE):
                 digest.update(block)
+    for name in ids:
+        digest.update(f"{name}\n".encode())
     return digest.hexdigest()

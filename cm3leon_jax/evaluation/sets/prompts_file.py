@@ -5,7 +5,7 @@
     {"id": "9", "task": "edit", "prompt": "make it green", "image": "9.png", "target": "9b.png", "mask": "9m.png"}
 
 Beside the fields of a prompts file: `references` (captions or answers), `target` (the real image of a prompt, or the
-edited one), `mask` (white where an edit should change), `objects` (GenEval's tag, include, exclude). ImageArray are
+edited one), `mask` (white where an edit should change), `objects` (GenEval's tag, include, exclude). Images are
 relative to the folder of the file. A line without an id has the number of its line.
 """
 

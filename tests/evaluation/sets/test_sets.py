@@ -204,3 +204,4 @@ def test_the_hash_of_files_is_that_of_their_bytes(tmp_path: Path) -> None:
     first, second = write(tmp_path / "1", "a"), write(tmp_path / "2", "b")
     assert sha256([first, second]) == "fb8e20fc2e4c3f248c60c39bd652f3c1347298bb977b8b4d5903b85055620603"
     assert sha256([second, first]) != sha256([first, second])
+    assert len({sha256([first], ids) for ids in ([], ["7"], ["7", "8"], ["8", "7"])}) == 4
