@@ -28,7 +28,7 @@ from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.generate import Result, open_retriever
 from cm3leon_jax.generation.load import TrainedModel
 from cm3leon_jax.generation.prompts import region_mask
-from cm3leon_jax.generation.requests import MIDDLE_HALF
+from cm3leon_jax.generation.requests import MIDDLE_HALF, Request
 from cm3leon_jax.generation.samples import generate_images
 from cm3leon_jax.images import decode_image
 from cm3leon_jax.progress import Progress
@@ -92,6 +92,10 @@ class EvaluationContext:
         if not sources:
             raise UserError(f"config.evaluate.sets.{name} has no real images to compare with")
         return ImageFiles(list(sources), config.resolution, config.in_channels)
+
+    def items(self, name: str) -> tuple[list[Item], list[Request]]:
+        """The items of an evaluation set and their requests, without any completion."""
+        return set_results.read(name, self._set(name))
 
     def _of_set(self, name: str) -> tuple[list[Item], list[Result]]:
         if name not in self.completed:

@@ -15,6 +15,7 @@ METRICS = Registry(
         "objects": "cm3leon_jax.evaluation.objects:Objects",
         "captions": "cm3leon_jax.evaluation.captions:Captions",
         "answers": "cm3leon_jax.evaluation.answers:Answers",
+        "multiple_choice": "cm3leon_jax.evaluation.multiple_choice:MultipleChoice",
         "edits": "cm3leon_jax.evaluation.image_edits:ImageEdits",
         "reconstruction": "cm3leon_jax.evaluation.reconstruction:Reconstruction",
     },

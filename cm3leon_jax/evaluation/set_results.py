@@ -24,7 +24,7 @@ from cm3leon_jax.evaluation.sets.base import EvaluationSet, Item, sha256
 from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.generate import Result, generate, open_retriever, retrieve
 from cm3leon_jax.generation.load import TrainedModel
-from cm3leon_jax.generation.requests import ImageSource, read_image, request_of
+from cm3leon_jax.generation.requests import ImageSource, Request, read_image, request_of
 from cm3leon_jax.images import UnreadableImage, decode_image, encode_png
 from cm3leon_jax.ranges import PositiveInt, first_fault
 
@@ -117,13 +117,11 @@ def set_hashes(sets: Mapping[str, SetOptions]) -> dict[str, str]:
     }
 
 
-def complete(name: str, chosen: SetOptions, model: TrainedModel, config: Config) -> tuple[list[Item], list[Result]]:
-    """Generates for every item of a set; all processes of a run call this.
-
-    Texts are the likeliest, by greedy decoding, unless the set's options say otherwise.
+def read(name: str, chosen: SetOptions) -> tuple[list[Item], list[Request]]:
+    """The items of a set, and their requests.
 
     Raises:
-      UserError: names the first item that cannot be asked, or has no completion.
+      UserError: names the first item that is no request.
     """
     items = chosen.reader()
     requests = []
@@ -132,6 +130,18 @@ def complete(name: str, chosen: SetOptions, model: TrainedModel, config: Config)
             requests.append(request_of(item.request, Path(), number + 1, number))
         except UserError as error:
             raise UserError(f"config.evaluate.sets.{name}, item {item.id}: {error}") from None
+    return items, requests
+
+
+def complete(name: str, chosen: SetOptions, model: TrainedModel, config: Config) -> tuple[list[Item], list[Result]]:
+    """Generates for every item of a set; all processes of a run call this.
+
+    Texts are the likeliest, by greedy decoding, unless the set's options say otherwise.
+
+    Raises:
+      UserError: names the first item that cannot be asked, or has no completion.
+    """
+    items, requests = read(name, chosen)
     is_image = requests[0].task == "text_to_image"
     values = dataclasses.asdict(config.sampling) | (
         {} if is_image or requests[0].task == "edit" else {"temperature": 0.0}

@@ -56,6 +56,7 @@ def test_two_processes_sample_and_measure_what_one_does(tmp_path):
     assert np.isfinite(alone["eval_loss"])
     assert alone["likelihood_loss_image_n"] == 1
     assert {"encoder_frechet", "encoder_cmmd", "near_copies", "captions_cider"} <= alone.keys()
+    assert alone["chosen_choices_chance"] == pytest.approx(1 / 3)
     shown = [entry for entry, _ in read_gallery(workdir / GALLERY)]
     assert [entry["set"] for entry in shown] == ["", "", "asked", "asked"]
     assert alone["asked_sha256"] == numbers["asked_sha256"] != ""
@@ -67,12 +68,20 @@ def with_sets(folder: Path, images: Path) -> Path:
         f'{{"task": "caption", "image": "{images}/000.png", "references": ["the digit zero"]}}\n'
         f'{{"task": "caption", "image": "{images}/001.png", "references": ["the digit one", "one"]}}\n'
     )
+    (folder / "chosen.jsonl").write_text(
+        f'{{"task": "vqa", "prompt": "Digit?", "image": "{images}/000.png", "references": ["zero"], '
+        '"choices": ["zero", "one", "two"]}\n'
+    )
     (folder / "length_of_captions.py").write_text(LENGTH)
     config = (folder / "tiny.py").read_text()
-    sets = f'sets=dict(asked=dict(type="prompts", file="{folder}/asked.jsonl")), metrics=dict('
+    sets = (
+        f'sets=dict(asked=dict(type="prompts", file="{folder}/asked.jsonl"), '
+        f'chosen=dict(type="prompts", file="{folder}/chosen.jsonl")), metrics=dict('
+    )
     likelihood = (
         'likelihood=dict(type="likelihood", batch_size=4, num_documents=9), captions=dict(type="captions"), '
         f'near=dict(type="encoder_distance", encoder="{folder}/encoder", reference="{images}", batch_size=2), '
+        'chosen=dict(type="multiple_choice", set="chosen", batch_size=4), '
         f'copies=dict(type="copies", encoder="{folder}/encoder", batch_size=3), '
     )
     fit_documents([Document((TextSegment("the digit one"),))], 256, 8, 8).save(folder / "encoder")

@@ -32,6 +32,8 @@ class Item:
     mask: ImageSource | None = None
     # The objects that a prompt asks for, in GenEval's form: tag, include, exclude.
     objects: Mapping[str, Any] = field(default_factory=dict)
+    # What a question can be answered with, where that is given.
+    choices: tuple[str, ...] = ()
 
 
 @runtime_checkable

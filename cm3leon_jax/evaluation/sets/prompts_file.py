@@ -4,9 +4,9 @@
     {"id": "8", "task": "vqa", "prompt": "Which color?", "image": "8.png", "references": ["red", "dark red"]}
     {"id": "9", "task": "edit", "prompt": "make it green", "image": "9.png", "target": "9b.png", "mask": "9m.png"}
 
-Beside the fields of a prompts file: `references` (captions or answers), `target` (the real image of a prompt, or the
-edited one), `mask` (white where an edit should change), `objects` (GenEval's tag, include, exclude). Images are
-relative to the folder of the file. A line without an id has the number of its line.
+Beside the fields of a prompts file: `references` (captions or answers), `choices` (possible answers), `target` (the
+real image of a prompt, or the edited one), `mask` (white where an edit should change), `objects` (GenEval's tag,
+include, exclude). Images are relative to the folder of the file. A line without an id has the number of its line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.sets.base import Item, chosen, read_json_lines
 from cm3leon_jax.ranges import NonNegativeInt
 
-_TRUTH = ("id", "references", "target", "mask", "objects")
+_TRUTH = ("id", "references", "choices", "target", "mask", "objects")
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class PromptsFile:
 
     def _item(self, line: int, value: dict[str, Any]) -> Item:
         where, folder = f"{self.file}, line {line}", Path(self.file).parent
-        references = value.get("references", [])
-        if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
-            raise UserError(f"{where}: references is {references!r:.60}: give a list of texts")
+        texts = {name: value.get(name, []) for name in ("references", "choices")}
+        for name, found in texts.items():
+            if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+                raise UserError(f"{where}: {name} is {found!r:.60}: give a list of texts")
         objects = value.get("objects", {})
         if not isinstance(objects, dict):
             raise UserError(f"{where}: objects is {objects!r:.60}: give an object with tag and include")
@@ -55,7 +56,8 @@ class PromptsFile:
         return Item(
             id=str(value.get("id", line)),
             request=_with_folder({name: each for name, each in value.items() if name not in _TRUTH}, folder),
-            references=tuple(references),
+            references=tuple(texts["references"]),
+            choices=tuple(texts["choices"]),
             image=images["target"],
             mask=images["mask"],
             objects=objects,
