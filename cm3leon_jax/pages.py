@@ -45,8 +45,18 @@ def render(package: str, template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"visible": lambda text: visible(str(text), keep="\n"), "comma": "{:,}".format}
+    environment.filters |= {
+        "visible": lambda text: visible(str(text), keep="\n"),
+        "comma": "{:,}".format,
+        "number": number,
+    }
     return environment.get_template(template).render(**values)
+
+
+def number(value: float) -> str:
+    """A number as people read it: whole ones in full, others to four digits."""
+    is_whole = math.isfinite(value) and value == int(value) and abs(value) < 1e12
+    return f"{value:,.0f}" if is_whole else f"{value:,.4g}"
 
 
 def image_url(pixels: UInt8[np.ndarray, "height width C"]) -> str:

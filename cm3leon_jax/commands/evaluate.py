@@ -18,6 +18,7 @@ from cm3leon_jax.evaluation.report import render_report
 from cm3leon_jax.evaluation.set_results import build_sets, set_hashes
 from cm3leon_jax.files import atomic_write, write_json
 from cm3leon_jax.generation.load import load_model
+from cm3leon_jax.pages import number
 from cm3leon_jax.progress import read_step_log
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,6 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
     with atomic_write(workdir / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     for name, value, estimate in rows(values):
-        interval = f"  [{estimate.low:,.4g}, {estimate.high:,.4g}]  n = {estimate.n:,}" if estimate else ""
-        log.info(f"  {name:<44} {value:,.4g}{interval}")
+        interval = f"  [{number(estimate.low)}, {number(estimate.high)}]  n = {estimate.n:,}" if estimate else ""
+        log.info(f"  {name:<44} {number(value)}{interval}")
     log.info(f"{workdir / 'evaluation.json'} and {workdir / 'report.html'} are written")
