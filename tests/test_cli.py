@@ -80,22 +80,28 @@ WRITES = [
     ("export", "--output"),
     ("inspect", "--html"),
     ("plan", "--json"),
+    ("compare", "--output"),
 ]
 NO_PATHS = ("gs://b/x", "s3://b/x", "~nobody-of-that-name/x", "", "a\0b", "caf\udce9", "{tmp}/file/x", "{tmp}/loop/x")
 UNWRITABLE = ("/proc/cm3leon", "/sys/cm3leon", "{tmp}/file/x/y", "{tmp}/" + "x" * 300)
 
 
 @pytest.mark.parametrize(("command", "argument"), [*READS, *WRITES])
-def test_every_path_argument_is_checked_before_anything_is_written(command, argument, tmp_path, capsys, monkeypatch):
+def test_every_path_argument_is_checked_before_anything_is_written(
+    command, argument, tmp_path, tmp_path_factory, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
+    evaluated = tmp_path_factory.mktemp("evaluated")
+    (evaluated / "evaluation.json").write_text("{}")
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     more = {"plan": ["--topology=v5e:4x4"], "generate": ["--prompt=x"]}.get(command, [])
     more = [] if argument == "--prompts" else more
-    is_file = argument in ("--html", "--json", "--prompts")
+    given = [str(evaluated)] if command == "compare" else ["--config=demo", *more]
+    is_file = argument in ("--html", "--json", "--prompts") or command == "compare"
     values = [*NO_PATHS, *UNWRITABLE, "{tmp}" if is_file else "{tmp}/file"]
     for value in (value.replace("{tmp}", str(tmp_path)) for value in values):
-        code = main([command, "--config=demo", *more, f"{argument}={value}"])
+        code = main([command, *given, f"{argument}={value}"])
         error = capsys.readouterr().err
         assert code == 2 and error.count("\n") == 1, (value, error)
         if value or argument != "--prompts":
@@ -124,7 +130,7 @@ def test_numbers_that_make_no_sense_are_one_line(command, argument, tmp_path, ca
     monkeypatch.chdir(tmp_path)
     more = {"plan": ["--topology=v5e:4x4"], "export": ["--output=o"]}[command] if command != "inspect" else []
     for value in ("0", "-1", "9" * 30, "9" * 5000, "nan", "inf", "1e999", "1.5x", "", "x", "h100:9x9", "h100:999999x8"):
-        code = main([command, "--config=demo", *more, f"{argument}={value}"])
+        code = main([command, *given, f"{argument}={value}"])
         error = capsys.readouterr().err
         assert code == 2 and error.count("\n") == 1 and argument in error, (value, error)
 
