@@ -130,7 +130,7 @@ def test_numbers_that_make_no_sense_are_one_line(command, argument, tmp_path, ca
     monkeypatch.chdir(tmp_path)
     more = {"plan": ["--topology=v5e:4x4"], "export": ["--output=o"]}[command] if command != "inspect" else []
     for value in ("0", "-1", "9" * 30, "9" * 5000, "nan", "inf", "1e999", "1.5x", "", "x", "h100:9x9", "h100:999999x8"):
-        code = main([command, *given, f"{argument}={value}"])
+        code = main([command, "--config=demo", *more, f"{argument}={value}"])
         error = capsys.readouterr().err
         assert code == 2 and error.count("\n") == 1 and argument in error, (value, error)
 
