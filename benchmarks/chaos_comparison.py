@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -125,7 +126,8 @@ def _check_rows(folder: Path, expected: dict[int, list[int]], result: Comparison
     seen: dict[int, set[int]] = {step: set() for step in expected}
     for path in sorted(folder.iterdir()):
         before = None
-        for line in read_step_log(path):
+        # A process that was killed leaves half a line.
+        for line in map(json.loads, path.read_text().split("\n")[:-1]):
             step = line["step"]
             if before is not None and step != before + 1:
                 result.faults.append(f"{path.name}: step {step} came after step {before}")

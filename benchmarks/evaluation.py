@@ -6,9 +6,9 @@
 
 `directions` splits real images in two and adds growing noise to the second half; and it takes true captions and
 replaces a growing fraction of them by those of other images. The images are the digits' training split, or a folder.
-`cost` measures a run with every metric that needs no file of another project, on so many images of its prompts: seconds
-per metric, what has been generated for one before being free for the next, and the peak of memory. `distances` times
-the distances between two sets of random features.
+`cost` measures a run with every metric that needs no file of another project, on so many images of its prompts: CPU
+seconds per metric, what has been generated for one before being free for the next, and the peak of memory. `distances`
+times the distances between two sets of random features.
 """
 
 from __future__ import annotations
@@ -179,12 +179,13 @@ def _plot(curves: Mapping[str, tuple[tuple[float, ...], dict[str, list[Estimate]
 
 
 def cost(run: Path, num_images: int, inception: str) -> None:
-    """Seconds of each metric, and the peak of memory before and after."""
+    """CPU seconds of each metric, and the peak of memory before and after."""
     config = config_file.load(str(run / "config.json"), str(run))
     corpus_path = Path(config.corpus.path)
     encoder = run / "cost_encoder"
-    prompts = config.evaluate.prompts
-    per_prompt = -(-num_images // len(prompts))
+    model = load_model(config, run)
+    corpus = PreparedCorpus.open(corpus_path, model.vocabulary)
+    per_prompt = -(-num_images // len(EvaluationContext(config, model, corpus).prompts))
     metrics = {
         "loss": dict(type="loss"),
         "likelihood": dict(type="likelihood"),
@@ -199,19 +200,17 @@ def cost(run: Path, num_images: int, inception: str) -> None:
         config,
         evaluate=dataclasses.replace(config.evaluate, metrics=metrics, samples_per_prompt=per_prompt, num_documents=0),
     )
-    model = load_model(config, run)
-    evaluation = EvaluationContext(config, model, PreparedCorpus.open(corpus_path, model.vocabulary))
+    evaluation = EvaluationContext(config, model, corpus)
     _encoder(evaluation.held_out_images).save(encoder)
     print(f"{_peak():6.0f} MB before the first metric")
-    started = time.perf_counter()
-    print(
-        f"sampling {len(evaluation.sampled_images):,} images: {time.perf_counter() - started:.1f} s, {_peak():.0f} MB"
-    )
+    started = time.process_time()
+    count = len(evaluation.sampled_images)
+    print(f"sampling {count:,} images: {time.process_time() - started:.1f} CPU s, {_peak():.0f} MB")
     for name, metric in build_metrics(metrics).items():
-        started = time.perf_counter()
+        started = time.process_time()
         values = measure({name: metric}, evaluation)
-        seconds = time.perf_counter() - started
-        print(f"{name:<20} {seconds:8.1f} s {_peak():6.0f} MB at most so far, {len(values) - 1} values")
+        seconds = time.process_time() - started
+        print(f"{name:<20} {seconds:8.1f} CPU s {_peak():6.0f} MB at most so far, {len(values) - 1} values")
 
 
 def distances(num: int, width: int) -> None:

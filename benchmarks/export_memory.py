@@ -78,10 +78,17 @@ def measured(command: str, root: Path, arguments: Namespace) -> dict[str, float]
     before, started = megabytes("VmRSS"), time.perf_counter()
     folder = str(root / "folder")
     if command == "export":
-        asked = Namespace(output=folder, family=None, dtype=arguments.dtype, shard_size=arguments.shard_size)
+        asked = Namespace(
+            format="huggingface",
+            output=folder,
+            family=None,
+            dtype=arguments.dtype,
+            shard_size=arguments.shard_size,
+            materialize_norms=False,
+        )
         export_command.run(config, workdir, asked)
     else:
-        import_command.run(config, workdir, Namespace(source=folder))
+        import_command.run(config, workdir, Namespace(source=folder, image_tokenizer=None))
     seconds = time.perf_counter() - started
     return {"resident_before_mb": before, "peak_above_mb": megabytes("VmHWM") - before, "seconds": seconds}
 

@@ -14,25 +14,19 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from cm3leon_jax import config_file
-from cm3leon_jax.checkpoints import Checkpoints, abstract_on
+from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.batches.objective import positions_in_image
 from cm3leon_jax.data.corpus.neighbors import NONE, NeighborLists
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
-from cm3leon_jax.models.sharding import make_mesh, shardings
-from cm3leon_jax.models.transformer import abstract_model
+from cm3leon_jax.evaluation.context import EvaluationContext
+from cm3leon_jax.evaluation.likelihood import document_losses
+from cm3leon_jax.generation.load import load_step
 from cm3leon_jax.vocabulary import Vocabulary
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -70,15 +64,9 @@ def main() -> None:
         with Checkpoints(run / "checkpoints", config.train.keep_checkpoints) as checkpoints:
             steps = [int(step) for step in arguments.steps.split(",") if step] or [checkpoints.latest_step]
             for step in steps:
-                mesh = make_mesh(config.mesh)
-                image_length = config.image_tokenizer.image_length
-                graph, abstract = abstract_model(
-                    config.model, vocabulary.size, config.batch.sequence_length, image_length
-                )
-                parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
-                losses = partial(nats, graph=graph, parameters=parameters, vocabulary=vocabulary, mesh=mesh)
+                evaluation = EvaluationContext(config, load_step(config, run, checkpoints, step), corpus)
                 asked = [name for name in arguments.neighbors.split(",") if name] or list(choices(held_out))
-                found = {name: losses(rows_with(held_out, choices(held_out)[name], vocabulary)) for name in asked}
+                found = {name: nats(held_out, choices(held_out)[name], evaluation) for name in asked}
                 lines += _show(str(run), step, found, held_out)
     if arguments.output:
         arguments.output.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -110,46 +98,18 @@ def choices(held_out: HeldOut) -> dict[str, Int[np.ndarray, "documents k"]]:
     return named | {"random 1": random[:, :1], f"random {most}": random}
 
 
-def rows_with(
-    held_out: HeldOut, places: Int[np.ndarray, "documents k"], vocabulary: Vocabulary
-) -> list[Int[np.ndarray, "n"]]:
-    """`</s> (neighbor <break>) .. document </s>`."""
-    end, mark = np.array([vocabulary.end]), np.array([vocabulary.break_])
-    rows = []
-    for document, mine in zip(held_out.documents, places.tolist(), strict=True):
-        front = [part for place in mine if place != NONE for part in (held_out.lists.documents.document(place), mark)]
-        rows.append(np.concatenate([end, *front, document, end]).astype(np.int32))
-    return rows
-
-
 def nats(
-    rows: list[Int[np.ndarray, "n"]], graph: nnx.GraphDef, parameters: nnx.State, vocabulary: Vocabulary, mesh: Mesh
+    held_out: HeldOut, places: Int[np.ndarray, "documents k"], evaluation: EvaluationContext
 ) -> Float[np.ndarray, "documents codes"]:
-    """The loss of each code of each row's last image."""
-    length = -(-max(len(row) for row in rows) // 32) * 32
-    results = []
-    for start in range(0, len(rows), _ROWS):
-        chunk = rows[start : start + _ROWS]
-        tokens = np.full((_ROWS, length), vocabulary.pad, np.int32)
-        places = np.zeros_like(tokens)
-        for index, row in enumerate(chunk):
-            tokens[index, : len(row)], places[index, : len(row)] = row, positions_in_image(row, vocabulary)
-        losses = np.asarray(_losses(graph, parameters, tokens, places))
-        for index, row in enumerate(chunk):
-            codes = np.flatnonzero(vocabulary.is_image(row))
-            last = codes[codes > np.flatnonzero(~vocabulary.is_image(row[:-1]))[-1]]
-            results.append(losses[index, last - 1])
-    return np.stack(results)
-
-
-@jax.jit
-def _losses(
-    graph: nnx.GraphDef, parameters: nnx.State, tokens: Int[Array, "B L"], places: Int[Array, "B L"]
-) -> Float[Array, "B L-1"]:
-    model = nnx.merge(graph, parameters)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = model(tokens, positions, jnp.zeros_like(tokens), places)
-    return optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden[:, :-1]), tokens[:, 1:])
+    """The loss of each code of each document's image, after its neighbors, as the likelihood metric has it."""
+    vocabulary = evaluation.model.vocabulary
+    rows = [
+        ([held_out.lists.documents.document(place) for place in mine if place != NONE], document)
+        for document, mine in zip(held_out.documents, places.tolist(), strict=True)
+    ]
+    losses = document_losses(rows, evaluation, _ROWS)
+    # The last loss of a document is that of its end.
+    return np.stack([of[:-1][vocabulary.is_image(row[1])] for row, of in zip(rows, losses, strict=True)])
 
 
 def copying(

@@ -25,6 +25,7 @@ from cm3leon_jax.accelerators import Accelerator
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.models.sharding import make_mesh
 from cm3leon_jax.planning import topology
+from cm3leon_jax.planning.accelerator_types import find_pod
 from cm3leon_jax.retrieval.search import SearchLayout, make_layout, nearest, row_spec
 
 # A matmul of float32 with HIGHEST precision takes as long as six of bfloat16 on a TPU.
@@ -34,17 +35,17 @@ PASSES = {"bfloat16": 1, "float32": 6}
 def main() -> None:
     """Compiles and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", default="v5e:16x16", help="one of v5e, v5p, v6e, and its shape")
+    parser.add_argument("--topology", default="v5e:16x16", help="of TPUs, as `cm3leon plan` takes it")
     parser.add_argument("--rows", type=float, default=340e6, help="of the datastore")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--queries", type=int, default=1024, help="of one batch")
     parser.add_argument("--recall", type=float, default=0.95, help="of the approximate search")
     arguments = parser.parse_args()
-    pod = topology.parse(arguments.topology)
+    pod = find_pod(arguments.topology)
     topology.require_compiler(pod)
     mesh, chip = make_mesh(MeshConfig(replica=1, fsdp=-1, tensor=1), topology.devices(pod)), pod.accelerator
-    print(f"{mesh.size} chips of {arguments.topology}, jax {jax.__version__}, libtpu {_libtpu_version()}")
+    print(f"{mesh.size} devices of {arguments.topology}, jax {jax.__version__}, libtpu {_libtpu_version()}")
     print(f"datastore {int(arguments.rows):,} x {arguments.dim}, batches of {arguments.queries:,}, k {arguments.k}")
     for method in ("exact", "approximate"):
         for dtype in PASSES:

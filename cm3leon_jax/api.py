@@ -27,6 +27,8 @@ from cm3leon_jax.generation.load import TrainedModel, load_model
 from cm3leon_jax.generation.rank import Candidate
 from cm3leon_jax.generation.requests import MIDDLE_HALF, request_of
 from cm3leon_jax.images import encode_png
+from cm3leon_jax.paths import local
+from cm3leon_jax.storage import mirror
 
 ImageInput = Image.Image | np.ndarray | str | Path
 
@@ -37,7 +39,8 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:
     `overrides` are values by dotted field of the config, as in {"sampling.scorer": "clip"}. Raises a `UserError` if
     there is no run, or it is damaged.
     """
-    folder = Path(path).expanduser()
+    folder = Path(local(str(path), "the folder of a run"))
+    mirror.refresh(folder, whole=False)
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"no run at {folder}: give the folder of one, in which `cm3leon train` wrote config.json")
@@ -47,6 +50,7 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:
             "--workdir=DIR`, and load that"
         )
     config = config_file.load(str(file), str(folder), {name: str(value) for name, value in (overrides or {}).items()})
+    config_file.copy_inputs(config, ("vocabulary", "image_tokenizer", "encoder"))
     return Model(config, load_model(config, folder))
 
 
@@ -60,9 +64,16 @@ class Model:
     def __init__(self, config: Config, trained: TrainedModel) -> None:
         self.config, self.trained = config, trained
 
-    def text_to_image(self, prompt: str, samples: int = 1, **options: Any) -> list[Image.Image]:
-        """Images for a text, the best first."""
-        return self._images(samples, options, prompt=prompt)
+    def text_to_image(
+        self,
+        prompt: str,
+        samples: int = 1,
+        objects: Sequence[tuple[str, Sequence[int]]] = (),
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Images for a text, the best first; `objects` are names with boxes (left, top, right, bottom) in pixels."""
+        boxes = [{"name": name, "box": list(box)} for name, box in objects]
+        return self._images(samples, options, prompt=prompt, **({"objects": boxes} if boxes else {}))
 
     def caption(self, image: ImageInput, prompt: str = "", order: str = "infill", **options: Any) -> str:
         """A text for an image; `prompt` may be an instruction."""
@@ -90,6 +101,16 @@ class Model:
     def edit(self, image: ImageInput, instruction: str, samples: int = 1, **options: Any) -> list[Image.Image]:
         """The image, changed as the instruction says."""
         return self._images(samples, options, task="edit", image=image, prompt=instruction)
+
+    def follow(
+        self, template: str, samples: int = 1, wording: int = 0, fields: Mapping[str, Any] | None = None, **options: Any
+    ) -> list[str | Image.Image]:
+        """What a template asks for, the best first; `fields` are texts, images as {"image": ..}, and lists of them."""
+        candidates = self._candidates(
+            samples, options, task="instruction", template=template, fields=fields or {}, wording=wording
+        )
+        images = iter(self._decoded([candidate.image for candidate in candidates if candidate.image is not None]))
+        return [candidate.text or "" if candidate.image is None else next(images) for candidate in candidates]
 
     def continue_document(self, segments: Sequence[str | ImageInput], **options: Any) -> list[str | Image.Image]:
         """The texts and images that follow those of a document; a string is a text, a Path an image."""
@@ -145,7 +166,8 @@ class Model:
 def _with_encoded(fields: Any) -> Any:
     """A record with the images in it as bytes of PNG files, or as names of files."""
     if isinstance(fields, Mapping):
-        return {name: _encoded(each) if name == "image" else _with_encoded(each) for name, each in fields.items()}
+        # A field of a template may be named so, too; its value is a record, which stays as it is here.
+        return {name: _with_encoded(_encoded(each) if name == "image" else each) for name, each in fields.items()}
     if isinstance(fields, list | tuple):
         return [_with_encoded(each) for each in fields]
     return fields

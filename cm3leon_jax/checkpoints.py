@@ -1,7 +1,8 @@
-"""Writes checkpoints with Orbax while training continues, reads them back, and detects damaged ones.
+"""Writes checkpoints while training continues, reads them back, and detects damaged ones.
 
-A step's folder gets its name once it is complete. It holds sums over the bits of the state and a digest of `meta`,
-which every restore compares, so that any damage to a file is noticed. A state with NaN or infinity is never saved.
+A step is found once it is complete, on a disk (orbax_steps.py) or in a bucket (bucket_steps.py). It holds sums over
+the bits of the state and a digest of `meta`, which every restore compares, so that any damage to a file is noticed. A
+state with NaN or infinity is never saved.
 """
 
 from __future__ import annotations
@@ -10,64 +11,31 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore
 from flax import nnx
 from jaxtyping import Shaped
 
 from cm3leon_jax.bit_sums import bit_sum_of_part, sums_and_finiteness
+from cm3leon_jax.bucket_steps import BucketSteps
 from cm3leon_jax.config import Config
-from cm3leon_jax.errors import FailedSave, NotFinite, UserError
+from cm3leon_jax.errors import FailedSave, NotFinite, RestartError, UserError
 from cm3leon_jax.files import check_format, is_full_disk
 from cm3leon_jax.models.sharding import parameter_name
+from cm3leon_jax.orbax_steps import OrbaxSteps
+from cm3leon_jax.storage.address import address_of
 
 # Version of what `Checkpoints.save` writes; 0.1 of this package wrote none.
 FORMAT_VERSION = 2
 
-# Upper bound on the bytes of a chunk of an array: reading any part of a chunk decompresses all of it.
-_CHUNK_BYTES = 16 << 20
-
-# Orbax logs the exceptions of its threads, which `Checkpoints.wait` raises as well.
-logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
-
-
-def _hide_late_reads(unraisable: sys.UnraisableHookArgs) -> None:
-    """Shows an exception that nobody can catch, unless it is of a read or write that Orbax no longer waits for.
-
-    When one read or write of a step fails, Orbax closes its event loop. TensorStore then prints one traceback from its
-    own threads for each of the others, because it cannot report that they ended.
-    """
-    error = unraisable.exc_value
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        _show_unraisable(unraisable)
-
-
-_show_unraisable = sys.unraisablehook
-sys.unraisablehook = _hide_late_reads
-
 
 class DamagedCheckpoint(Exception):
     """A step that cannot be read, or differs from what was written; the text says which, and why."""
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's manager without its question to JAX's preemption service, which the training loop asks.
-
-    The service takes the largest step asked for as this process's position. The training loop counts steps from where
-    it started, Orbax from the first step of the run: a SIGTERM during a save would take effect that many steps late.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        """Returns False: the training loop decides when to save."""
-        return False
 
 
 class Checkpoints:
@@ -78,29 +46,22 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, read_only: bool = False) -> None:
         """Keeps the newest steps; with `read_only` also unfinished ones, which a running training may be writing."""
-        policies = ocp.checkpoint_managers
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.preservation_policy.LatestN(keep),
-            # The training loop decides which steps are saved.
-            save_decision_policy=policies.save_decision_policy.FixedIntervalPolicy(1),
-            enable_async_checkpointing=True,
-            cleanup_tmp_directories=not read_only,
-        )
         self._folder = folder.resolve()
-        self._manager = _Manager(self._folder, options=options)
+        address = address_of(self._folder)
+        self._steps = BucketSteps(address, keep, read_only) if address else OrbaxSteps(self._folder, keep, read_only)
 
     @property
     def steps(self) -> list[int]:
         """The complete steps in increasing order."""
-        return sorted(self._manager.all_steps())
+        return self._steps.complete()
 
     @property
     def latest_step(self) -> int | None:
         """The newest complete step, if there is one."""
-        return self._manager.latest_step()
+        return self._steps.latest()
 
     def folder(self, step: int) -> Path:
-        return Path(self._manager.directory) / str(step)
+        return self._folder / str(step)
 
     def get_ready(self, state: Any) -> None:
         """Compiles what a save of such a state needs, so that the first one is not slower."""
@@ -119,24 +80,20 @@ class Checkpoints:
             raise NotFinite(f"{wrong[0]} is not finite at step {step:,}: nothing was saved")
         meta = meta | {"format_version": FORMAT_VERSION, "bit_sums": {name: bits for name, (bits, _) in found.items()}}
         meta |= {"meta_sum": _digest(meta)}
-        saved = ocp.args.PyTreeSave(plain, save_args=jax.tree_util.tree_map_with_path(_save_args, plain))
         with self._writing():
-            if not self._folder.is_dir():
-                # Orbax would create it, and the run would go on without its other files.
-                raise FileNotFoundError(f"{self._folder} is gone: it was deleted or renamed during the run")
-            self._manager.save(step, args=ocp.args.Composite(state=saved, meta=ocp.args.JsonSave(meta)))
+            self._steps.save(step, plain, meta)
 
     def wait(self) -> None:
         """Returns when everything is written; raises `FailedSave` if it cannot be."""
         with self._writing():
-            self._manager.wait_until_finished()
+            self._steps.wait()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except jax.errors.JaxRuntimeError:
-            # Another process is gone, which says nothing about the files.
+        except (jax.errors.JaxRuntimeError, RestartError):
+            # Another process is gone, or a bucket cannot be reached, which says nothing about the files.
             raise
         # Orbax and TensorStore raise many types for files that cannot be written.
         except Exception as error:
@@ -155,7 +112,8 @@ class Checkpoints:
         return self._stored_meta(step)["bit_sums"]
 
     def _stored_meta(self, step: int) -> dict[str, Any]:
-        meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+        with _reading(self.folder(step)):
+            meta = self._steps.meta(step)
         if not isinstance(meta, dict) or not isinstance(meta.get("bit_sums"), dict):
             raise DamagedCheckpoint(f"{self.folder(step)} has a record that is none of a checkpoint")
         check_format(meta, FORMAT_VERSION, f"the checkpoint {self.folder(step)}", "train again, in another folder")
@@ -180,16 +138,8 @@ class Checkpoints:
 
         Reading a part costs the chunks it overlaps; `save` never puts two layers of a stack in one chunk.
         """
-        folder = self.folder(step) / "state"
-        database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
-        opened: dict[str, tensorstore.TensorStore] = {}
         with _reading(self.folder(step)):
-            found = ocp.PyTreeCheckpointHandler().metadata(folder)
-            for name, array in flat(found.tree["parameters"]).items():
-                store = {**database, "path": f"{array.name}/"}
-                spec = {"driver": "zarr3" if found.use_zarr3 else "zarr", "kvstore": store}
-                opened[name] = tensorstore.open(spec, read=True, open=True).result()
-        return opened
+            return self._steps.open_parameters(step)
 
     def streamed_parameters(self, step: int, abstract_parameters: nnx.State) -> StreamedParameters:
         """Opens the parameters of a step to be read once, in parts, and compared with their sums."""
@@ -198,32 +148,24 @@ class Checkpoints:
 
     def quarantine(self, step: int) -> Path:
         """Renames a damaged step so that it is no longer found; returns its new path."""
-        number, aside = 1, self.folder(step).with_name(f"damaged-{step}")
-        while aside.exists():
-            number += 1
-            aside = aside.with_name(f"damaged-{step}-{number}")
-        # Another process may have been first.
-        with contextlib.suppress(FileNotFoundError):
-            self.folder(step).rename(aside)
+        aside = self._steps.quarantine(step)
         self.look_again()
         return aside
 
     def look_again(self) -> None:
         """Notices steps that another process wrote or deleted."""
-        self._manager.reload()
+        self._steps.look_again()
 
     def drop_after(self, step: int) -> None:
         """Deletes every later step."""
         self.wait()
-        for later in self.steps:
-            if later > step:
-                self._manager.delete(later)
+        self._steps.delete_after(step)
 
     def _read(self, step: int, abstract: Any, partial: bool = False) -> Any:
         self._check_shapes(step, abstract)
-        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=partial)
-        found, sums = self._restore(step, state=args)["state"], self.bit_sums(step)
+        with _reading(self.folder(step)):
+            found = self._steps.read(step, abstract, partial)
+        sums = self.bit_sums(step)
         for name, (bits, is_finite) in sums_and_finiteness(found).items():
             if sums.get(name) != bits:
                 raise DamagedCheckpoint(f"{self.folder(step)} has other bits in {name} than were written")
@@ -233,17 +175,13 @@ class Checkpoints:
 
     def _check_shapes(self, step: int, abstract: Any) -> None:
         with _reading(self.folder(step)):
-            stored = _shapes(ocp.PyTreeCheckpointHandler().metadata(self.folder(step) / "state").tree)
+            stored = self._steps.shapes(step)
         for name, shape in _shapes(abstract).items():
             if stored.get(name) != shape:
                 raise UserError(
                     f"the checkpoint {self.folder(step)} does not fit the model of this config ({name} is "
                     f"{stored.get(name, 'missing')} there and {shape} here); give the config it was trained with"
                 )
-
-    def _restore(self, step: int, **args: Any) -> Any:
-        with _reading(self.folder(step)):
-            return self._manager.restore(step, args=ocp.args.Composite(**args))
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -254,7 +192,7 @@ class Checkpoints:
         if (exception[0] and jax.process_count() > 1) or isinstance(exception[1], FailedSave):
             return
         self.wait()
-        self._manager.close()
+        self._steps.close()
 
 
 class StreamedParameters:
@@ -303,16 +241,17 @@ def check_unchanged(
 ) -> list[str]:
     """Compares the stored values of a run with the given ones, field by field; returns the allowed changes as text.
 
-    A field of the config that the stored record lacks had its default. `may_change` are dotted names of fields, or of
-    whole parts, that may differ; `what` begins the message, as in "RUN holds a run".
+    A field of the config that the stored record lacks had its default, and so has a field of an architecture that one
+    of both lacks. `may_change` are dotted names of fields, or of whole parts, that may differ; `what` begins the
+    message, as in "RUN holds a run".
     """
     defaults = {"config": dataclasses.asdict(Config())} if "config" in before else {}
     stored, given = flat(defaults) | flat(before), flat(now)
-    changes = {
-        name: f"{name} was {stored[name]!r} and is {value!r}"
-        for name, value in given.items()
-        if name in stored and stored[name] != value
-    }
+    compared = [name for name in given if name in stored]
+    if "architecture" in before:
+        compared += [name for name in sorted(stored.keys() ^ given.keys()) if name.startswith("architecture.")]
+    pairs = {name: (stored.get(name, "the default"), given.get(name, "the default")) for name in compared}
+    changes = {name: f"{name} was {was!r} and is {value!r}" for name, (was, value) in pairs.items() if was != value}
     allowed = [name for name in changes if any(f"{name}.".startswith(f"{part}.") for part in may_change)]
     if refused := [change for name, change in changes.items() if name not in allowed]:
         raise UserError(f"{what} made with other values: {'; '.join(refused)}; use those again, or another folder")
@@ -342,8 +281,8 @@ def _reading(folder: Path) -> Iterator[None]:
     """Turns what a file that is cut off, missing or changed raises into `DamagedCheckpoint`."""
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        # Another process is gone, which says nothing about the files.
+    except (jax.errors.JaxRuntimeError, RestartError):
+        # Another process is gone, or a bucket cannot be reached, which says nothing about the files.
         raise
     # Orbax, TensorStore and the JSON reader raise many types.
     except Exception as error:
@@ -364,12 +303,6 @@ def _digest(value: Any) -> str:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {parameter_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _save_args(path: tuple[Any, ...], array: Any) -> ocp.SaveArgs:
-    """Bounds the chunks of an array; each layer of a stack has chunks of its own."""
-    is_stack = any(getattr(key, "key", None) == "blocks" for key in path)
-    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if is_stack and array.ndim else ())
 
 
 def _plain(state: Any) -> Any:

@@ -24,6 +24,7 @@ from cm3leon_jax.errors import EXIT_RESTART, EXIT_USER_ERROR, FailedSave, Restar
 from cm3leon_jax.files import is_full_disk
 from cm3leon_jax.log_handler import show_messages
 from cm3leon_jax.shipped import shipped_folder
+from cm3leon_jax.storage.address import shown
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def _main(argv: list[str]) -> int:
             code, message = _code_among_many(error)
         else:
             raise
-    print(f"cm3leon {command}: {message}", file=sys.stderr)
+    print(shown(f"cm3leon {command}: {message}"), file=sys.stderr)
     if must_leave or _is_one_of_many():
         _leave(code)
     return code
@@ -187,9 +188,12 @@ def _run(command: str, argv: Sequence[str]) -> int:
         return module.run(arguments) or 0
 
     from cm3leon_jax import config_file
+    from cm3leon_jax.storage import mirror
 
     workdir = arguments.workdir or config_file.default_workdir(arguments.config)
     config = config_file.load(arguments.config, str(workdir), overrides)
+    mirror.refresh(workdir, whole=False)
+    config_file.copy_inputs(config, COMMANDS[command].reads)
     _check_writable(COMMANDS[command], config, workdir)
     _join(command, config)
     return module.run(config, workdir, arguments) or 0
@@ -212,7 +216,7 @@ def _parser(command: str, description: str | None, lists_fields: bool) -> Parser
         )
         parser.add_argument(
             "--workdir",
-            type=paths.input_path("--workdir"),
+            type=paths.run_folder("--workdir"),
             metavar="DIR",
             help="folder of the run (default: runs/NAME, or that of config.json)",
         )

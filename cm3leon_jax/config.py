@@ -54,6 +54,11 @@ class Config:
             f"batch.sequence_length {self.batch.sequence_length} holds no image of "
             f"{self.image_tokenizer.image_length} codes, and best-fit packing cuts none; make it longer",
         )
+        require(
+            self.corpus.annotations.resolution in (None, self.image_tokenizer.resolution),
+            f"corpus.annotations.resolution {self.corpus.annotations.resolution} is not image_tokenizer.resolution "
+            f"{self.image_tokenizer.resolution}: boxes would be at other positions; set it to that",
+        )
         # A document and its neighbors, each an image, at least one text token and a break, after one `</s>`.
         least = (self.retrieval.num_retrieved + 1) * (self.image_tokenizer.image_length + 2)
         require(

@@ -13,7 +13,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,14 @@ from cm3leon_jax.files import check_format, read_object, write_json
 from cm3leon_jax.ranges import annotation
 from cm3leon_jax.registry import import_module
 from cm3leon_jax.shipped import shipped_configs, shipped_folder
+from cm3leon_jax.storage import mirror
+from cm3leon_jax.storage.address import SCHEMES, address_of, scheme_of
 
 # Version of a run's config.json; 0.1 of this package wrote none.
 FORMAT_VERSION = 2
+
+# Of their folders, only what is needed is copied, when it is.
+_OF_RUNS = ("config.train.init_from", "config.train.compilation_cache")
 
 
 def load(file: str, workdir: str, overrides: Mapping[str, str] | None = None) -> Config:
@@ -79,8 +84,13 @@ def save(config: Config, path: Path) -> None:
 
 def find(file: str) -> tuple[Path, str]:
     """The file that `--config=FILE` means, and the variant after its name."""
-    file = paths.local(file, "--config")
-    name, _, variant = (file, "", "") if Path(file).is_file() else file.partition(":")
+    copy, variant = paths.copied(file, "--config"), ""
+    if not copy.is_file():
+        # The name of a folder, or the scheme of an address, may have a colon, too.
+        folder, slash, last = file.rpartition("/")
+        last, colon, variant = last.partition(":")
+        copy = paths.copied(folder + slash + last, "--config") if colon else copy
+    name = str(copy)
     named = {path.stem: path for path in shipped_configs()}
     for path in (Path(name), shipped_folder() / name, named.get(name, Path(name))):
         if path.is_file():
@@ -200,6 +210,9 @@ def _fill_paths(config: Config, workdir: str) -> Config:
 
     def filled(text: str, kind: paths.IsPath | None, name: str) -> str:
         text = text.replace("{workdir}", workdir)
+        if kind is None and scheme_of(text) in SCHEMES:
+            # An option of something that the config names, such as the file of an evaluation set.
+            return paths.local(text, name)
         return paths.local_in_field(text, kind, name) if kind else text
 
     return _with_texts(config, filled, "config")
@@ -210,12 +223,31 @@ def _empty_paths(config: Config, workdir: Path) -> Config:
 
     def emptied(text: str, kind: paths.IsPath | None, name: str) -> str:
         if kind is None or not text.startswith(kind.prefix) or not text.removeprefix(kind.prefix):
+            return address_of(text) or text
+        if scheme_of(text.removeprefix(kind.prefix)):
             return text
         path = Path(text.removeprefix(kind.prefix)).absolute()
         inside = path.is_relative_to(workdir)
-        return kind.prefix + (f"{{workdir}}/{path.relative_to(workdir)}" if inside else str(path))
+        return kind.prefix + (f"{{workdir}}/{path.relative_to(workdir)}" if inside else address_of(path) or str(path))
 
     return _with_texts(config, emptied, "config")
+
+
+def stored_values(config: Config) -> dict[str, Any]:
+    """The values of a config as records hold them: with addresses in buckets, and not the paths of their copies."""
+    return dataclasses.asdict(_with_texts(config, lambda text, kind, name: address_of(text) or text, "config"))
+
+
+def copy_inputs(config: Config, parts: Collection[str]) -> None:
+    """Copies what is in buckets of the files and folders that these parts of a config name, except folders of runs."""
+
+    def copied(text: str, kind: paths.IsPath | None, name: str) -> str:
+        if address_of(text) and name not in _OF_RUNS:
+            mirror.refresh(Path(text))
+        return text
+
+    for part in parts:
+        _with_texts(getattr(config, part), copied, f"config.{part}")
 
 
 def _with_texts(

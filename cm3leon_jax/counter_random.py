@@ -25,9 +25,14 @@ class Stream(IntEnum):
     NEIGHBORS = 23
     NEIGHBOR_ORDER = 31
     NEIGHBOR_COUNT = 32
+    WORDING = 41
+    DROPPED_CONDITION = 42
+    TARGET_MASKS = 43
+    ALTERNATIVE = 51
 
 
-def _mix(x: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
+def mix(x: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
+    """A bijection of 64 bits that leaves no order in them."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -38,7 +43,7 @@ def hash64(*key: int | np.ndarray) -> UInt64[np.ndarray, "..."]:
     with np.errstate(over="ignore"):
         state: np.ndarray | np.uint64 = _GOLDEN
         for part in key:
-            state = _mix(state + _GOLDEN + np.asarray(part, np.int64).astype(np.uint64))
+            state = mix(state + _GOLDEN + np.asarray(part, np.int64).astype(np.uint64))
         return np.asarray(state)
 
 
@@ -82,7 +87,7 @@ def permutation_at(index: Int64[np.ndarray, "n"], size: int, *key: int | np.ndar
         while len(walking):
             left, right = value[walking] >> np.uint64(half), value[walking] & mask
             for round_key in keys:
-                left, right = right, left ^ (_mix(right + round_key[walking]) & mask)
+                left, right = right, left ^ (mix(right + round_key[walking]) & mask)
             value[walking] = (left << np.uint64(half)) | right
             # The network permutes a power of four; a value outside range(size) walks on until it falls inside.
             walking = walking[value[walking] >= size]

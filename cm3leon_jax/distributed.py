@@ -34,8 +34,10 @@ from jax.experimental import multihost_utils
 from cm3leon_jax.accelerators import host_has_tpu
 from cm3leon_jax.distributed_config import DistributedConfig
 from cm3leon_jax.errors import EXIT_RESTART, RestartError, UserError
-from cm3leon_jax.files import remove_partial_files, wait_for
+from cm3leon_jax.files import atomic_write, remove, remove_partial_files, wait_for
 from cm3leon_jax.runtime_abort import restart_on_abort
+from cm3leon_jax.storage.address import shown
+from cm3leon_jax.storage.mirror import refresh_shared
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # The variables that gRPC and the readers of a TPU's metadata obey.
@@ -192,9 +194,11 @@ def is_coordinator() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has called this."""
+    """Waits until every process has called this; each then sees what the others wrote before, in a bucket too."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        # The copies of a bucket may lie elsewhere on another host.
+        multihost_utils.sync_global_devices(shown(name))
+        refresh_shared()
 
 
 def clear_partial_files(folder: str | Path) -> None:
@@ -213,17 +217,17 @@ def run_on_coordinator(work: Callable[[], object], ready: Path) -> None:
         work()
         return
     if is_coordinator():
-        ready.unlink(missing_ok=True)
+        remove(ready)
     barrier(f"no {ready}")
     if is_coordinator():
         work()
-        ready.parent.mkdir(parents=True, exist_ok=True)
-        ready.touch()
+        with atomic_write(ready):
+            """Its existence is all that it says."""
     else:
         wait_for(ready)
     barrier(f"{ready}")
     if is_coordinator():
-        ready.unlink(missing_ok=True)
+        remove(ready)
 
 
 def all_processes(value: bool) -> bool:
@@ -234,10 +238,10 @@ def all_processes(value: bool) -> bool:
 
 
 def same_on_all_processes(text: str) -> bool:
-    """Whether every process gives the same text."""
+    """Whether every process gives the same text, wherever its copies of a bucket are."""
     if jax.process_count() == 1:
         return True
-    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    digest = np.frombuffer(hashlib.sha256(shown(text).encode()).digest(), np.uint8)
     found = multihost_utils.process_allgather(digest)
     return bool((found == found[0]).all())
 

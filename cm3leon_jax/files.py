@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.storage import mirror
+from cm3leon_jax.storage.address import address_of
 
 # Far above every JSON file that is written here; a larger one would fill the memory before it is refused.
 _MAX_JSON_BYTES = 1 << 28
@@ -30,6 +32,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         # Some libraries write files for their owner alone, whatever the umask says.
         if temporary.stat().st_mode != mode:
             temporary.chmod(mode)
+        mirror.publish(temporary, path)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -42,6 +45,7 @@ def atomic_write_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        mirror.publish_folder(temporary, path)
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -51,6 +55,30 @@ def _prepared(path: str | Path) -> tuple[Path, Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path, path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, if there is one."""
+    mirror.delete(path)
+    path.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Deletes a folder and all that is in it, if there is one."""
+    mirror.delete_below(path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Renames a file; in a bucket, the new one is complete before the old one is deleted."""
+    mirror.publish(source, target)
+    source.rename(target)
+    mirror.delete(source)
+
+
+def size_of(path: Path) -> int | None:
+    """The bytes of a file, of an array also where it is in a bucket and not copied yet; None if there is none."""
+    return mirror.stored_size(path)
 
 
 def remove_partial_files(folder: str | Path) -> None:
@@ -65,7 +93,8 @@ def remove_partial_files(folder: str | Path) -> None:
 def wait_for(path: Path, seconds: float = math.inf) -> Path:
     """Returns `path` once another process, possibly on another host, has written it."""
     until, pause = time.monotonic() + seconds, 0.01
-    while not path.exists():
+    is_shared_disk = address_of(path) is None
+    while not path.exists() and (is_shared_disk or not mirror.fetch(path)):
         if time.monotonic() > until:
             raise UserError(
                 f"{path} was written by another process of the run, but is not to be seen here after {seconds:g} s: "

@@ -12,8 +12,10 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+from cm3leon_jax.squaring import CENTER_CROP, Squaring
 
 # The decoders to try, in this order, with the suffixes of their files. Other decoders of Pillow run programs (EPS),
 # call the operating system (WMF), or accept bytes of any kind (TGA).
@@ -54,7 +56,7 @@ _STRIP = 2**22
 # the Lanczos filter, whose result then differs from that of the whole image only by rounding.
 _REDUCING_GAP = 3
 
-# Longer images are cropped to this many times the short side before anything is scaled.
+# Longer images that are cropped are so to this many times the short side before anything is scaled.
 _MAX_ASPECT_RATIO = 4
 
 _UPRIGHT = {
@@ -90,12 +92,14 @@ class _ValueRange(NamedTuple):
     unsigned: bool
 
 
-def decode_image(encoded: bytes, resolution: int, channels: int) -> UInt8[np.ndarray, "R R C"]:
-    """Decodes an image file, turns it upright, scales the short side to `resolution` (Lanczos), crops the center.
+def decode_image(
+    encoded: bytes, resolution: int, channels: int, squaring: Squaring = CENTER_CROP
+) -> UInt8[np.ndarray, "R R C"]:
+    """Decodes an image file, turns it upright, scales it, and crops or pads it to a square.
 
-    Transparent pixels become white. Of an animation the first frame is taken. Values of 16 bits are scaled from their
-    full range; values of 32 bits, integers or floats, from the smallest of 0..1, 0..255 and 0..65535 that holds all of
-    them, or else from their own minimum and maximum; NaN counts as transparent.
+    Transparent pixels show the background. Of an animation the first frame is taken. Values of 16 bits are scaled from
+    their full range; values of 32 bits, integers or floats, from the smallest of 0..1, 0..255 and 0..65535 that holds
+    all of them, or else from their own minimum and maximum; NaN counts as transparent.
 
     Raises `UnreadableImage` for damaged bytes, an unsupported format, or more than `MAX_PIXELS` pixels.
     """
@@ -103,7 +107,7 @@ def decode_image(encoded: bytes, resolution: int, channels: int) -> UInt8[np.nda
         with Image.open(io.BytesIO(_without_metadata(encoded)), formats=tuple(_DECODERS)) as file:
             _check_size(file)
             with _large_images if file.width * file.height > _LARGE else nullcontext():
-                return _square(file, resolution, channels)
+                return _square(file, resolution, channels, squaring)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -113,6 +117,39 @@ def decode_image(encoded: bytes, resolution: int, channels: int) -> UInt8[np.nda
     # On damaged bytes decoders raise exceptions of any type.
     except Exception as error:
         raise UnreadableImage(_reason(error)) from error
+
+
+def page_of(encoded: bytes, page: int) -> bytes:
+    """A page of a TIFF, as a TIFF of its own with the same pixels; `UnreadableImage` where it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("TIFF",)) as file:
+            file.seek(page)
+            _check_size(file)
+            buffer = io.BytesIO()
+            (file.convert("RGB") if file.mode == "YCbCr" else file).save(buffer, "TIFF", compression="raw")
+            return buffer.getvalue()
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(_reason(error)) from None
+
+
+def num_pages(encoded: bytes) -> int:
+    """How many pages a TIFF has; `UnreadableImage` where it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("TIFF",)) as file:
+            return int(getattr(file, "n_frames", 1))
+    except Exception as error:
+        raise UnreadableImage(_reason(error)) from None
+
+
+def image_size(encoded: bytes) -> tuple[int, int]:
+    """The width and height of an image file as it is stored, read from its header; may raise `UnreadableImage`."""
+    try:
+        with Image.open(io.BytesIO(_without_metadata(encoded)), formats=tuple(_DECODERS)) as file:
+            return file.size
+    except Exception as error:
+        raise UnreadableImage(_reason(error)) from None
 
 
 def encode_png(pixels: UInt8[np.ndarray, "R1 R2 C"]) -> bytes:
@@ -156,23 +193,42 @@ def _without_metadata(encoded: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _square(file: Image.Image, resolution: int, channels: int) -> UInt8[np.ndarray, "R R C"]:
-    file.draft(None, (_REDUCING_GAP * resolution,) * 2)
+def _square(file: Image.Image, resolution: int, channels: int, squaring: Squaring) -> UInt8[np.ndarray, "R R C"]:
+    # Which four pixels are the nearest ones depends on how many there are.
+    if squaring.filter != "bilinear":
+        file.draft(None, (_REDUCING_GAP * resolution,) * 2)
     _scale_transparency(file)
     file.load()
     _check_size(file)
     upright = _UPRIGHT.get(_orientation(file))
     # Before a transposition, whose result has no tags.
     values = _value_range(file)
-    image = _flat(file if upright is None else file.transpose(upright), values, resolution, channels)
-    width, height = image.size
-    scale = resolution / min(width, height)
-    size = (max(resolution, round(width * scale)), max(resolution, round(height * scale)))
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    left, top = (size[0] - resolution) // 2, (size[1] - resolution) // 2
-    pixels = np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+    image = _flat(file if upright is None else file.transpose(upright), values, resolution, channels, squaring)
+    image, left, top = _scaled(image, resolution, squaring)
+    if left < 0 or top < 0:
+        padded = Image.new(image.mode, (resolution, resolution), squaring.gray if channels == 1 else squaring.color)
+        padded.paste(image, (-left, -top))
+        image = padded
+    elif image.size != (resolution, resolution):
+        image = image.crop((left, top, left + resolution, top + resolution))
+    pixels = np.asarray(image)
     return pixels.reshape(resolution, resolution, channels)
+
+
+def _scaled(image: Image.Image, resolution: int, squaring: Squaring) -> tuple[Image.Image, int, int]:
+    """An image at the size of its frame, and the left and top of the square in it."""
+    decides = min if squaring.method == "crop" else max
+    while squaring.filter == "bicubic" and decides(image.size) >= 2 * resolution and min(image.size) > 1:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    width, height, left, top = squaring.frame(*image.size, resolution)
+    if image.size == (width, height):
+        return image, left, top
+    if squaring.filter == "bilinear":
+        # What `resize` calls bilinear is a mean over all pixels.
+        scales = (image.width / width, 0, 0, 0, image.height / height, 0)
+        return image.transform((width, height), Image.Transform.AFFINE, scales, Image.Resampling.BILINEAR), left, top
+    filters = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
+    return image.resize((width, height), filters[squaring.filter]), left, top
 
 
 def _orientation(file: Image.Image) -> int:
@@ -233,19 +289,31 @@ def _strips(image: Image.Image, box: tuple[int, int, int, int], factor: int) -> 
         yield image.crop((left, y, right, min(y + rows, bottom)))
 
 
-def _flat(image: Image.Image, values: _ValueRange | None, resolution: int, channels: int) -> Image.Image:
-    """Converts the middle of an image to gray or RGB of 8 bits without transparency, shrinking a large one."""
-    short = min(image.size)
-    factor = max(1, short // (_REDUCING_GAP * resolution)) if image.width * image.height > _LARGE else 1
-    left, right = _middle(image.width, _MAX_ASPECT_RATIO * short, factor)
-    top, bottom = _middle(image.height, _MAX_ASPECT_RATIO * short, factor)
-    flat = Image.new("L" if channels == 1 else "RGB", ((right - left) // factor, (bottom - top) // factor))
+def _flat(
+    image: Image.Image, values: _ValueRange | None, resolution: int, channels: int, squaring: Squaring
+) -> Image.Image:
+    """Converts what is needed of an image to gray or RGB of 8 bits without transparency, shrinking a large one."""
+    short, long = min(image.size), max(image.size)
+    scaled, most = (short, _MAX_ASPECT_RATIO * short) if squaring.method == "crop" else (long, long)
+    # A pixel of the short side stays, however long the other is.
+    factor = max(1, min(short, scaled // (_REDUCING_GAP * resolution))) if image.width * image.height > _LARGE else 1
+    left, right = _middle(image.width, most, factor)
+    top, bottom = _middle(image.height, most, factor)
+    mode = "L" if channels == 1 else "RGB"
+    if factor == 1 and (left, top, right, bottom) == (0, 0, *image.size) and _is_flat(image, values, mode):
+        return image
+    flat = Image.new(mode, ((right - left) // factor, (bottom - top) // factor))
     y = 0
     for strip in _strips(image, (left, top, right, bottom), factor):
-        strip = _on_white(strip, values).convert(flat.mode).reduce(factor)
+        strip = _opaque(strip, values, squaring).convert(flat.mode).reduce(factor)
         flat.paste(strip, (0, y))
         y += strip.height
     return flat
+
+
+def _is_flat(image: Image.Image, values: _ValueRange | None, mode: str) -> bool:
+    """Whether an image is what `_flat` makes of it already."""
+    return values is None and image.mode == mode and not image.has_transparency_data
 
 
 def _middle(length: int, most: int, factor: int) -> tuple[int, int]:
@@ -258,12 +326,19 @@ def _middle(length: int, most: int, factor: int) -> tuple[int, int]:
     return start, start + kept
 
 
-def _on_white(image: Image.Image, values: _ValueRange | None) -> Image.Image:
+def _opaque(image: Image.Image, values: _ValueRange | None, squaring: Squaring) -> Image.Image:
+    """An image of 8 bits per channel, on the background."""
     if values is not None:
-        return Image.fromarray(_to_8_bits(_numbers(image, values.unsigned), values))
+        pixels, is_transparent = _to_8_bits(_numbers(image, values.unsigned), values)
+        gray = Image.fromarray(pixels)
+        if not is_transparent.any():
+            return gray
+        return Image.composite(
+            Image.new("RGB", gray.size, squaring.color), gray.convert("RGB"), Image.fromarray(is_transparent)
+        )
     if image.has_transparency_data:
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, squaring.color), rgba)
     if image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
@@ -277,11 +352,15 @@ def _numbers(image: Image.Image, unsigned: bool) -> np.ndarray:
     return (numbers.view(np.uint32) if unsigned else numbers).astype(np.float64)
 
 
-def _to_8_bits(numbers: np.ndarray, values: _ValueRange) -> UInt8[np.ndarray, "height width"]:
+def _to_8_bits(
+    numbers: np.ndarray, values: _ValueRange
+) -> tuple[UInt8[np.ndarray, "height width"], Bool[np.ndarray, "height width"]]:
+    """Numbers as 8 bits, and which of them are transparent."""
     span = values.white - values.black
     # An image of a single value is black.
     scaled = (numbers - values.black) / span * 255 if span else np.zeros_like(numbers)
-    scaled[np.isnan(numbers)] = 255
+    is_transparent = np.isnan(numbers)
     if values.transparent is not None:
-        scaled[numbers == values.transparent] = 255
-    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+        is_transparent |= numbers == values.transparent
+    scaled[is_transparent] = 0
+    return np.clip(np.round(scaled), 0, 255).astype(np.uint8), is_transparent

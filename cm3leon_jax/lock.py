@@ -4,6 +4,7 @@ FOLDER/.lock names the holder. Whether the holder is alive follows from what the
 
 - A kernel lock (flock) on the file answers at once among the processes of a host, containers included, and among hosts
   where the file system shares it (NFS, Lustre with -o flock, CephFS, GPFS). It ends with its process.
+- In a bucket (gs://, s3://) the lock is an object that only one process can create (storage/lease.py).
 - Among hosts whose file system keeps flock local, or has none (gcsfuse and other mounted buckets), the holder touches
   the file periodically. A lock of another host that is not touched for a while is taken over.
 
@@ -21,13 +22,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from cm3leon_jax.distributed import all_processes, has_joined, is_coordinator
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.storage import mirror
+from cm3leon_jax.storage.address import address_of
+from cm3leon_jax.storage.lease import Lease
 
 LOCK_FILE = ".lock"
 # Time between two touches, and without a touch until the holder counts as gone.
@@ -61,18 +66,29 @@ class Holder:
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         return cls(command, socket.gethostname(), boot, os.getpid(), since)
 
+    def knows_gone(self, other: Mapping[str, Any]) -> bool:
+        """Whether another holder ran on this machine, and has ended."""
+        number = other.get("process")
+        return other.get("boot") == self.boot and isinstance(number, int) and not _runs(number)
+
     def __str__(self) -> str:
         return f"`cm3leon {self.command}` (process {self.process} on host {self.host}, since {self.since})"
 
 
 @contextlib.contextmanager
-def lock(folder: str | Path, command: str, name: str = LOCK_FILE) -> Iterator[None]:
-    """Locks a folder for a command while the body runs. All processes of a run call this; the coordinator holds it."""
+def lock(folder: str | Path, command: str, name: str = LOCK_FILE, subfolders: bool = True) -> Iterator[None]:
+    """Locks a folder for a command while the body runs. All processes of a run call this; the coordinator holds it.
+
+    Once a folder in a bucket is locked, each process has a copy of what is there, with its `subfolders` if wanted; not
+    where another `name` says that the lock is of something beside it.
+    """
     file = Path(folder) / name
-    held, refusal = None, ""
+    held: _Held | Lease | None = None
+    refusal = ""
     if not has_joined() or is_coordinator():
         try:
-            held = _acquire(file, Holder.this_process(command))
+            holder, address = Holder.this_process(command), address_of(file)
+            held = Lease(address, asdict(holder), holder.knows_gone) if address else _acquire(file, holder)
         except UserError as error:
             refusal = str(error)
         except OSError as error:
@@ -80,6 +96,8 @@ def lock(folder: str | Path, command: str, name: str = LOCK_FILE) -> Iterator[No
     if refusal or (has_joined() and not all_processes(not refusal)):
         raise UserError(refusal or f"{folder} was refused to process 0 of this run: see what it says")
     try:
+        if name == LOCK_FILE:
+            mirror.share(file.parent, subfolders)
         yield
     finally:
         if held is not None:

@@ -6,6 +6,8 @@ import contextlib
 import logging
 import sys
 
+from cm3leon_jax.storage.address import shown
+
 
 class ConsoleHandler(logging.Handler):
     """Writes information to stdout, warnings and errors to stderr, above the progress bar if there is one.
@@ -23,7 +25,7 @@ class ConsoleHandler(logging.Handler):
         # Without tqdm there is no bar.
         tqdm = sys.modules.get("tqdm")
         with tqdm.tqdm.external_write_mode(file=stream) if tqdm else contextlib.nullcontext():
-            print(self.format(record), file=stream, flush=True)
+            print(shown(self.format(record)), file=stream, flush=True)
 
 
 def show_messages() -> None:

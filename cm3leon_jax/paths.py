@@ -1,4 +1,8 @@
-"""Checks the paths that a user gives before anything is written, and explains what the system says against one."""
+"""Checks the paths that a user gives before anything is written, and explains what the system says against one.
+
+A path may be local, or an address such as gs://bucket/run or s3://bucket/run. Of an address, the rest of the package
+only sees the local copy (storage/address.py).
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,15 @@ import errno
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cm3leon_jax.errors import UserError
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+from cm3leon_jax.storage import mirror, objects
+from cm3leon_jax.storage.address import SCHEMES, address_of, local_path, scheme_of, shown
 
 # The errors of operations on a path that the user can fix, and how.
 _REMEDIES = {
@@ -48,20 +53,26 @@ class IsPath:
     prefix: str = ""
 
 
+# Files and folders in buckets that this process has copied.
+_copied: set[Path] = set()
+
 LocalPath = Annotated[str, IsPath()]
 OptionalPath = Annotated[str, IsPath(may_be_empty=True)]
 
 
 def local(text: str, name: str) -> str:
-    """Expands the `~` of a local path; `name` is what the user gave it as, such as "--output"."""
+    """Expands the `~` of a local path, and gives the local copy of an address in a bucket, which may not be made yet.
+
+    `name` is what the user gave it as, such as "--output".
+    """
     if not text.strip():
         raise UserError(f"{name} is empty: give a path")
-    if scheme := _SCHEME.match(text):
-        raise UserError(f"{name}={text}: {scheme[0]} is not supported yet: mount the bucket and give its local path")
     if "\0" in text:
         raise UserError(f"{name}={text}: no path has a NUL character in it; give another")
     try:
         text.encode("utf-8")
+        if scheme := scheme_of(text):
+            return str(_copy_of(text, scheme, name))
         return str(Path(text).expanduser()) if text.startswith("~") else text
     except UnicodeEncodeError:
         raise UserError(f"{name}={text}: the path is not UTF-8; rename it, or make a symbolic link to it") from None
@@ -73,12 +84,39 @@ def local_in_field(text: str, kind: IsPath, name: str) -> str:
     """Does the same for the value of a config field of this kind."""
     if not text.startswith(kind.prefix) or (kind.may_be_empty and not text):
         return text
-    return kind.prefix + local(text.removeprefix(kind.prefix), name)
+    path = local(text.removeprefix(kind.prefix), name)
+    # A text that is more than a path is kept, as it is stored; who opens it looks for the copy.
+    return text if kind.prefix and address_of(path) else kind.prefix + path
 
 
 def input_path(name: str) -> Callable[[str], Path]:
     """The `type` of the command-line argument `name`, a path to read."""
+    return lambda text: copied(text, name)
+
+
+def run_folder(name: str) -> Callable[[str], Path]:
+    """The `type` of the command-line argument `name`, the folder of a run, of which nothing is copied yet."""
     return lambda text: Path(local(text, name))
+
+
+def copied(text: str, name: str) -> Path:
+    """The path to read a file or folder by; of one in a bucket, a copy is made when a process first asks for it."""
+    path = Path(local(text, name))
+    if address_of(path) and path not in _copied:
+        mirror.refresh(path)
+        _copied.add(path)
+    return path
+
+
+def _copy_of(text: str, scheme: str, name: str) -> Path:
+    if scheme not in SCHEMES:
+        known = " and ".join(f"{known}://" for known in SCHEMES)
+        raise UserError(f"{name}={text}: {scheme}:// is not supported, {known} are: mount it and give its local path")
+    objects.check_library(scheme, f"{name}={text}")
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise UserError(f"{name}={text}: {error}; write {scheme}://BUCKET/NAME") from None
 
 
 def output_folder(name: str) -> Callable[[str], Path]:
@@ -105,6 +143,10 @@ def writable_folder(folder: Path, name: str) -> Path:
 
     It tries: permissions do not show what a file system allows, least of all to root.
     """
+    if address := address_of(folder):
+        trial = f"{address}/.{uuid.uuid4().hex}.partial"
+        objects.write_object_bytes(trial, b"")
+        objects.delete_object(trial)
     with _one_line(f"{name}={_shown(folder)} cannot be written"):
         nearest = folder
         while not (nearest.exists() or nearest.is_symlink()) and nearest != nearest.parent:
@@ -138,6 +180,6 @@ def refusal(error: BaseException | None) -> str | None:
 
 def _shown(path: object) -> str:
     """A path for a message: not that of the temporary file, and at most 300 characters."""
-    text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
+    text = shown(os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path))
     text = re.sub(r"/\.([^/]*?)(\.\d+)?\.partial(?=/|$)", lambda found: f"/{found[1]}" if found[2] else "", text)
     return text if len(text) <= 300 else f"{text[:150]}...{text[-100:]}"

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cm3leon_jax.files import atomic_write
+from cm3leon_jax.storage import mirror
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +66,12 @@ class StepLog:
             aside = path.with_name(f"{path.name}.damaged")
             with aside.open("ab") as file:
                 file.writelines(line + b"\n" for line in damaged.values())
+            mirror.publish(aside, aside)
             numbers = ", ".join(map(str, damaged))
             log.info(f"note: line {numbers} of {path} cannot be read, and is now in {aside.name}")
         with atomic_write(path) as temporary:
             temporary.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", buffering=1, encoding="utf-8")
+        self._path, self._file = path, path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line; values that are not finite become null, since JSON has no words for them."""
@@ -77,12 +79,14 @@ class StepLog:
         self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
     def flush(self) -> None:
-        """Returns once the lines are on the disk."""
+        """Returns once the lines are on the disk, and in the bucket that the file is in."""
         self._file.flush()
         os.fsync(self._file.fileno())
+        mirror.publish(self._path, self._path)
 
     def close(self) -> None:
         self._file.close()
+        mirror.publish(self._path, self._path)
 
 
 def read_step_log(path: Path) -> list[dict[str, Any]]:

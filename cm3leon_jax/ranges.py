@@ -9,7 +9,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -90,17 +90,21 @@ Decay = Annotated[float, Range(at_least=0, below=1)]
 
 
 def annotation(hint: Any, kind: type[_Note]) -> tuple[type, _Note] | None:
-    """The type and note of `Annotated[type, note]`, alone or as the first of a tuple or union such as `... | None`."""
+    """The type and note of `Annotated[type, note]`, alone, as the first of a tuple or union such as `... | None`, or as
+    the values of a mapping.
+    """
     for note in getattr(hint, "__metadata__", ()):
         if isinstance(note, kind):
             return hint.__origin__, note
+    if typing.get_origin(hint) is Mapping:
+        return annotation(typing.get_args(hint)[1], kind)
     is_outer = hasattr(hint, "__metadata__") or typing.get_origin(hint) in (tuple, typing.Union, types.UnionType)
     return annotation(typing.get_args(hint)[0], kind) if is_outer and typing.get_args(hint) else None
 
 
 @functools.cache
 def ranges_of(part: type) -> dict[str, tuple[type, Range | OneOf]]:
-    """The type and the allowed values of the fields of a dataclass that have such; for a tuple, those of an entry."""
+    """The type and the allowed values of a dataclass's fields that have such; of a tuple or mapping, of an entry."""
     hints = typing.get_type_hints(part, include_extras=True)
     kinds: tuple[type[Range | OneOf], ...] = (Range, OneOf)
     return {name: found for name, hint in hints.items() for kind in kinds if (found := annotation(hint, kind))}
@@ -109,11 +113,19 @@ def ranges_of(part: type) -> dict[str, tuple[type, Range | OneOf]]:
 def first_fault(values: Any) -> str | None:
     """Names the first field of a dataclass whose value is not allowed, with its value and what is."""
     for name, (kind, allowed) in ranges_of(values.__class__).items():
-        value = getattr(values, name)
-        for each in value if isinstance(value, tuple) else () if value is None else (value,):
+        for where, each in _entries(name, getattr(values, name)):
             if fault := allowed.fault(each, kind):
-                return f"{name} is {_shown(each)}: {fault}"
+                return f"{where} is {_shown(each)}: {fault}"
     return None
+
+
+def _entries(name: str, value: Any) -> list[tuple[str, Any]]:
+    """The values of a field that its range holds for, each with its name."""
+    if isinstance(value, Mapping):
+        return [(f"{name}.{key}", each) for key, each in value.items()]
+    if isinstance(value, tuple):
+        return [(name, each) for each in value]
+    return [] if value is None else [(name, value)]
 
 
 def whole_number(name: str, allowed: Range) -> Callable[[str], int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from cm3leon_jax.storage.address import shown
+
 # Controls; invisible formatting, among it bidirectional marks; halves of surrogate pairs, which no stream can write;
 # ends of lines and paragraphs.
 _SPELLED_OUT = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -12,7 +14,11 @@ _JOINERS = "\u200c\u200d"
 
 
 def visible(text: str, keep: str = "") -> str:
-    r"""Puts a text on one line, with controls and invisible characters as `\x1b`, `\n`, `\u202e`, except `keep`."""
+    r"""Puts a text on one line, with controls and invisible characters as `\x1b`, `\n`, `\u202e`, except `keep`.
+
+    The paths of local copies of objects are their addresses.
+    """
+    text = shown(text)
     if text.isprintable():
         return text
     return "".join(

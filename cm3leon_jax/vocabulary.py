@@ -58,7 +58,10 @@ class IdSpace:
         """
         special = (*SPECIAL_TOKENS, "<break>", "<eoss>")
         if missing := [name for name in (*special, "<image:0>", "<mask:0>") if name not in names]:
-            raise UserError(f"the vocabulary has no {missing[0]}: it was not made by `cm3leon train-text-tokenizer`")
+            raise UserError(
+                f"the vocabulary has no {missing[0]}: it was made neither by `cm3leon train-text-tokenizer` nor by "
+                "`cm3leon import`"
+            )
         if sorted(names.values()) != list(range(len(names))):
             raise UserError(f"the ids of the vocabulary's {len(names):,} tokens are not 0 .. {len(names) - 1:,}")
         image_ids, mask_ids = _numbered(names, "image"), _numbered(names, "mask")
@@ -138,9 +141,6 @@ def padded_size(num_text_tokens: int, num_image_codes: int, num_masks: int) -> i
 class Vocabulary:
     """Encodes text and image codes to ids and back."""
 
-    # In our own layout, and in OPT's.
-    start, pad, end, unknown = range(NUM_SPECIAL)
-
     def __init__(self, tokenizer_json: str) -> None:
         self._json = tokenizer_json
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
@@ -173,36 +173,50 @@ class Vocabulary:
                 show_progress=progress,
             ),
         )
-        return cls.around(json.loads(tokenizer.to_str()), num_text_tokens, num_image_codes, num_masks)
+        return cls.around(json.loads(tokenizer.to_str()), NUM_SPECIAL + num_text_tokens, num_image_codes, num_masks)
 
     @classmethod
     def around(
-        cls, text_tokenizer: dict[str, Any], num_text_tokens: int, num_image_codes: int, num_masks: int
+        cls,
+        text_tokenizer: dict[str, Any],
+        num_ids: int,
+        num_image_codes: int,
+        num_masks: int,
+        roles: Mapping[str, int] | None = None,
     ) -> Vocabulary:
-        """Adds the other ids after those of a byte-level BPE, given as the JSON object of its `tokenizer.json`.
+        """Adds the other ids after the first `num_ids`, those of a BPE, given as the JSON object of `tokenizer.json`.
 
-        Its first ids must be `SPECIAL_TOKENS`. What it has as special beyond them stays a name of its id, but no text
-        is encoded to it.
+        `roles` are those of its special tokens that get one of our names in `SPECIAL_TOKENS`, by that name; of these,
+        the ones that it lacks follow first. What it has as special beyond them stays a name of its id, but no text is
+        encoded to it.
         """
         state = copy.deepcopy(text_tokenizer)
-        vocab, added = state["model"]["vocab"], state["added_tokens"]
-        vocab |= {token["content"]: token["id"] for token in added}
+        added = state["added_tokens"]
+        theirs = state["model"]["vocab"] | {token["content"]: token["id"] for token in added}
+        names = {index: name for name, index in theirs.items()}
+        for role, index in (roles or {}).items():
+            taken = next((other for other, name in names.items() if name == role), index)
+            names[taken], names[index] = names[index], role
         # A small corpus yields fewer merges than wanted; the id space keeps its size all the same, so that the
         # shape of the model follows from the config alone.
-        taken = set(vocab.values())
-        for index in range(NUM_SPECIAL + num_text_tokens):
-            if index not in taken:
-                vocab[f"<unused:{index}>"] = index
-        images, masks = (
-            (f"<image:{code}>" for code in range(num_image_codes)),
-            (f"<mask:{i}>" for i in range(num_masks)),
-        )
-        special = [*images, "<break>", "<eoss>", *masks]
-        names = [*enumerate(SPECIAL_TOKENS), *enumerate(special, start=NUM_SPECIAL + num_text_tokens)]
-        plain = [token for token in added if not token["special"] and token["id"] >= NUM_SPECIAL]
+        names |= {index: f"<unused:{index}>" for index in range(num_ids) if index not in names}
+        ids = {name: index for index, name in names.items()}
+        state["model"]["vocab"] = ids
+        if (unknown := theirs.get(state["model"].get("unk_token"))) is not None:
+            state["model"]["unk_token"] = names[unknown]
+        special = [
+            *(name for name in SPECIAL_TOKENS if name not in ids),
+            *(f"<image:{code}>" for code in range(num_image_codes)),
+            *("<break>", "<eoss>"),
+            *(f"<mask:{index}>" for index in range(num_masks)),
+        ]
+        if taken_names := [name for name in special if name in ids]:
+            raise UserError(f"the tokenizer has a token {taken_names[0]} already, which is to be one of ours")
+        ours = {ids[name]: name for name in SPECIAL_TOKENS if name in ids} | dict(enumerate(special, start=num_ids))
         as_they_are = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        ours = [{"id": index, "content": name, "special": True, **as_they_are} for index, name in names]
-        state["added_tokens"] = sorted(plain + ours, key=lambda token: token["id"])
+        entries = [{"id": index, "content": name, "special": True, **as_they_are} for index, name in ours.items()]
+        plain = [token for token in added if not token["special"] and token["id"] not in ours]
+        state["added_tokens"] = sorted(plain + entries, key=lambda token: token["id"])
         # A text is never truncated, and no special tokens are put around it: the layouts of documents add them.
         state |= {"truncation": None, "padding": None, "post_processor": None}
         return cls(json.dumps(state, ensure_ascii=False, sort_keys=True))
@@ -233,6 +247,21 @@ class Vocabulary:
     def encode_text(self, text: str) -> list[int]:
         """Ids of a text; nothing in it is read as a special token."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_pieces(self, text: str, longest: int) -> list[list[int]]:
+        """Ids of a text in pieces of at most `longest`, cut before words, or else between characters."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
+        pieces = list[list[int]]()
+        first = 0
+        while len(ids) - first > longest:
+            # Tokens of one character begin at the same offset.
+            cuts = [at for at in range(first + 1, first + longest + 1) if starts[at] != starts[at - 1]]
+            words = [at for at in cuts if text[starts[at]].isspace() or text[starts[at] - 1].isspace()]
+            stop = (words or cuts or [first + longest])[-1]
+            pieces.append(ids[first:stop])
+            first = stop
+        return [*pieces, ids[first:]]
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """The text of the text tokens among `ids`; special tokens and image codes are skipped."""

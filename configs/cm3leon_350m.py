@@ -8,10 +8,10 @@ Register your captioned images as a seqio mixture (see docs/add_a_source.md), th
     cm3leon prepare               --config=configs/cm3leon_350m.py --workdir=DIR --config.corpus.mixture=NAME
     cm3leon train                 --config=configs/cm3leon_350m.py --workdir=DIR --config.corpus.mixture=NAME
 
-With `:POD` behind the file's name (v5p-512, v5e-256, v6e-256, h100-256) it has the mesh, rematerialization and
-microbatches that `cm3leon plan` recommends there. Expected, as plan models it from published peaks, a bound that no
-chip has measured: 0.2 days on v5p-512, 1.1 on v5e-256, 0.2 on v6e-256, 0.2 on 256 H100 (benchmarks/RESULTS.md has the
-table). Look at `loss_image` after an hour: far below ln 8192 = 9.01, and still falling.
+With `:POD` behind the file's name (v5p-1024, v5e-256, v6e-256, h100-256) it has the mesh, rematerialization and
+microbatches that `cm3leon plan` recommends there. Expected, an estimate by plan from published runs of other models
+(benchmarks/RESULTS.md): 0.45 days on v5p-1024, 2.5 on v5e-256, 0.8 on v6e-256, 0.7 on 256 H100, give or take a fifth,
+on H100 a quarter. No chip has run it. Look at `loss_image` after an hour: far below ln 8192 = 9.01, and still falling.
 
 In place of an imported CLIP, `cm3leon train-encoder` trains one on the mixture.
 
@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from cm3leon_jax.errors import UserError
 
 PODS = {
-    "v5p-512": dict(mesh=dict(fsdp=512), remat="none", num_microbatches=1),
+    "v5p-1024": dict(mesh=dict(fsdp=512), remat="none", num_microbatches=1),
     "v5e-256": dict(mesh=dict(replica=4, fsdp=64), remat="none", num_microbatches=4),
     "v6e-256": dict(mesh=dict(replica=4, fsdp=64), remat="none", num_microbatches=2),
     "h100-256": dict(mesh=dict(fsdp=256), remat="none", num_microbatches=2),

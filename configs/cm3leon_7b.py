@@ -1,9 +1,10 @@
 """CM3Leon 7B as published (arXiv 2309.02591, Table 3): 2.4T tokens, batch 8.4M, three neighbors.
 
-    cm3leon train --config=configs/cm3leon_7b.py:v5p-512 --workdir=DIR --config.corpus.mixture=NAME
+    cm3leon train --config=configs/cm3leon_7b.py:v5p-1024 --workdir=DIR --config.corpus.mixture=NAME
 
-Expected, as `cm3leon plan` models it from published peaks, a bound that no chip has measured: 5.2 days on v5p-512,
-30.6 on v5e-256, 5.4 on v6e-256, 5.8 on 256 H100 (benchmarks/RESULTS.md).
+Expected, an estimate by `cm3leon plan` from published runs of other models (benchmarks/RESULTS.md): 8.3 days on
+v5p-1024 (7.0 to 9.9), 48 on v5e-256 (40 to 57), 14 on v6e-256 (12 to 17), 12.5 on 256 H100 (9.9 to 15.8). No chip has
+run it.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import cm3leon_350m
 
 PODS = {
-    "v5p-512": dict(mesh=dict(fsdp=512), remat="none", num_microbatches=2),
+    "v5p-1024": dict(mesh=dict(fsdp=512), remat="none", num_microbatches=2),
     "v5e-256": dict(mesh=dict(replica=2, fsdp=128), remat="full", num_microbatches=2),
     "v6e-256": dict(mesh=dict(replica=2, fsdp=128), remat="none", num_microbatches=8),
     "h100-256": dict(mesh=dict(replica=4, fsdp=8, tensor=8), remat="none", num_microbatches=8),

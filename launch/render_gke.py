@@ -29,8 +29,8 @@ def render(template: str, given: dict[str, str], command: list[str]) -> str:
     if unknown := given.keys() - declared.keys():
         raise MistakeError(f"no variable {', '.join(sorted(unknown))}: there are {', '.join(declared)}")
     values = declared | given
-    values |= _derived(values)
-    if missing := [name for name in ("IMAGE", "CLAIM", "HOSTS") if not values[name]]:
+    values |= _derived(values) | _volumes(values["CLAIM"])
+    if missing := [name for name in ("IMAGE", "HOSTS") if not values[name]]:
         raise MistakeError(f"no value of {' and '.join(missing)}: add {missing[0]}=VALUE")
     for name in ("DEVICES", "HOSTS", "SLICES", "RESTARTS", "GRACE"):
         if not re.fullmatch("[0-9]+", values.get(name, "1")):
@@ -42,6 +42,8 @@ def render(template: str, given: dict[str, str], command: list[str]) -> str:
         raise MistakeError(
             "no command: add what cm3leon takes after a --, as in -- train --config=examples/digits/demo.py"
         )
+    if not values["CLAIM"] and (there := [argument for argument in command if re.search("(^|=)/data(/|$)", argument)]):
+        raise MistakeError(f"no CLAIM, and {there[0]} is on its volume: add CLAIM=VALUE, or give a path in a bucket")
     values["FAILURES"] = str(2 * int(values["RESTARTS"]) * int(values["HOSTS"]))
     # Kubernetes takes $(NAME) in arguments for a variable of its own.
     values["COMMAND"] = json.dumps([argument.replace("$", "$$") for argument in command])
@@ -73,6 +75,17 @@ def _derived(values: dict[str, str]) -> dict[str, str]:
         "LIMITS": json.dumps(limits),
         "PORTS": json.dumps(ports),
         "HOSTS": hosts,
+    }
+
+
+def _volumes(claim: str) -> dict[str, str]:
+    """A folder of each node for copies of what is in buckets and, where there is a claim, its volume."""
+    volumes: dict[str, dict] = {"copies": {"emptyDir": {}}}
+    if claim:
+        volumes["data"] = {"persistentVolumeClaim": {"claimName": claim}}
+    return {
+        "MOUNTS": json.dumps([{"name": name, "mountPath": f"/{name}"} for name in volumes]),
+        "VOLUMES": json.dumps([{"name": name} | volume for name, volume in volumes.items()]),
     }
 
 

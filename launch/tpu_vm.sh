@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs a command on every worker of a TPU VM, and on all of them again when that is worth it:
 #
-#   TPU=NAME ZONE=us-east5-a launch/tpu_vm.sh train --config=configs/cm3leon_7b.py:v5p-512 --workdir=/mnt/shared/run
+#   TPU=NAME ZONE=us-east5-a launch/tpu_vm.sh train --config=configs/cm3leon_7b.py:v5p-1024 --workdir=/mnt/shared/run
 #
-# The TPU exists already, its workers share the folder of --workdir, and this machine stays up. Worker 0 writes here, the
+# The TPU exists already, its workers share the folder of --workdir (or it is gs://), and this machine stays up. Worker 0 writes here, the
 # others into LOGS. Signals, restarts and exit codes are those of local.sh, which does the watching.
 set -uo pipefail
 

@@ -1,6 +1,10 @@
 """Eight virtual CPU devices, and every annotation of the package checked while the tests run."""
 
 import os
+import sys
+
+# PyTorch loads it where it is installed; it brings an LLVM of its own, and beside TensorFlow's the process crashes.
+sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -16,6 +20,7 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.data.corpus.array_files import read_files_record
+from cm3leon_jax.data.corpus.instructions import StoredInstruction
 from cm3leon_jax.data.corpus.neighbors import (
     RETRIEVAL_FORMAT,
     documents_identity,
@@ -73,7 +78,9 @@ def image_tokenizer(tiny_images) -> ImageTokenizer:
     return VQGANTokenizer(tiny_images, vqgan.initial_parameters(vqgan.abstract_vqgan(tiny_images), 0))
 
 
-def write_corpus(path: Path, vocabulary: Vocabulary, documents: dict[str, dict[str, list[np.ndarray]]]) -> Path:
+def write_corpus(
+    path: Path, vocabulary: Vocabulary, documents: dict[str, dict[str, list[np.ndarray | StoredInstruction]]]
+) -> Path:
     """A prepared corpus of {task: {split: documents}}, two shards a split, every rate 1."""
     tasks = {}
     for task, splits in documents.items():
@@ -85,9 +92,13 @@ def write_corpus(path: Path, vocabulary: Vocabulary, documents: dict[str, dict[s
             shards = []
             for shard, half in enumerate(halves):
                 with TokenFile(folder, shard, token_dtype(vocabulary.size)) as file:
-                    for ids in half:
-                        file.add(ids)
+                    for each in half:
+                        if isinstance(each, StoredInstruction):
+                            file.add(each.tokens, each)
+                        else:
+                            file.add(each)
                     shards.append(file.close())
+            found = [each.tokens if isinstance(each, StoredInstruction) else each for each in found]
             num_image_tokens = sum(int(vocabulary.is_image(ids).sum()) for ids in found)
             num_text_tokens = sum(int(vocabulary.is_text(ids).sum()) for ids in found)
             tasks[task]["splits"][split] = {

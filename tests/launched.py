@@ -6,12 +6,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
-def start(arguments: list[str], processes: int = 1, devices: int = 1) -> list[subprocess.Popen]:
-    """Starts `python -m cm3leon_jax ARGUMENTS` so many times, each with so many virtual CPU devices."""
+def start(
+    arguments: list[str],
+    processes: int = 1,
+    devices: int = 1,
+    own: Callable[[int], Mapping[str, str]] = lambda number: {},
+) -> list[subprocess.Popen]:
+    """Starts `python -m cm3leon_jax ARGUMENTS` so many times, each with so many virtual CPU devices.
+
+    `own` gives each process, by its number, variables of its own.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "SLURM_", "XLA_"))}
     environment = kept | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "TF_CPP_MIN_LOG_LEVEL": "3"}
     if processes > 1:
@@ -28,7 +36,7 @@ def start(arguments: list[str], processes: int = 1, devices: int = 1) -> list[su
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment | ({"JAX_PROCESS_ID": str(number)} if processes > 1 else {}),
+            env=environment | ({"JAX_PROCESS_ID": str(number)} if processes > 1 else {}) | dict(own(number)),
         )
         process.stdout = output
         started.append(process)
@@ -52,9 +60,9 @@ def ended(processes: list[subprocess.Popen], seconds: float = 240.0) -> list[tup
     return found
 
 
-def run(arguments: list[str], processes: int = 1, devices: int = 1) -> list[str]:
+def run(arguments: list[str], processes: int = 1, devices: int = 1, seconds: float = 240.0) -> list[str]:
     """What each process said; all must end well."""
-    found = ended(start(arguments, processes, devices))
+    found = ended(start(arguments, processes, devices), seconds)
     assert [code for code, _ in found] == [0] * processes, "\n".join(text for _, text in found)
     return [text for _, text in found]
 

@@ -55,6 +55,21 @@ def test_every_task_gives_what_the_command_writes(model, saved_run):
     assert [model.answer(str(file), "Which?", order="left_to_right")] == written(
         saved_run, {"task": "vqa", "prompt": "Which?", "image": "a.png", "order": "left_to_right"}
     )
+    boxes = [("a seven", (0, 0, 4, 8))]
+    located = {"prompt": "a digit", "objects": [{"name": "a seven", "box": [0, 0, 4, 8]}]}
+    assert same(model.text_to_image("a digit", objects=boxes), written(saved_run, located))
+    edges = {"structure": {"image": "a.png"}, "caption": "a seven"}
+    line = {"task": "instruction", "template": "edges", "fields": edges}
+    assert same(
+        model.follow("edges", fields=edges | {"structure": {"image": image}}, seed=2), written(saved_run, line, seed=2)
+    )
+    asked = {
+        "task": "instruction",
+        "template": "question",
+        "fields": {"question": "Which?", "image": {"image": "a.png"}},
+    }
+    found = model.follow("question", fields={"question": "Which?", "image": {"image": file}})
+    assert found == written(saved_run, asked)
     region = (0, 0, 0.5, 0.5)
     assert same(
         model.infill(image, "zero", region),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cm3leon_jax import checkpoints
+from cm3leon_jax import orbax_steps
 from cm3leon_jax.bit_sums import bit_sum_of_part, sums_and_finiteness
 from cm3leon_jax.checkpoints import Checkpoints, DamagedCheckpoint, check_same_model, check_unchanged, flat
 from cm3leon_jax.config import Config
@@ -79,7 +79,7 @@ def test_any_mesh_reads_what_any_other_wrote(config, vocabulary, tmp_path):
 
 
 def test_a_part_of_a_parameter_is_read_alone(config, vocabulary, tmp_path, monkeypatch):
-    monkeypatch.setattr("cm3leon_jax.checkpoints._CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr("cm3leon_jax.orbax_steps.CHUNK_BYTES", 1 << 10)
     state = compiled_on(config, vocabulary, MeshConfig(replica=2, fsdp=2, tensor=2)).init()
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state, {})
@@ -182,7 +182,7 @@ def test_a_save_that_fails_is_one_line_and_leaving_waits_for_nothing(tmp_path, m
 
     with pytest.raises(FailedSave, match=r"a checkpoint in .* cannot be written \(\w+: .*\): fix that"):  # noqa: SIM117
         with Checkpoints(tmp_path, keep=1) as checkpoints:
-            monkeypatch.setattr(checkpoints._manager, where, failing)
+            monkeypatch.setattr(checkpoints._steps._manager, where, failing)
             checkpoints.save(1, SMALL, {})
             checkpoints.wait()
 
@@ -249,6 +249,16 @@ def test_changes_are_named_unless_they_may_be():
         check_unchanged(before, now, ["shape"], "the run was")
 
 
+def test_a_field_that_an_architecture_lacks_has_its_default():
+    default, other = {"architecture": {"side": 8}}, {"architecture": {"side": 8, "encoder": "patch"}}
+    for same in (default, other):
+        check_unchanged(same, same, [], "the run was")
+    with pytest.raises(UserError, match=r"architecture.encoder was 'the default' and is 'patch'"):
+        check_unchanged(default, other, [], "the run was")
+    with pytest.raises(UserError, match=r"architecture.encoder was 'patch' and is 'the default'"):
+        check_unchanged(other, default, [], "the run was")
+
+
 def test_a_field_that_is_newer_than_the_record_had_its_default():
     before = dataclasses.asdict(Config())
     del before["model"]["rotary_image_positions"]
@@ -306,8 +316,8 @@ def test_parts_add_up_to_the_sum_of_the_whole(dtype):
 
 def test_of_what_nobody_can_catch_only_late_reads_are_hidden(monkeypatch):
     shown = []
-    monkeypatch.setattr(checkpoints, "_show_unraisable", shown.append)
+    monkeypatch.setattr(orbax_steps, "_show_unraisable", shown.append)
     errors = [RuntimeError("Event loop is closed"), RuntimeError("another"), ValueError("Event loop is closed")]
     for error in errors:
-        checkpoints._hide_late_reads(SimpleNamespace(exc_value=error))
+        orbax_steps._hide_late_reads(SimpleNamespace(exc_value=error))
     assert [unraisable.exc_value for unraisable in shown] == errors[1:]

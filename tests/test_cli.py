@@ -42,7 +42,7 @@ def test_the_overview_names_every_command(capsys):
         (["prepar"], "no command 'prepar': did you mean prepare?"),
         (["x"], "no command 'x': the commands are train-text-tokenizer, "),
         (["train", "--config=demmo"], "no config file demmo: did you mean demo?"),
-        (["train", "--config=gs://b/demo.py"], "--config=gs://b/demo.py: gs:// is not supported yet"),
+        (["train", "--config=hdfs://b/demo.py"], "--config=hdfs://b/demo.py: hdfs:// is not supported"),
         (["train", "--config=configs/nothing.py"], "no config file configs/nothing.py"),
         (
             ["train", "--config=examples/digits/demo.py", "--config.model.depth=3"],
@@ -248,8 +248,8 @@ def complete(line: str, tmp_path: Path) -> list[str]:
     ("line", "found"),
     [
         ("cm3leon tr", ["train-text-tokenizer", "train-image-tokenizer", "train-encoder", "train"]),
-        ("cm3leon train --config=de", ["demo", "demo_opt"]),
-        ("cm3leon train --config de", ["demo", "demo_opt"]),
+        ("cm3leon train --config=de", ["demo", "demo_opt", "demo_sft"]),
+        ("cm3leon train --config de", ["demo", "demo_opt", "demo_sft"]),
         ("cm3leon train --config=", ["demo", "mine.py"]),
         ("cm3leon train --config=mi", ["mine.py"]),
         ("cm3leon train --work", ["--workdir="]),

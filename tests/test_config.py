@@ -44,8 +44,8 @@ ODD = (0, -1, 10**30, 10**400, 1e300, 1e-300, -1e-300, 5e-324, math.nan, math.in
 
 def outcome(part: str, name: str, value: float) -> str:
     """Sets one field as a config file does: its message, or nothing where it is taken."""
-    values = (value,) if isinstance(getattr(PARTS[part](), name), tuple) else value
-    given = {name: values}
+    kind = type(getattr(PARTS[part](), name))
+    given = {name: {tuple: (value,), dict: {"one": value}}.get(kind, value)}
     for each in reversed(part.split(".")):
         given = {each: given}
     try:

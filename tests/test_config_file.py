@@ -264,8 +264,8 @@ PATHS = [(name, kind) for name, kind in fields_of(Config) if kind]
 def test_every_path_of_the_config_is_checked(name, kind, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     for text, message in (
-        ("gs://bucket/x", "gs:// is not supported yet"),
-        ("s3://bucket/x", "s3:// is not supported yet"),
+        ("hdfs://bucket/x", "hdfs:// is not supported"),
+        ("s3://bucket//x", "no empty part"),
         ("~nobody-of-that-name/x", "no such home folder"),
         ("a\0b", "NUL"),
         ("caf\udce9", "not UTF-8"),

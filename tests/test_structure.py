@@ -20,7 +20,7 @@ NAME = "cm3leon_jax"
 ORDER = (
     ("data",),
     ("models",),
-    ("checkpoints", "bit_sums", "newest_checkpoint"),
+    ("checkpoints", "bucket_steps", "orbax_steps", "bit_sums", "newest_checkpoint"),
     ("training",),
     ("image_tokenizers", "encoders"),
     ("retrieval",),
@@ -35,7 +35,8 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER, start=1) for room in r
 
 # Read by the name of a mesh axis, or as `schedules.LearningRateConfig`.
 READ_BY_NAME = {"mesh.replica", "mesh.fsdp", "mesh.tensor"} | {
-    f"optimizer.{name}" for name in ("peak_learning_rate", "warmup_steps", "final_learning_rate_fraction")
+    f"optimizer.{name}"
+    for name in ("peak_learning_rate", "warmup_steps", "final_learning_rate_fraction", "decay_fraction")
 }
 
 # Files whose `print` writes a command's result, the console handler's message, a bar's plain line, or an error of the

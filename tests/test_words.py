@@ -76,6 +76,7 @@ WORDS = {
 
 # Uses in another sense, cut out before the search.
 EXCEPTIONS = (
+    r"[Dd]escribe the given picture|draw \"\{text\}\"",  # the paper's wordings
     r"\bto draw\b",  # a font's glyphs
     r"IsPath\(behind=|\.behind\b",
     r"question[- ]answer\w*",

@@ -17,7 +17,8 @@ from PIL import Image
 from cm3leon_jax import config_file
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.sources.config import FolderConfig
-from cm3leon_jax.data.sources.folder_documents import UnreadableFile, read_folder
+from cm3leon_jax.data.sources.folder_documents import read_folder
+from cm3leon_jax.data.sources.unchanged import UnreadableFile
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.prompts import prompt_of
 from cm3leon_jax.generation.requests import read_images, read_requests

@@ -139,7 +139,14 @@ class HuggingFace:
 
     def make(self, base: Path) -> None:
         config = _write_checkpoint(base)
-        asked = Namespace(output=str(base / "exported"), family=None, dtype="float32", shard_size="20KB")
+        asked = Namespace(
+            format="huggingface",
+            output=str(base / "exported"),
+            family=None,
+            dtype="float32",
+            shard_size="20KB",
+            materialize_norms=False,
+        )
         export_command.run(config, base / "run", asked)
         shutil.copytree(base / "exported", base / "foreign")
         (base / "foreign" / "cm3leon.json").unlink()
@@ -161,7 +168,7 @@ class HuggingFace:
         config = config_file.load(str(base / "config.py"), str(work / "run"))
         config = dataclasses.replace(config, encoder=ClipConfig(path=str(work / "encoder")))
         folder, record = work / "folder", work / "folder" / "cm3leon.json"
-        import_command.run(config, work / "run", Namespace(source=str(folder)))
+        import_command.run(config, work / "run", Namespace(source=str(folder), image_tokenizer=None))
         if (work / "encoder").exists():
             assert all(np.isfinite(value).all() for value in load_encoder(work / "encoder").weights.values())  # type: ignore[attr-defined]
         elif record.is_file() and record.read_bytes() == self._record:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cm3leon_jax.evaluation.comparison import EvaluatedRun, render_comparison
 from cm3leon_jax.files import atomic_write
-from cm3leon_jax.paths import input_path, output_file
+from cm3leon_jax.paths import output_file, run_folder
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `compare`."""
     parser.add_argument(
-        "runs", nargs="+", type=input_path("RUN"), metavar="RUN", help="folder of a run that was evaluated"
+        "runs", nargs="+", type=run_folder("RUN"), metavar="RUN", help="folder of a run that was evaluated"
     )
     parser.add_argument(
         "--output",

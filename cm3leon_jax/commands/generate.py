@@ -65,8 +65,8 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
         model = load_model(config, workdir)
         neighbors: dict[int, list[Neighbor]] = {}
         if arguments.retrieve:
-            retriever, images = open_retriever(config, model.vocabulary, arguments.retrieve), config.image_tokenizer
-            neighbors = retrieve(requests, retriever, arguments.retrieve, images.resolution, images.in_channels)
+            retriever = open_retriever(config, model.vocabulary, arguments.retrieve)
+            neighbors = retrieve(requests, retriever, arguments.retrieve, config)
         samples = min(arguments.samples, num_candidates(arguments.samples, config.sampling))
         if samples < arguments.samples:
             log.info("config.sampling.temperature is 0, so a prompt has no more samples than %d", samples)

@@ -2,6 +2,9 @@
 
 A decoder (opt, llama, chameleon) becomes the checkpoint of step 0, from which `cm3leon train` starts; its vocabulary
 and image tokenizer are written to where the config says. A CLIP becomes the run's encoder, at config.encoder.path.
+
+--image-tokenizer takes the image tokenizer from weights of another project instead, alone or beside --from: a folder of
+diffusers, Janus or Chameleon, or a file of taming-transformers, Chameleon (vqgan.ckpt) or LlamaGen.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ import argparse
 from pathlib import Path
 
 from cm3leon_jax.config import Config
+from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_object
 from cm3leon_jax.huggingface.families import FAMILIES
+from cm3leon_jax.huggingface.image_tokenizers.importing import import_image_tokenizer
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.paths import input_path
 
@@ -19,16 +24,28 @@ from cm3leon_jax.paths import input_path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
-        required=True,
         dest="source",
         type=input_path("--from"),
         metavar="FOLDER",
         help="config.json, weights, tokenizer",
     )
+    parser.add_argument(
+        "--image-tokenizer",
+        type=input_path("--image-tokenizer"),
+        metavar="PATH",
+        help="a folder or a file with the weights of an image tokenizer",
+    )
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
-    folder = Path(arguments.source)
-    stored = read_object(folder / "config.json", f"the config.json of --from={folder}")
-    model_type = StoredConfig(stored, f"{folder}/config.json").choice("model_type", FAMILIES)
-    FAMILIES.load(model_type).import_folder(config, workdir, folder, stored)
+    source, image_tokenizer = arguments.source, arguments.image_tokenizer
+    if source is None and image_tokenizer is None:
+        raise UserError("nothing to import: give --from=FOLDER, --image-tokenizer=PATH, or both")
+    # First: a decoder is checked with the image tokenizer that is there.
+    if image_tokenizer is not None:
+        import_image_tokenizer(config, Path(image_tokenizer))
+    if source is not None:
+        folder = Path(source)
+        stored = read_object(folder / "config.json", f"the config.json of --from={folder}")
+        model_type = StoredConfig(stored, f"{folder}/config.json").choice("model_type", FAMILIES)
+        FAMILIES.load(model_type).import_folder(config, workdir, folder, stored)

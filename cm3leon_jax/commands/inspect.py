@@ -14,11 +14,12 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from cm3leon_jax import pages
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.batches.batch import Batch
+from cm3leon_jax.data.batches.instructions import stored_roles
 from cm3leon_jax.data.batches.row_fit import row_losses
 from cm3leon_jax.data.batches.row_plan import Retrieval, open_retrieval
 from cm3leon_jax.data.batches.source import BatchSource
@@ -26,11 +27,13 @@ from cm3leon_jax.data.corpus.check import check_corpus
 from cm3leon_jax.data.corpus.neighbors import NONE
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.data.corpus.tokenizing import summary
+from cm3leon_jax.documents import Role
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import atomic_write
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
 from cm3leon_jax.paths import output_file
 from cm3leon_jax.ranges import Range, whole_number
+from cm3leon_jax.storage.address import shown
 from cm3leon_jax.terminal import counted, visible
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -47,6 +50,8 @@ class Piece:
     # Of an image: its codes, and where in the image the first of them lies; None if that is not known.
     codes: tuple[int, ...] = ()
     offset: int | None = None
+    # The role in an instruction, or "uncounted" for what the loss does not count; empty where neither is shown.
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Shown:
 
     @property
     def line(self) -> str:
-        return " ".join(piece.text for piece in self.pieces)
+        return " ".join(f"{piece.label}:{piece.text}" if piece.label else piece.text for piece in self.pieces)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,9 +99,9 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     print(visible(f"{corpus.path}, made by {made_by} from {mixture!r}") + "\n")
     print(visible(summary(corpus.manifest), keep="\n"))
     print(row_losses(corpus, vocabulary, config.batch, split))
-    for heading, shown in (("documents", documents), ("sequences", sequences)):
+    for heading, entries in (("documents", documents), ("sequences", sequences)):
         print(f"\n{heading} of {split!r}")
-        for entry in shown:
+        for entry in entries:
             print(f"\n  {visible(entry.title)}\n    {visible(entry.line)}")
             for neighbor in entry.neighbors:
                 print(f"    {visible(neighbor.title)}: {visible(neighbor.line)}")
@@ -107,8 +112,13 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int) -> tuple[Piece, ...]:
-    """Splits ids into runs of text, images and single special tokens, and finds where in its image each part lies."""
+def pieces(
+    ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int, labels: Sequence[str] = ()
+) -> tuple[Piece, ...]:
+    """Splits ids into runs of text, images and single special tokens, and finds where in its image each part lies.
+
+    A run has one of the `labels`, of which there is one for each id, if any.
+    """
     edges = {vocabulary.break_, vocabulary.end}
     result: list[Piece] = []
     # Where in its image the hole under a mask begins, for the masks met so far.
@@ -117,19 +127,20 @@ def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int
     start = 0
     conditions = [ids == vocabulary.pad, vocabulary.is_image(ids), vocabulary.is_text(ids)]
     kinds = np.select(conditions, ["pad", "image", "text"], "special").tolist()
-    for kind, group in groupby(zip(kinds, ids.tolist(), strict=True), lambda pair: pair[0]):
-        run = [token for _, token in group]
+    labeled = zip(kinds, labels or [""] * len(kinds), ids.tolist(), strict=True)
+    for (kind, label), group in groupby(labeled, lambda entry: entry[:2]):
+        run = [token for *_, token in group]
         start += len(run)
         # A sequence of concat-then-split packing may be cut inside an image, at both its ends.
         ends_segment = start < len(ids) and int(ids[start]) in edges
         if kind == "text":
-            result.append(Piece(kind, vocabulary.decode_text(run)))
+            result.append(Piece(kind, vocabulary.decode_text(run), label=label))
             reached = None
         elif kind == "pad":
             result.append(Piece(kind, f"<pad> x {len(run)}"))
         elif kind == "special":
             for token in run:
-                result.append(Piece(kind, vocabulary.name(token)))
+                result.append(Piece(kind, vocabulary.name(token), label=label))
                 if token in edges:
                     reached = 0
                 elif token in holes:
@@ -141,17 +152,17 @@ def pieces(ids: Int[np.ndarray, " n"], vocabulary: Vocabulary, image_length: int
             offset = 0 if len(run) == image_length else reached
             if offset is None and ends_segment:
                 offset = image_length - len(run)
-            result.append(_image_piece(run, offset, vocabulary, image_length))
+            result.append(_image_piece(run, offset, vocabulary, image_length, label))
             reached = None if offset is None else offset + len(run)
     return tuple(result)
 
 
-def _image_piece(run: list[int], offset: int | None, vocabulary: Vocabulary, image_length: int) -> Piece:
+def _image_piece(run: list[int], offset: int | None, vocabulary: Vocabulary, image_length: int, label: str) -> Piece:
     grid = round(image_length**0.5)
     text = f"[image {grid}x{grid}]" if len(run) == image_length else f"[{counted(len(run), 'code')}]"
     codes = tuple(vocabulary.decode_image(np.array(run)).tolist())
     fits = offset is not None and offset + len(run) <= image_length
-    return Piece("image", text, codes, offset if fits else None)
+    return Piece("image", text, codes, offset if fits else None, label)
 
 
 def _documents(
@@ -163,11 +174,13 @@ def _documents(
     in_turn = [entry for turn in zip_longest(*by_task) for entry in turn if entry is not None]
     for name, index in in_turn[:count]:
         ids = tasks[name].document(index)
+        template, roles = tasks[name].template(index), stored_roles(tasks[name], index, vocabulary)
+        labels = [] if roles is None else [Role(min(role, Role.TARGET)).name.lower() for role in roles.tolist()]
         neighbors = tuple(_neighbors(corpus, vocabulary, name, split, index, retrieval)) if retrieval else ()
-        title = f"{name} {index}, {len(ids)} tokens"
+        title = f"{name} {index}, {len(ids)} tokens" + (f", template {template}" if template else "")
         if retrieval and not neighbors:
             title += ", no neighbors"
-        yield Shown(title, pieces(ids, vocabulary, corpus.image_length), neighbors)
+        yield Shown(title, pieces(ids, vocabulary, corpus.image_length, labels), neighbors)
 
 
 def _neighbors(
@@ -191,20 +204,29 @@ def _sequences(
     batch = BatchSource(corpus, vocabulary, config.objective, rows, split, retrieval=retrieval)[0]
     for row in range(count):
         parts = list(_row_documents(batch, row, vocabulary))
+        # Where all counts, nothing is labeled.
+        is_weighted = any(not is_counted.all() for _, is_counted in parts)
         length = batch.tokens.shape[1]
-        used = int((batch.weights[row] > 0).sum())
+        used = int((batch.tokens[row] != vocabulary.pad).sum())
         title = f"sequence {row}, {used} of {length} tokens, {counted(len(parts), 'document')}"
-        shown = [piece for ids in parts for piece in pieces(ids, vocabulary, corpus.image_length)]
+        shown: list[Piece] = []
+        for ids, is_counted in parts:
+            # The first token is never predicted.
+            labels = ["", *np.where(is_counted, "", "uncounted").tolist()] if is_weighted else ()
+            shown += pieces(ids, vocabulary, corpus.image_length, labels)
         padding = [Piece("pad", f"<pad> x {length - used}")] if used < length else []
         yield Shown(title, (*shown, *padding))
 
 
-def _row_documents(batch: Batch, row: int, vocabulary: Vocabulary) -> Iterator[Int[np.ndarray, " n"]]:
-    """The ids of each document of a row, with the last one, which is only a target."""
-    used = batch.weights[row] > 0
+def _row_documents(
+    batch: Batch, row: int, vocabulary: Vocabulary
+) -> Iterator[tuple[Int[np.ndarray, " n"], Bool[np.ndarray, "n-1"]]]:
+    """The ids of each document of a row, with the last one, which is only a target, and which targets count."""
+    used = batch.tokens[row] != vocabulary.pad
     for start in np.unique(batch.document_start[row][used]):
         inside = used & (batch.document_start[row] == start)
-        yield np.append(batch.tokens[row][inside], batch.targets[row][inside][-1])
+        ids = np.append(batch.tokens[row][inside], batch.targets[row][inside][-1])
+        yield ids, batch.weights[row][inside] > 0
 
 
 def _image_tokenizer(config: Config, corpus: PreparedCorpus) -> tuple[ImageTokenizer | None, str]:
@@ -233,13 +255,14 @@ def _page(
         "commands",
         "inspect.html.jinja",
         image=pages.ImageStyle.of(corpus.manifest["image_tokenizer"]["resolution"]),
-        path=str(corpus.path),
+        path=shown(str(corpus.path)),
         manifest=corpus.manifest,
         split=split,
         sections=[("Documents", documents), ("Sequences", sequences)],
         samples=[pages.png_url(file.read_bytes()) for file in _sample_files(corpus, split)],
         images=images,
         absence=absence,
+        has_roles=any(piece.label for shown in documents for piece in shown.pieces),
     )
 
 

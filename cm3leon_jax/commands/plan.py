@@ -1,11 +1,12 @@
 """Compile a run for a pod you do not have: does it fit, what do its chips send, how fast could it be?
 
-    cm3leon plan --config=configs/cm3leon_7b.py --topology=v5p:8x8x8
+    cm3leon plan --config=configs/cm3leon_7b.py --topology=v5p-1024
     cm3leon plan --config=configs/cm3leon_7b.py --topology=v5e:16x16*2 --config.model.remat=full --json=plan.json
-    cm3leon plan --config=configs/cm3leon_7b.py --topology=v6e:16x16 --search
+    cm3leon plan --config=configs/cm3leon_7b.py --topology=v6e-256 --search
 
 The compiler is the pod's own, and what is compiled is the step that `cm3leon train` runs, so memory and collectives are
-facts. Times are a model: published peaks, and no stalls. Nothing has to be prepared, and no accelerator is needed.
+facts. Times are models: a bound of published peaks without any stall, and what published runs of other projects lead
+one to expect, with a range. Nothing has to be prepared, and no accelerator is needed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cm3leon_jax.errors import EXIT_USER_ERROR, UserError
 from cm3leon_jax.files import write_json
 from cm3leon_jax.paths import output_file
 from cm3leon_jax.planning import report, search, topology
+from cm3leon_jax.planning.accelerator_types import find_pod
 from cm3leon_jax.planning.compile import CompileError
 from cm3leon_jax.planning.plan import PodPlan, make_plan, size_of_vocabulary
 from cm3leon_jax.ranges import Range, whole_number
@@ -30,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topology",
         required=True,
         metavar="NAME",
-        help="v5p:8x8x8, v5e:16x16*2 (two slices), v6e:16x16, h100:32x8 ...",
+        help="an accelerator type (v5p-1024, v5litepod-256, tpu7x-128, h100-256 ...), or CHIP:SHAPE (v5p:8x8x8, "
+        "h100:32x8 ...); *2 at the end: two slices",
     )
     parser.add_argument("--json", type=output_file("--json"), metavar="FILE", help="write the plan as JSON as well")
     parser.add_argument(
@@ -46,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """Runs `cm3leon plan`; the exit code is that of a user error where the step does not fit."""
-    pod = topology.parse(arguments.topology)
+    pod = find_pod(arguments.topology)
     topology.require_compiler(pod)
     if arguments.search:
         return _search(config, pod, arguments)
@@ -67,13 +70,13 @@ def _search(config: Config, pod: topology.Topology, arguments: argparse.Namespac
     vocabulary_size = size_of_vocabulary(config)
     remaining = search.find_settings(config, vocabulary_size, pod)
     count = f"{len(remaining)} settings, at most {arguments.search} are compiled"
-    print(f"{arguments.config} on {pod.describe()}: {count}\n")
-    print(f"  {'mesh':<36} {'remat':<15} {'parts':>5} {'memory':>11} {'step':>9} {'MFU':>6}  {'collectives alone'}")
+    print(f"{arguments.config} on {report.describe(pod)}: {count}\n")
+    print(f"  {'mesh':<36} {'remat':<15} {'parts':>5} {'memory':>11} {'expected':>9} {'MFU':>6}  {'collectives alone'}")
     tried: list[tuple[search.Setting, PodPlan]] = []
     best = None
     while remaining and len(tried) < arguments.search:
         setting = search.next_setting(remaining, tried, pod)
-        if best is not None and setting.bound_seconds >= best.times.step:
+        if best is not None and setting.expected_seconds >= best.estimate.seconds:
             break
         remaining.remove(setting)
         mesh, remat = report.mesh_text(setting.mesh), setting.config.model.remat
@@ -113,7 +116,7 @@ def _row(planned: PodPlan) -> str:
     if not memory.fits:
         return f"{start}does not fit"
     alone = report.duration(times.exposed_links + times.exposed_network)
-    return f"{start}{report.duration(times.step):>9} {times.mfu:>6.1%}  {alone}"
+    return f"{start}{report.duration(planned.estimate.seconds):>9} {planned.expected_mfu:>6.1%}  {alone}"
 
 
 def _show_status(text: str, prefix: str = "") -> None:

@@ -7,28 +7,47 @@ file system divide the work; the files are the same as those of one.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from cm3leon_jax.config import Config
-from cm3leon_jax.data.batches.row_fit import row_losses
+from cm3leon_jax.data.batches.row_fit import longest_document, row_losses
 from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
+from cm3leon_jax.data.corpus.dry_run import estimate_corpus
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.data.corpus.tokenizing import summary, write_token_shards
 from cm3leon_jax.data.sources.reading import changes_since
 from cm3leon_jax.distributed import clear_partial_files, is_coordinator
-from cm3leon_jax.encoders.base import load_encoder
+from cm3leon_jax.encoders.base import Encoder, load_encoder
 from cm3leon_jax.files import read_json
 from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
 from cm3leon_jax.lock import lock
 from cm3leon_jax.models.sharding import make_mesh
+from cm3leon_jax.ranges import Range, whole_number
 from cm3leon_jax.retrieval.neighbor_search import find_neighbors, neighbor_summary
 from cm3leon_jax.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run",
+        nargs="?",
+        type=whole_number("--dry-run", Range(at_least=1)),
+        const=1000,
+        metavar="N",
+        help="read N examples (default: 1,000), and say what the corpus would be and how long it would take",
+    )
+
+
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
+    if arguments.dry_run:
+        if is_coordinator():
+            log.info(estimate_corpus(config.corpus, _tokens(config), arguments.dry_run, _encoder_loader(config)))
+        return 0
     with lock(config.corpus.path, "prepare"):
         _prepare(config)
     return 0
@@ -48,16 +67,28 @@ def _log_older_states(config: Config, sources: dict[str, dict[str, str]]) -> Non
             log.info(f"{what} was made from an older state of the documents ({changes}); it goes on being used")
 
 
-def _prepare(config: Config) -> None:
-    tokens = DocumentTokenizer(
+def _tokens(config: Config) -> DocumentTokenizer:
+    return DocumentTokenizer(
         Vocabulary.load(config.vocabulary.path),
         load_image_tokenizer(config.image_tokenizer.path),
         config.corpus.encode_batch_size,
+        config.corpus.max_document_length or longest_document(config.batch),
+        config.corpus.squaring,
     )
+
+
+def _encoder_loader(config: Config) -> Callable[[], Encoder]:
+    """What loads the encoder of retrieval, which may also score captions, at most once."""
+    return functools.cache(lambda: load_encoder(config.encoder.path))
+
+
+def _prepare(config: Config) -> None:
+    tokens = _tokens(config)
     # What is missing shows before the hours that tokens may take.
-    encoder = load_encoder(config.encoder.path) if config.retrieval.enabled else None
+    encoder_loader = _encoder_loader(config)
+    encoder = encoder_loader() if config.retrieval.enabled else None
     clear_partial_files(config.corpus.path)
-    manifest = write_token_shards(config.corpus, tokens)
+    manifest = write_token_shards(config.corpus, tokens, encoder_loader)
     if is_coordinator():
         corpus = PreparedCorpus.open(config.corpus.path)
         log.info(summary(manifest))

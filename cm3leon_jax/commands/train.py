@@ -43,7 +43,7 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     profile = Profile(arguments.profile, workdir / "tensorboard")
     if config.train.compilation_cache and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(Path(config.train.compilation_cache).resolve()))
-    with lock(workdir, "train"):
+    with lock(workdir, "train", subfolders=False):
         training = TransformerTraining.open(config, workdir)
         samples = _samples(training)
 
@@ -77,10 +77,12 @@ def _announce(training: TransformerTraining, start: Start, samples: str) -> None
     image_length = config.image_tokenizer.image_length
     parameters = parameter_count(config.model, size, config.batch.sequence_length, image_length)
     axes = " x ".join(f"{axis} {ways}" for axis, ways in mesh.shape.items())
-    documents = sum(s.num_documents for s in training.corpus.splits(config.corpus.train_split).values())
+    splits = training.corpus.splits(config.corpus.train_split).values()
+    documents, in_epoch = (sum(getattr(split, name) for split in splits) for name in ("num_documents", "num_in_epoch"))
+    taken = f", {in_epoch:,} of which an epoch takes" if in_epoch < documents else ""
     batch = f"{config.batch.batch_size} x {config.batch.sequence_length} tokens"
     log.info(f"model: {parameters:,} parameters, vocabulary {size:,} (ln V = {math.log(size):.3f})")
-    log.info(f"data: {documents:,} documents in {config.corpus.path}")
+    log.info(f"data: {documents:,} documents in {config.corpus.path}{taken}")
     log.info(f"devices: {mesh.size} {jax.devices()[0].platform} ({axes}), {jax.process_count()} process(es)")
     log.info(f"run: {config.num_steps:,} steps of {batch}, {start.description}")
     log.info(f"work: {work.flops_per_token:.3g} FLOPs per token ({FLOP_RULE})")

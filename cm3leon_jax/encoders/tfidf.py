@@ -23,6 +23,7 @@ from cm3leon_jax.encoders.base import Encoder, dropped, l2_normalize
 from cm3leon_jax.encoders.tfidf_config import TfidfConfig
 from cm3leon_jax.files import write_json
 from cm3leon_jax.images import UnreadableImage, decode_image
+from cm3leon_jax.squaring import CENTER_CROP, Squaring
 
 # Words and pairs of words are hashed to this many features.
 _NUM_FEATURES = 1 << 18
@@ -109,13 +110,19 @@ class TfidfTrainer:
             config.encoder.resolution,
             config.image_tokenizer.resolution,
             config.encoder.training.num_pairs or None,
+            config.corpus.squaring,
         )
         write_json(Path(config.encoder.path) / "trained_on.json", {"sources": sources})
         return encoder, None
 
 
 def fit_documents(
-    documents: Iterable[Document], dim: int, side: int, resolution: int, most: int | None = None
+    documents: Iterable[Document],
+    dim: int,
+    side: int,
+    resolution: int,
+    most: int | None = None,
+    squaring: Squaring = CENTER_CROP,
 ) -> TfidfEncoder:
     """Counts words and averages thumbnails of at most `most` documents, for vectors of `dim` numbers.
 
@@ -132,7 +139,7 @@ def fit_documents(
             if not isinstance(segment, ImageSegment):
                 continue
             try:
-                total += _thumbnail(decode_image(segment.encoded, resolution, _CHANNELS), side)
+                total += _thumbnail(decode_image(segment.encoded, resolution, _CHANNELS, squaring), side)
             except UnreadableImage:
                 continue
             num_images += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation import estimates
@@ -85,6 +86,8 @@ class Answers:
 
     Where a question has fewer than four human answers there is no VQA accuracy, but exact matches alone.
     """
+
+    tasks: ClassVar[tuple[str, ...]] = ("vqa",)
 
     # The evaluation set that is answered.
     set: str

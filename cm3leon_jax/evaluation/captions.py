@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation import estimates
@@ -19,6 +20,8 @@ class Captions:
 
     An empty caption scores 0 and is counted.
     """
+
+    tasks: ClassVar[tuple[str, ...]] = ("caption",)
 
     # The evaluation set whose images are captioned; empty: the held-out split.
     set: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -14,7 +15,7 @@ from cm3leon_jax.evaluation import estimates
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.estimates import Estimate
 from cm3leon_jax.evaluation.features import encoder_features
-from cm3leon_jax.paths import LocalPath
+from cm3leon_jax.evaluation.judge_files import JudgePath
 from cm3leon_jax.ranges import PositiveInt
 
 
@@ -38,8 +39,10 @@ class ClipScore:
     Their number is `NAME_unread`.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("text_to_image",)
+
     # The folder of an encoder that compares texts with images.
-    encoder: LocalPath
+    encoder: JudgePath
     # What its values are called.
     name: str = "clip_score"
     # The evaluation set whose prompts are sampled; empty: the prompts of the config.

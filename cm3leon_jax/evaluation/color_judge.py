@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 from cm3leon_jax.encoders.base import Encoder, l2_normalize, load_encoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.detections import Box, Detection
-from cm3leon_jax.paths import LocalPath
+from cm3leon_jax.evaluation.judge_files import JudgePath
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 _TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
@@ -33,7 +33,7 @@ class EncoderColors:
     """The color whose texts an encoder such as CLIP finds most like the object's box (arXiv 2310.11513, section 3)."""
 
     # The folder of an encoder that compares texts with images.
-    encoder: LocalPath
+    encoder: JudgePath
 
     @cached_property
     def _encoder(self) -> Encoder:

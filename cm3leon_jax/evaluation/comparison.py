@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from PIL import Image
 
 from cm3leon_jax import pages
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.evaluation.curves import Curve, logged, plot
 from cm3leon_jax.evaluation.estimates import Estimate, rows
 from cm3leon_jax.evaluation.gallery import GALLERY, read_gallery
 from cm3leon_jax.progress import read_step_log
+from cm3leon_jax.storage import mirror
+from cm3leon_jax.storage.address import shown
 
 # Curves: key in metrics.jsonl, title.
 _CURVES = (("loss", "training loss"), ("eval_loss", "held-out loss"))
@@ -32,7 +33,7 @@ class EvaluatedRun:
 
     name: str
     values: Mapping[str, float | None]
-    # Hashes of the evaluation sets' files, by name.
+    # Hashes of the files of evaluation sets and judges, by name.
     hashes: Mapping[str, str]
     log: Sequence[Mapping[str, Any]]
     # (set, id) -> (prompt, images as PNG, text).
@@ -45,6 +46,8 @@ class EvaluatedRun:
         Raises:
           UserError: if it was not evaluated, or evaluation.json is damaged.
         """
+        mirror.refresh(folder, whole=False)
+        mirror.refresh(folder / GALLERY)
         file = folder / "evaluation.json"
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -62,7 +65,7 @@ class EvaluatedRun:
             for entry, images in read_gallery(folder / GALLERY)
         }
         hashes = {name: value for name, value in content.items() if isinstance(value, str)}
-        return cls(str(folder), values, hashes, read_step_log(folder / "metrics.jsonl"), gallery)
+        return cls(shown(str(folder)), values, hashes, read_step_log(folder / "metrics.jsonl"), gallery)
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,10 @@ def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
 def render_comparison(runs: Sequence[EvaluatedRun]) -> str:
     """Renders the page."""
     names = short_names([run.name for run in runs])
-    sets = dict.fromkeys(name for run in runs for name in run.hashes)
-    changed = [name.removesuffix("_sha256") for name in sets if len({run.hashes.get(name) for run in runs}) > 1]
+    hashes: dict[str, set[str]] = {}
+    for name, value in (each for run in runs for each in run.hashes.items()):
+        hashes.setdefault(name, set()).add(value)
+    changed = [name.removesuffix("_sha256") for name, values in hashes.items() if len(values) > 1]
     prompts = dict.fromkeys(key for run in runs for key in run.gallery)
     shared = [key for key in prompts if sum(key in run.gallery for run in runs) > 1 or len(runs) == 1]
     samples = []
@@ -148,22 +153,8 @@ def _resolution(runs: Sequence[EvaluatedRun]) -> int:
 
 def curves(runs: Sequence[EvaluatedRun], names: Sequence[str], key: str, title: str) -> str:
     """Plots one number of the step logs, a line per run: an SVG, empty where no run has it."""
-    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
-    axes, is_empty = figure.add_subplot(), True
-    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
-        points = [(line["step"], line[key]) for line in run.log if line.get(key) is not None]
-        if points:
-            is_empty = False
-            axes.plot(*zip(*points, strict=True), color=_COLORS[index % len(_COLORS)], label=name, linewidth=1.4)
-    if is_empty:
-        return ""
-    axes.set_xlabel("step")
-    axes.set_ylabel(f"{title}, nats per token")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
-    buffer = io.StringIO()
-    # Its element ids would be random.
-    with rc_context({"svg.hashsalt": key}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    found = [
+        Curve(name, _COLORS[index % len(_COLORS)], logged(run.log, key))
+        for index, (run, name) in enumerate(zip(runs, names, strict=True))
+    ]
+    return plot(found, f"{title}, nats per token")

@@ -23,7 +23,8 @@ class EvaluateConfig(Part):
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=_default_metrics)
     # Evaluation sets by a name of your choice, which metrics take as their option `set`: `type` is an entry of the
     # registry in `evaluation/registry.py`, `samples_per_prompt` and `sampling` are as below and in `config.sampling`,
-    # the rest are the set's options, as in {"coco": {"type": "karpathy", "file": ..., "images": ...}}.
+    # `ids` and `count` select items, the rest are the options of the type, as in
+    # {"coco": {"type": "karpathy", "file": ..., "images": ...}}.
     sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # Held-out documents that are captioned, infilled and shown; 0 means all.
     num_documents: NonNegativeInt = 256

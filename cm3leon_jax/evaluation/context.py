@@ -7,9 +7,10 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -20,15 +21,17 @@ from cm3leon_jax.distributed import is_coordinator
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation import set_results
 from cm3leon_jax.evaluation.image_arrays import CodedImages, ImageArray, ImageFiles
-from cm3leon_jax.evaluation.set_results import ComparedEdits, ComparedTexts, SampledImages, SetOptions
+from cm3leon_jax.evaluation.set_results import ComparedEdits, ComparedTexts, SampledImages
 from cm3leon_jax.evaluation.sets.base import Item
+from cm3leon_jax.evaluation.sets.configured import CommonSetOptions, ConfiguredSet, OwnItems, set_named
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.captioned import CaptionedImages, captioned_images
 from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.generate import Result, open_retriever
 from cm3leon_jax.generation.load import TrainedModel
+from cm3leon_jax.generation.prompt import Prompt, Retrieved
 from cm3leon_jax.generation.prompts import region_mask
-from cm3leon_jax.generation.requests import MIDDLE_HALF, Request
+from cm3leon_jax.generation.requests import MIDDLE_HALF
 from cm3leon_jax.generation.samples import generate_images
 from cm3leon_jax.images import decode_image
 from cm3leon_jax.progress import Progress
@@ -41,8 +44,18 @@ _DEFAULT_PROMPTS = 8
 # Most lines about the progress of a stage.
 _LINES = 20
 
+T = TypeVar("T")
+
 # Called with the number of further samples that are done.
 Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class CompletedItems:
+    """Requests with what is true of them, and what the model generated for each."""
+
+    items: Sequence[Item]
+    results: list[Result]
 
 
 @dataclass(frozen=True)
@@ -55,9 +68,21 @@ class EvaluationContext:
     config: Config
     model: TrainedModel
     corpus: PreparedCorpus
-    sets: Mapping[str, SetOptions] = field(default_factory=dict)
-    # Items and results of the sets that were generated for, by name.
-    completed: dict[str, tuple[list[Item], list[Result]]] = field(default_factory=dict)
+    sets: Mapping[str, ConfiguredSet] = field(default_factory=dict)
+    # What was generated, by the name of the set that a metric has looked at, or that it gave to items of its own.
+    completed: dict[str, CompletedItems] = field(default_factory=dict)
+    # What the model's parameters do not decide, such as features of real images: `keep`.
+    kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    def keep(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returned the first time; while a model trains, all measurements share it.
+
+        Args:
+          key: such as (metric, what): metrics of the same options are equal.
+        """
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
 
     def sampled(self, name: str = "") -> SampledImages:
         """Images from the prompts of an evaluation set, or of the config."""
@@ -66,49 +91,78 @@ class EvaluationContext:
             per_prompt = self.config.evaluate.samples_per_prompt
             ranks = np.tile(np.arange(per_prompt), len(prompts) // per_prompt)
             return SampledImages(prompts, prompts, self.sampled_images, ranks)
-        return set_results.sampled(name, *self._of_set(name), self.model)
+        asked = self.asked(name, ("text_to_image",), "images from prompts")
+        return set_results.sampled(asked.items, self._results(asked), self.model)
 
     def captioned(self, name: str = "") -> ComparedTexts:
         """Captions of the images of an evaluation set, or of held-out images."""
         if not name:
             ids = [str(index) for index in range(len(self.held_out.texts))]
             return ComparedTexts(ids, self.captions, [(text,) for text in self.held_out.texts])
-        return set_results.texts(name, *self._of_set(name), ("caption",))
+        return self._texts(self.asked(name, ("caption",), "captions"))
 
     def answered(self, name: str = "") -> ComparedTexts:
         """Answers to the questions of an evaluation set."""
-        return set_results.texts(name, *self._of_set(name), ("vqa",))
+        return self._texts(self.asked(name, ("vqa",), "answers"))
 
     def edited(self, name: str = "") -> ComparedEdits:
         """Edited images of an evaluation set."""
-        return set_results.edits(name, *self._of_set(name), self.model)
+        asked = self.asked(name, ("edit",), "edits")
+        for item in asked.items:
+            if item.image is None:
+                raise asked.error(item, "no target to compare an edited image with")
+        return set_results.edits(asked.items, self._results(asked), self.model)
+
+    def complete(self, name: str, items: Sequence[Item], **sampling: Any) -> list[Result]:
+        """What the model generates for a metric's own items, one result each; the report shows the first of them.
+
+        Texts are the likeliest, by greedy decoding, unless `sampling` says otherwise.
+
+        Args:
+          name: what the report calls them.
+          sampling: fields of `config.sampling` that differ.
+
+        Raises:
+          UserError: names the first item that cannot be completed.
+        """
+        asked = ConfiguredSet(name, OwnItems(items), CommonSetOptions(samples_per_prompt=1, sampling=sampling))
+        with stage(f"{name}: {len(items):,} requests"):
+            results = set_results.complete(asked, self.model, self.config)
+        self.completed.setdefault(name, CompletedItems(items, results))
+        return results
 
     def real_images(self, name: str = "") -> ImageArray:
         """The real images of an evaluation set; without a name the held-out images, decoded from their codes."""
         if not name:
             return CodedImages(self.held_out.codes, self.model.image_tokenizer)
-        config = self.config.image_tokenizer
-        sources = dict.fromkeys(item.image for item in self._set(name).reader() if item.image is not None)
+        sources = dict.fromkeys(item.image for item in set_named(self.sets, name).items if item.image is not None)
         if not sources:
             raise UserError(f"config.evaluate.sets.{name} has no real images to compare with")
-        return ImageFiles(list(sources), config.resolution, config.in_channels)
+        config = self.config.image_tokenizer
+        return ImageFiles(list(sources), config.resolution, config.in_channels, self.model.squaring)
 
-    def items(self, name: str) -> tuple[list[Item], list[Request]]:
-        """The items of an evaluation set and their requests, without any completion."""
-        return set_results.read(name, self._set(name))
+    def asked(self, name: str, tasks: Collection[str], what: str) -> ConfiguredSet:
+        """An evaluation set that asks for these tasks alone; nothing is generated for it.
 
-    def _of_set(self, name: str) -> tuple[list[Item], list[Result]]:
-        if name not in self.completed:
-            chosen = self._set(name)
-            with stage(f"generating for the evaluation set {name}"):
-                self.completed[name] = set_results.complete(name, chosen, self.model, self.config)
-        return self.completed[name]
+        Raises:
+          UserError: if there is no such set, or it asks for another task; says that a metric needs `what`.
+        """
+        asked = set_named(self.sets, name)
+        asked.check_asks(tasks, what)
+        return asked
 
-    def _set(self, name: str) -> SetOptions:
-        if name not in self.sets:
-            known = ", ".join(map(repr, self.sets)) or "none"
-            raise UserError(f"a metric takes the evaluation set {name!r}: config.evaluate.sets has {known}")
-        return self.sets[name]
+    def _texts(self, asked: ConfiguredSet) -> ComparedTexts:
+        for item in asked.items:
+            if not item.references:
+                raise asked.error(item, "no references to compare a text with")
+        return set_results.texts(asked.items, self._results(asked))
+
+    def _results(self, asked: ConfiguredSet) -> list[Result]:
+        if asked.name not in self.completed:
+            with stage(f"generating for the evaluation set {asked.name}"):
+                results = set_results.complete(asked, self.model, self.config)
+                self.completed[asked.name] = CompletedItems(asked.items, results)
+        return self.completed[asked.name].results
 
     @cached_property
     def held_out(self) -> CaptionedImages:
@@ -202,7 +256,7 @@ class EvaluationContext:
         return self.model.image_tokenizer.decode(self.infilled_codes)
 
     @cached_property
-    def _retrieved(self) -> list[prompts.Retrieved]:
+    def _retrieved(self) -> list[Retrieved]:
         """The documents before each of `sample_prompts`; empty where the config retrieves none."""
         count = self.config.evaluate.num_retrieved
         if not count:
@@ -223,7 +277,7 @@ class EvaluationContext:
             advance,
         )
 
-    def _caption(self, prompt: Callable[..., prompts.Prompt], advance: Advance) -> list[str]:
+    def _caption(self, prompt: Callable[..., Prompt], advance: Advance) -> list[str]:
         model, sampling = self.model, self.config.sampling
         requests = [prompt(codes, sampling.max_text_tokens, model.vocabulary) for codes in self.held_out.codes]
         completions = model.sampler(requests, dataclasses.replace(sampling, temperature=0.0), advance=advance)

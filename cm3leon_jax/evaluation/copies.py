@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Int64
 
 from cm3leon_jax.data.batches.objective import segments
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
-from cm3leon_jax.encoders.base import load_encoder
+from cm3leon_jax.encoders.base import Encoder, load_encoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation import estimates
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.estimates import Estimate
 from cm3leon_jax.evaluation.features import encoder_features
 from cm3leon_jax.evaluation.image_arrays import CodedImages, ImageArray
-from cm3leon_jax.paths import LocalPath
+from cm3leon_jax.evaluation.judge_files import JudgePath
 from cm3leon_jax.ranges import Fraction, NonNegativeInt, PositiveInt
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -94,8 +95,10 @@ class Copies:
     the set. `exact_copies`: of the same pixels.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("text_to_image",)
+
     # The folder of the encoder.
-    encoder: LocalPath
+    encoder: JudgePath
     # The fraction of training images that are as near to another as a near-copy is.
     quantile: Fraction = 0.05
     # Training images that are searched, the first of the corpus; 0: all.
@@ -106,19 +109,31 @@ class Copies:
 
     def __call__(self, evaluation: EvaluationContext) -> dict[str, float | Estimate]:
         encoder, model = load_encoder(self.encoder), evaluation.model
-        split, most = evaluation.config.corpus.train_split, self.num_training_images
-        codes = corpus_codes(evaluation.corpus, split, most, model.vocabulary)
-        if len(codes) < 2:
-            raise UserError(f"a copies metric needs two training images to compare, and the split {split!r} has one")
-        vectors = encoder_features(CodedImages(codes, model.image_tokenizer), encoder, self.batch_size)
-        threshold = own_similarity(vectors, self.quantile)
+
+        training = evaluation.keep((self, "training"), lambda: self._training_images(evaluation, encoder))
+        codes, vectors, threshold = training
+
+        def nearest_to(images: ImageArray) -> tuple[Int64[np.ndarray, "n"], Float32[np.ndarray, "n"]]:
+            return nearest(encoder_features(images, encoder, self.batch_size), vectors)
+
         samples = evaluation.sampled(self.set)
-        index, similarity = nearest(encoder_features(samples.images, encoder, self.batch_size), vectors)
-        real = encoder_features(evaluation.real_images(self.set), encoder, self.batch_size)
+        index, similarity = nearest_to(samples.images)
+        _, real = evaluation.keep((self, "real"), lambda: nearest_to(evaluation.real_images(self.set)))
         found = CodedImages(codes[index], model.image_tokenizer)
         return {
             "near_copies": estimates.mean((similarity > threshold).astype(np.float64), samples.ids),
-            "near_copies_real": estimates.mean((nearest(real, vectors)[1] > threshold).astype(np.float64)),
+            "near_copies_real": estimates.mean((real > threshold).astype(np.float64)),
             "exact_copies": estimates.mean(same_pixels(samples.images, found, self.batch_size), samples.ids),
             "copies_training_images": float(len(codes)),
         }
+
+    def _training_images(
+        self, evaluation: EvaluationContext, encoder: Encoder
+    ) -> tuple[Int[np.ndarray, "n codes"], Float32[np.ndarray, "n dim"], float]:
+        """Codes and vectors of the training images, and what the similarity of a near-copy exceeds."""
+        model, split = evaluation.model, evaluation.config.corpus.train_split
+        codes = corpus_codes(evaluation.corpus, split, self.num_training_images, model.vocabulary)
+        if len(codes) < 2:
+            raise UserError(f"a copies metric needs two training images to compare, and the split {split!r} has one")
+        vectors = encoder_features(CodedImages(codes, model.image_tokenizer), encoder, self.batch_size)
+        return codes, vectors, own_similarity(vectors, self.quantile)

@@ -59,7 +59,7 @@ def read_detections(path: str | Path) -> dict[tuple[str, int], list[Detection]]:
       UserError: names the line that is damaged, or is there twice.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise UserError(f"the detections {path} cannot be read ({error}): give a file of JSON lines") from None
     found: dict[tuple[str, int], list[Detection]] = {}

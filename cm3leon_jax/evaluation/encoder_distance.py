@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -10,12 +11,12 @@ from jaxtyping import Float32
 from cm3leon_jax.encoders.base import load_encoder
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.estimates import Estimate
-from cm3leon_jax.evaluation.feature_distances import compare
 from cm3leon_jax.evaluation.features import encoder_features
 from cm3leon_jax.evaluation.image_arrays import ImageArray
+from cm3leon_jax.evaluation.judge_files import JudgePath
 from cm3leon_jax.evaluation.kernel_distance import cmmd
-from cm3leon_jax.evaluation.reference import reference_features
-from cm3leon_jax.paths import LocalPath, OptionalPath
+from cm3leon_jax.evaluation.reference import compare_with_reference
+from cm3leon_jax.paths import OptionalPath
 from cm3leon_jax.ranges import PositiveInt
 
 
@@ -23,8 +24,10 @@ from cm3leon_jax.ranges import PositiveInt
 class EncoderDistance:
     """Distances between generated and real images, as an encoder sees them; CMMD where it is a CLIP."""
 
+    tasks: ClassVar[tuple[str, ...]] = ("text_to_image",)
+
     # The folder of the encoder.
-    encoder: LocalPath
+    encoder: JudgePath
     # What its values' names begin with: `clip_frechet`, `clip_cmmd`.
     name: str = "encoder"
     # A folder of real images, or an .npz of mu and sigma; empty: the real images of the set.
@@ -39,7 +42,5 @@ class EncoderDistance:
         def features(images: ImageArray) -> Float32[np.ndarray, "n F"]:
             return encoder_features(images, encoder, self.batch_size)
 
-        real = reference_features(self.reference, evaluation, self.set, features)
-        samples = evaluation.sampled(self.set)
-        found = compare(real, features(samples.images), samples.ranks, samples.ids, cmmd)
+        found = compare_with_reference(self, evaluation, features, cmmd)
         return {f"{self.name}_{name.replace('discrepancy', 'cmmd')}": value for name, value in found.items()}

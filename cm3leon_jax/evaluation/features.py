@@ -6,13 +6,11 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Float32
 
-from cm3leon_jax.distributed import all_processes
 from cm3leon_jax.encoders.base import Encoder
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.evaluation.context import stage
+from cm3leon_jax.evaluation import batches
 from cm3leon_jax.evaluation.image_arrays import ImageArray
 from cm3leon_jax.evaluation.inception import inception_vectors
 from cm3leon_jax.evaluation.resize import PREPROCESSING
@@ -61,35 +59,14 @@ def in_batches(
     Raises:
       UserError: on every process, if an image cannot be read or a row is not finite.
     """
-    starts = range(0, len(images), batch_size)
-    # At least one, so that every process knows the width of a row.
-    own = starts[jax.process_index() :: jax.process_count()] or starts[:1]
-    found, error = [], ""
-    with stage(f"{what} of {len(images):,} images", len(images), "done") as advance:
-        for start in own:
-            try:
-                batch = [prepare(image) for image in images[start : start + batch_size]]
-            except UserError as unreadable:
-                error = str(unreadable)
-                break
-            filled = np.stack(batch + batch[-1:] * (batch_size - len(batch)))
-            found.append(np.asarray(function(filled), np.float32))
-            advance(min(len(batch) * jax.process_count(), len(images) - start))
-    if not all_processes(not error):
-        raise UserError(error or f"{what}: another process of the run cannot read an image: see what it says")
-    rows = _gathered(np.stack(found), len(starts)).reshape(-1, found[0].shape[1])[: len(images)]
-    if not (is_finite := np.isfinite(rows).all(axis=1)).all():
+
+    def vectors(batch: slice) -> Float32[np.ndarray, "B F"]:
+        prepared = [prepare(image) for image in images[batch]]
+        filled = np.stack(prepared + prepared[-1:] * (batch_size - len(prepared)))
+        return np.asarray(function(filled), np.float32)
+
+    found = batches.rows(vectors, len(images), batch_size, f"{what} of {len(images):,} images")
+    if not (is_finite := np.isfinite(found).all(axis=1)).all():
         row = int(np.flatnonzero(~is_finite)[0])
         raise UserError(f"{what}: the vector of image {row} is not finite: check the file of the weights")
-    return rows
-
-
-def _gathered(own: Float32[np.ndarray, "b B F"], num_batches: int) -> Float32[np.ndarray, "N B F"]:
-    """All batches in order, of which each process has its share."""
-    if (count := jax.process_count()) == 1:
-        return own
-    padded = np.zeros((-(-num_batches // count), *own.shape[1:]), np.float32)
-    padded[: len(own)] = own[: len(padded)]
-    # [process, batch of the process, B, F]
-    everyone = np.asarray(multihost_utils.process_allgather(padded))
-    return everyone.swapaxes(0, 1).reshape(-1, *own.shape[1:])[:num_batches]
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -10,17 +11,17 @@ from jaxtyping import Float32
 from cm3leon_jax.config_part import require
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.estimates import Estimate
-from cm3leon_jax.evaluation.feature_distances import compare
 from cm3leon_jax.evaluation.features import inception_features
 from cm3leon_jax.evaluation.image_arrays import ImageArray
 from cm3leon_jax.evaluation.inception import load_inception
+from cm3leon_jax.evaluation.judge_files import JudgePath
 from cm3leon_jax.evaluation.kernel_distance import kid
-from cm3leon_jax.evaluation.reference import reference_features
+from cm3leon_jax.evaluation.reference import compare_with_reference
 from cm3leon_jax.evaluation.resize import PREPROCESSING
-from cm3leon_jax.paths import LocalPath, OptionalPath
+from cm3leon_jax.paths import OptionalPath
 from cm3leon_jax.ranges import PositiveInt
 
-# The names of `compare`'s values here.
+# The names of the distances' values here.
 _NAMES = {"discrepancy": "kid"} | {name: f"inception_{name}" for name in ("precision", "recall", "density", "coverage")}
 
 
@@ -28,8 +29,10 @@ _NAMES = {"discrepancy": "kid"} | {name: f"inception_{name}" for name in ("preci
 class FrechetInceptionDistance:
     """FID of the best image of each prompt (`fid`), of those of each lower rank and of all; the rest of the best."""
 
+    tasks: ClassVar[tuple[str, ...]] = ("text_to_image",)
+
     # A safetensors file that `evaluation/inception.py` says how to make.
-    weights: LocalPath
+    weights: JudgePath
     # A folder of real images, or an .npz of mu and sigma; empty: the real images of the set.
     reference: OptionalPath = ""
     # The evaluation set whose prompts are sampled; empty: the prompts of the config.
@@ -50,7 +53,5 @@ class FrechetInceptionDistance:
         def features(images: ImageArray) -> Float32[np.ndarray, "n F"]:
             return inception_features(images, weights, self.preprocessing, self.batch_size)
 
-        real = reference_features(self.reference, evaluation, self.set, features)
-        samples = evaluation.sampled(self.set)
-        found = compare(real, features(samples.images), samples.ranks, samples.ids, kid)
+        found = compare_with_reference(self, evaluation, features, kid)
         return {_NAMES.get(name, name.replace("frechet", "fid")): value for name, value in found.items()}

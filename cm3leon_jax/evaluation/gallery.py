@@ -7,7 +7,6 @@ WORKDIR/samples/evaluation/00000_0.png      the images that it names
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,10 @@ from jaxtyping import UInt8
 
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.image_arrays import ImageFiles
-from cm3leon_jax.files import atomic_write
+from cm3leon_jax.files import atomic_write, remove_folder
 from cm3leon_jax.generation.generate import Result
+from cm3leon_jax.generation.outputs import write_lines
+from cm3leon_jax.generation.requests import ImageSource, Request
 from cm3leon_jax.images import encode_png
 
 # Most requests of a set, and images of each.
@@ -33,7 +34,7 @@ GALLERY = "samples/evaluation"
 class GalleryEntry:
     """A request, and what the model generated for it."""
 
-    # Name of the evaluation set; empty: the prompts of the config.
+    # Name of the evaluation set, or of a metric's own items; empty: the prompts of the config.
     set: str
     id: str
     prompt: str
@@ -42,6 +43,8 @@ class GalleryEntry:
     images: list[UInt8[np.ndarray, "R R C"]]
     text: str
     references: tuple[str, ...]
+    # What an edited image should be.
+    target: UInt8[np.ndarray, "R R C"] | None = None
 
 
 class _Line(TypedDict):
@@ -61,12 +64,23 @@ def gallery(evaluation: EvaluationContext) -> list[GalleryEntry]:
         first = number * per_prompt
         images = evaluation.sampled_images[first : first + min(per_prompt, _MOST_IMAGES)]
         entries.append(GalleryEntry("", prompt, prompt, None, list(images), "", ()))
-    for name, (items, results) in evaluation.completed.items():
-        for item, result in zip(items[:_MOST_SHOWN], results, strict=False):
+    for name, completed in evaluation.completed.items():
+        for item, result in zip(completed.items[:_MOST_SHOWN], completed.results, strict=False):
             generated, text = _generated(result, evaluation)
-            source, prompt = _source(result, evaluation), result.request.prompt
-            entries.append(GalleryEntry(name, item.id, prompt, source, generated, text, item.references))
+            request = result.request
+            source = _decoded(next(iter(request.given_images), None), evaluation)
+            target = _decoded(item.image, evaluation) if request.task == "edit" else None
+            entries.append(
+                GalleryEntry(name, item.id, _asked(request), source, generated, text, item.references, target)
+            )
     return entries
+
+
+def _asked(request: Request) -> str:
+    """What a request asks in words: its prompt and the names of its objects, or the texts of its template's fields."""
+    of_fields = [value for value in request.field_values if isinstance(value, str)]
+    texts = [request.prompt, *of_fields, *(f"{name} at {box}" for name, box in request.objects)]
+    return ", ".join(text for text in texts if text)
 
 
 def _generated(result: Result, evaluation: EvaluationContext) -> tuple[list[np.ndarray], str]:
@@ -75,22 +89,23 @@ def _generated(result: Result, evaluation: EvaluationContext) -> tuple[list[np.n
     return images, result.candidates[0].text or ""
 
 
-def _source(result: Result, evaluation: EvaluationContext) -> UInt8[np.ndarray, "R R C"] | None:
-    if result.request.image is None:
+def _decoded(image: ImageSource | None, evaluation: EvaluationContext) -> UInt8[np.ndarray, "R R C"] | None:
+    if image is None:
         return None
     config = evaluation.config.image_tokenizer
-    return ImageFiles([result.request.image], config.resolution, config.in_channels)[:1][0]
+    return ImageFiles([image], config.resolution, config.in_channels, evaluation.model.squaring)[:1][0]
 
 
 def write_gallery(entries: Sequence[GalleryEntry], folder: Path) -> None:
     """Puts the images and their list in the place of those of an earlier evaluation."""
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     folder.mkdir(parents=True)
     lines = []
     for number, entry in enumerate(entries):
         names = [f"{number:05d}_{index}.png" for index in range(len(entry.images))]
         for name, image in zip(names, entry.images, strict=True):
-            (folder / name).write_bytes(encode_png(image))
+            with atomic_write(folder / name) as temporary:
+                temporary.write_bytes(encode_png(image))
         lines.append(
             {
                 "set": entry.set,
@@ -101,8 +116,7 @@ def write_gallery(entries: Sequence[GalleryEntry], folder: Path) -> None:
                 "references": entry.references,
             }
         )
-    with atomic_write(folder / _LIST) as temporary:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    write_lines(folder / _LIST, lines)
 
 
 def read_gallery(folder: Path) -> Iterator[tuple[_Line, list[bytes]]]:

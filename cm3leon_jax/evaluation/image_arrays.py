@@ -12,6 +12,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.requests import ImageSource, read_image
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from cm3leon_jax.images import UnreadableImage, decode_image
+from cm3leon_jax.squaring import CENTER_CROP, Squaring
 
 
 @runtime_checkable
@@ -41,8 +42,10 @@ class CodedImages:
 class ImageFiles:
     """Image files, decoded to squares of the model's resolution."""
 
-    def __init__(self, sources: Sequence[ImageSource], resolution: int, channels: int) -> None:
-        self.sources, self._shape = list(sources), (resolution, resolution, channels)
+    def __init__(
+        self, sources: Sequence[ImageSource], resolution: int, channels: int, squaring: Squaring = CENTER_CROP
+    ) -> None:
+        self.sources, self._shape, self._squaring = list(sources), (resolution, resolution, channels), squaring
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -50,15 +53,17 @@ class ImageFiles:
     def __getitem__(self, index: slice) -> UInt8[np.ndarray, "n R R C"]:
         side, _, channels = self._shape
         found = self.sources[index]
-        return np.stack([_decoded(source, side, channels) for source in found]) if found else self._none()
+        return (
+            np.stack([_decoded(source, side, channels, self._squaring) for source in found]) if found else self._none()
+        )
 
     def _none(self) -> UInt8[np.ndarray, "0 R R C"]:
         return np.zeros((0, *self._shape), np.uint8)
 
 
-def _decoded(source: ImageSource, resolution: int, channels: int) -> UInt8[np.ndarray, "R R C"]:
+def _decoded(source: ImageSource, resolution: int, channels: int, squaring: Squaring) -> UInt8[np.ndarray, "R R C"]:
     try:
-        return decode_image(read_image(source), resolution, channels)
+        return decode_image(read_image(source), resolution, channels, squaring)
     except (OSError, ValueError, UnreadableImage) as error:
         name = "an image" if isinstance(source, bytes) else f"the image {source}"
         raise UserError(

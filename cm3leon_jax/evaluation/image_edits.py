@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from cm3leon_jax.encoders.base import Encoder, load_encoder
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation import estimates
+from cm3leon_jax.evaluation.batches import item_values
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.estimates import Estimate
-from cm3leon_jax.paths import OptionalPath
+from cm3leon_jax.evaluation.judge_files import OptionalJudgePath
 from cm3leon_jax.ranges import PositiveInt
+
+_COMPARISONS = ("l1", "l2", "clip_i", "clip_t")
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,12 @@ class ImageEdits:
     An edited image all of whose codes are the source's is not edited at all.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("edit",)
+
     # The evaluation set with edits.
     set: str
     # The folder of an encoder such as CLIP; empty: no CLIP-I and no CLIP-T.
-    encoder: OptionalPath = ""
+    encoder: OptionalJudgePath = ""
     batch_size: PositiveInt = 64
 
     def __call__(self, evaluation: EvaluationContext) -> dict[str, float | Estimate]:
@@ -34,38 +41,38 @@ class ImageEdits:
         if not edits.ids:
             raise UserError(f"an edits metric: the evaluation set {self.set!r} has no edits")
         encoder = load_encoder(self.encoder) if self.encoder else None
-        l1, l2, similar_images, similar_texts = [], [], [], []
-        for start in range(0, len(edits.ids), self.batch_size):
-            chunk = slice(start, start + self.batch_size)
-            edited, targets = edits.edited[chunk], edits.targets[chunk]
-            differences = pixel_differences(edited, targets)
-            l1.append(differences[0])
-            l2.append(differences[1])
-            if encoder is not None:
-                vectors = encoder.encode_images(edited)
-                similar_images.append(np.sum(vectors * encoder.encode_images(targets), axis=1))
-                similar_texts.append(_similar_texts(vectors, edits.target_captions[chunk], encoder))
-        values: dict[str, float | Estimate] = {
-            "edits_l1": estimates.mean(np.concatenate(l1)),
-            "edits_l2": estimates.mean(np.concatenate(l2)),
-        }
-        if encoder is not None:
-            values["edits_clip_i"] = estimates.mean(np.concatenate(similar_images).astype(np.float64))
-            texts = np.concatenate(similar_texts).astype(np.float64)
-            if len(texts):
-                values["edits_clip_t"] = estimates.mean(texts)
+
+        def compared(batch: slice) -> list[dict[str, float]]:
+            return comparisons(edits.edited[batch], edits.targets[batch], edits.target_captions[batch], encoder)
+
+        found = item_values(compared, len(edits.ids), self.batch_size, f"comparing {len(edits.ids):,} edited images")
+        measured = {name: [each[name] for each in found if name in each] for name in _COMPARISONS}
+        values: dict[str, float | Estimate] = {}
+        values |= {f"edits_{name}": estimates.mean(each) for name, each in measured.items() if each}
         return values | code_changes(edits.source_codes, edits.edited_codes, edits.masks)
 
 
-def _similar_texts(
-    vectors: Float32[np.ndarray, "n dim"], captions: list[str], encoder: Encoder
-) -> Float32[np.ndarray, "k"]:
-    """The cosine of each image and its caption, of those that have one."""
+def comparisons(
+    edited: UInt8[np.ndarray, "n R R C"],
+    targets: UInt8[np.ndarray, "n R R C"],
+    captions: Sequence[str],
+    encoder: Encoder | None = None,
+) -> list[dict[str, float]]:
+    """`l1` and `l2` of each edited image; with an encoder `clip_i`, and `clip_t` where its target has a caption."""
+    l1, l2 = pixel_differences(edited, targets)
+    found = [{"l1": float(a), "l2": float(b)} for a, b in zip(l1, l2, strict=True)]
+    if encoder is None:
+        return found
+    vectors, of_targets = encoder.encode_images(edited), encoder.encode_images(targets)
+    for each, similarity in zip(found, np.sum(vectors * of_targets, axis=1), strict=True):
+        each["clip_i"] = float(similarity)
     with_caption = [index for index, caption in enumerate(captions) if caption.strip()]
-    if not with_caption or not encoder.is_joint:
-        return np.zeros(0, np.float32)
-    texts = encoder.encode_texts([captions[index] for index in with_caption])
-    return np.sum(vectors[with_caption] * texts, axis=1)
+    if with_caption and encoder.is_joint:
+        of_captions = encoder.encode_texts([captions[index] for index in with_caption])
+        similarities = np.sum(vectors[with_caption] * of_captions, axis=1)
+        for index, similarity in zip(with_caption, similarities, strict=True):
+            found[index]["clip_t"] = float(similarity)
+    return found
 
 
 def pixel_differences(

@@ -1,4 +1,4 @@
-"""How likely a model finds held-out documents as they are, by modality and position, after retrieved ones or none.
+"""How likely a model finds held-out documents as they are: by modality, position and role, after others or none.
 
 Nothing is masked: a row is `</s> (neighbor <break>)* document </s>`, the best neighbor next to the document, and only
 the document's own tokens count. Its neighbors are those found by its text: its image's would give it away.
@@ -7,30 +7,27 @@ the document's own tokens count. Its neighbors are those found by its text: its 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import numpy as np
-from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from cm3leon_jax.data.batches.batch import Batch
+from cm3leon_jax.data.batches.instructions import stored_roles
 from cm3leon_jax.data.batches.objective import positions_in_image
 from cm3leon_jax.data.corpus.neighbors import NONE, NeighborLists
+from cm3leon_jax.documents import Role
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.estimates import Estimate, ratio
-from cm3leon_jax.generation.load import TrainedModel
-from cm3leon_jax.models.sharding import batch_sharding, check_batch_divides, global_array, shardings
-from cm3leon_jax.models.transformer import abstract_model
-from cm3leon_jax.ranges import PositiveInt
-from cm3leon_jax.training.loss import head_loss
-from cm3leon_jax.training.step import loss_chunks
+from cm3leon_jax.models.sharding import batch_sharding, check_batch_divides, global_array
+from cm3leon_jax.ranges import OneOf, PositiveInt
+from cm3leon_jax.training.eval_loss import make_token_losses
 from cm3leon_jax.vocabulary import Vocabulary
 
-CONTEXTS = ("none", "top_1", "all", "random")
 _QUARTERS = 4
 _SEED = 0
 
@@ -46,27 +43,29 @@ class Likelihood:
     num_documents: PositiveInt = 256
     batch_size: PositiveInt = 16
     # What comes before each document: nothing, the nearest neighbor, all by text, or as many random documents.
-    contexts: tuple[str, ...] = ("none",)
+    contexts: tuple[Annotated[str, OneOf("none", "top_1", "all", "random")], ...] = ("none",)
 
     def __call__(self, evaluation: EvaluationContext) -> dict[str, Estimate]:
-        if unknown := [name for name in self.contexts if name not in CONTEXTS]:
-            raise UserError(f"the metric likelihood has no context {unknown[0]!r}: it has {', '.join(CONTEXTS)}")
         check_batch_divides(self.batch_size, evaluation.model.mesh)
         config, documents = evaluation.config, _documents(evaluation, self.num_documents)
         lists = None
         if set(self.contexts) - {"none"}:
-            lists = NeighborLists.open(
-                evaluation.corpus, evaluation.config.retrieval, evaluation.config.corpus.train_split
-            )
+            lists = NeighborLists.open(evaluation.corpus, config.retrieval, config.corpus.train_split)
+        rows = [
+            (_before(context, lists, evaluation, task, index), document)
+            for context in self.contexts
+            for task, index, document in documents
+        ]
+        losses = document_losses(rows, evaluation, self.batch_size)
         measured: dict[str, Estimate] = {}
-        token_losses = make_token_losses(evaluation, self.batch_size)
         image = config.image_tokenizer
         scale = image.image_length / image.resolution**2 / math.log(2)
-        for context in self.contexts:
+        tokens = [document for _, _, document in documents]
+        roles = _roles(evaluation, documents)
+        for number, context in enumerate(self.contexts):
             suffix = "" if context == "none" else f"_{context}"
-            rows = [(_before(context, lists, evaluation, task, index), document) for task, index, document in documents]
-            losses = token_losses(rows)
-            found = by_modality(losses, [document for _, _, document in documents], evaluation.model.vocabulary)
+            of_context = losses[number * len(tokens) : (number + 1) * len(tokens)]
+            found = by_modality(of_context, tokens, evaluation.model.vocabulary) | by_role(of_context, roles)
             for name, estimate in found.items():
                 measured[f"likelihood_{name}{suffix}"] = estimate
                 if name in ("loss_text", "loss_image"):
@@ -103,49 +102,42 @@ def by_modality(
     return {name: ratio(*np.array(sums).T) for name, sums in parts.items()}
 
 
-def make_token_losses(evaluation: EvaluationContext, batch_size: int) -> Callable[[Rows], list[Float[np.ndarray, "_"]]]:
-    """A function of rows: -log p of each token of their documents and of the end, in nats; all processes call it."""
+def by_role(
+    losses: Sequence[Float[np.ndarray, "_"]], roles: Sequence[UInt8[np.ndarray, "_"] | None]
+) -> dict[str, Estimate]:
+    """Nats per token of the context, the instruction and the target of those documents that have roles.
+
+    Args:
+      losses: of the tokens of each document, the end included.
+    """
+    parts: dict[str, list[tuple[float, float]]] = {}
+    for of_document, of_tokens in zip(losses, roles, strict=True):
+        for role in (Role.CONTEXT, Role.INSTRUCTION, Role.TARGET):
+            if of_tokens is not None and (chosen := np.minimum(of_tokens, Role.TARGET) == role).any():
+                values = of_document[:-1][chosen]
+                parts.setdefault(f"loss_{role.name.lower()}", []).append((float(values.sum()), float(len(values))))
+    return {name: ratio(*np.array(sums).T) for name, sums in parts.items()}
+
+
+def document_losses(rows: Rows, evaluation: EvaluationContext, batch_size: int) -> list[Float[np.ndarray, "_"]]:
+    """-log p of each token of the rows' documents and of the end, in nats; all processes of a run call this."""
     model, config = evaluation.model, evaluation.config
     length = config.batch.sequence_length
-    compiled = _compiled(model, evaluation)
-
-    def token_losses(rows: Rows) -> list[Float[np.ndarray, "_"]]:
-        found: list[Float[np.ndarray, "_"]] = []
-        for start in range(0, len(rows), batch_size):
-            chunk = rows[start : start + batch_size]
-            batch, spans = batch_of(chunk, batch_size, length, model.vocabulary)
-            placed = jax.tree.map(lambda array: global_array(array, batch_sharding(model.mesh)), batch)
-            losses = np.asarray(compiled(model.parameters, placed))
-            found += [losses[row, first:last] for row, (first, last) in enumerate(spans)]
-        return found
-
-    return token_losses
-
-
-def _compiled(model: TrainedModel, evaluation: EvaluationContext) -> Callable[[nnx.State, Batch], Array]:
-    config = evaluation.config
-    _, abstract = abstract_model(
-        config.model, model.vocabulary.size, config.batch.sequence_length, config.image_tokenizer.image_length
+    token_losses = make_token_losses(
+        config.model,
+        model.vocabulary,
+        length,
+        model.mesh,
+        config.train.loss_chunks,
+        config.image_tokenizer.image_length,
     )
-
-    def losses(parameters: nnx.State, batch: Batch) -> Float[Array, "B L"]:
-        transformer = nnx.merge(model.graph, parameters)
-        hidden = transformer(batch.tokens, batch.positions, batch.document_start, batch.image_positions)
-        features, table = transformer.output_features(hidden), transformer.output_table
-        chunks = loss_chunks(batch.targets.size, model.vocabulary.size, config.train.loss_chunks)
-        return head_loss(features, table, batch.targets, batch.weights, 0.0, chunks)[1]
-
-    compiled = jax.jit(
-        losses,
-        in_shardings=(shardings(abstract, model.mesh), batch_sharding(model.mesh)),
-        out_shardings=NamedSharding(model.mesh, PartitionSpec()),
-    )
-
-    def on_its_mesh(parameters: nnx.State, batch: Batch) -> Array:
-        with jax.set_mesh(model.mesh):
-            return compiled(parameters, batch)
-
-    return on_its_mesh
+    found: list[Float[np.ndarray, "_"]] = []
+    for start in range(0, len(rows), batch_size):
+        batch, spans = batch_of(rows[start : start + batch_size], batch_size, length, model.vocabulary)
+        placed = jax.tree.map(lambda array: global_array(array, batch_sharding(model.mesh)), batch)
+        losses = np.asarray(token_losses(model.parameters, placed))
+        found += [losses[row, first:last] for row, (first, last) in enumerate(spans)]
+    return found
 
 
 def batch_of(rows: Rows, batch_size: int, length: int, vocabulary: Vocabulary) -> tuple[Batch, list[tuple[int, int]]]:
@@ -188,6 +180,13 @@ def _documents(evaluation: EvaluationContext, most: int) -> list[tuple[str, int,
             f"{length}: name another config.corpus.held_out_split"
         )
     return found[:most]
+
+
+def _roles(
+    evaluation: EvaluationContext, documents: Sequence[tuple[str, int, Tokens]]
+) -> list[UInt8[np.ndarray, "_"] | None]:
+    splits = evaluation.corpus.splits(evaluation.config.corpus.held_out_split)
+    return [stored_roles(splits[task], index, evaluation.model.vocabulary) for task, index, _ in documents]
 
 
 def _before(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from cm3leon_jax.data.templates import layouts
-from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation import estimates
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.estimates import Estimate
-from cm3leon_jax.evaluation.likelihood import make_token_losses
+from cm3leon_jax.evaluation.likelihood import document_losses
 from cm3leon_jax.evaluation.sets.base import Item
+from cm3leon_jax.generation.instruction_prompt import Fields, instruction_prompt
 from cm3leon_jax.generation.requests import Request, read_images
 from cm3leon_jax.models.sharding import check_batch_divides
 from cm3leon_jax.ranges import PositiveInt
@@ -28,35 +28,38 @@ class MultipleChoice:
     The latter does not favor short choices. A document is the image, then the question and a choice, left to right.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("vqa",)
+
     # The evaluation set whose items have choices, and the right one as their only reference.
     set: str
     batch_size: PositiveInt = 16
 
     def __call__(self, evaluation: EvaluationContext) -> dict[str, float | Estimate]:
-        items, requests = evaluation.items(self.set)
+        asked = evaluation.asked(self.set, ("vqa",), "questions")
+        items, requests = asked.items, asked.requests
         check_batch_divides(self.batch_size, evaluation.model.mesh)
         for item in items:
             if fault := _fault_of(item):
-                raise UserError(f"config.evaluate.sets.{self.set}, item {item.id}: {fault}")
+                raise asked.error(item, fault)
         vocabulary, longest = evaluation.model.vocabulary, evaluation.config.batch.sequence_length
-        images = read_images(
-            (image for request in requests for image in request.images), evaluation.model.image_tokenizer
-        )
+        model, sources = evaluation.model, (image for request in requests for image in request.images)
+        images = read_images(sources, model.image_tokenizer, model.squaring)
         rows, lengths = [], []
         for item, request in zip(items, requests, strict=True):
             codes = images[request.image] if request.image is not None else "no image"
             if isinstance(codes, str):
-                raise UserError(f"config.evaluate.sets.{self.set}, item {item.id}: {codes}")
+                raise asked.error(item, codes)
             for choice in item.choices:
                 document, length = _document(request, codes, choice, vocabulary)
                 if len(document) + 1 > longest:
-                    raise UserError(
-                        f"config.evaluate.sets.{self.set}, item {item.id}: image, question and choice are "
-                        f"{len(document)} tokens, more than config.batch.sequence_length {longest} holds: shorten them"
+                    raise asked.error(
+                        item,
+                        f"image, question and choice are {len(document)} tokens, more than "
+                        f"config.batch.sequence_length {longest} holds: shorten them",
                     )
                 rows.append((list[np.ndarray](), document))
                 lengths.append(length)
-        losses = make_token_losses(evaluation, self.batch_size)(rows)
+        losses = document_losses(rows, evaluation, self.batch_size)
         # The last loss is that of the end of the document.
         sums = np.array([-float(of_row[-1 - length :].sum()) for of_row, length in zip(losses, lengths, strict=True)])
         counts = [len(item.choices) for item in items]
@@ -88,18 +91,15 @@ def _fault_of(item: Item) -> str:
         return "a multiple_choice metric needs at least two choices"
     if len(item.references) != 1 or item.references[0] not in item.choices:
         return "its only reference has to be one of its choices"
-    return "" if item.request.get("task") == "vqa" else "a multiple_choice metric needs requests of the task vqa"
+    return ""
 
 
 def _document(
     request: Request, codes: Int[np.ndarray, "codes"], choice: str, v: Vocabulary
 ) -> tuple[Int[np.ndarray, "n"], int]:
     """The document, and how many of its last tokens are the choice's."""
-    beginning = layouts.QUESTION.text_before("answer", question=request.prompt.strip())
-    given, whole = list(v.encode_text(beginning)), list(v.encode_text(f"{beginning} {choice.strip()}"))
-    # The first word of the choice may join the last of the question in a token.
-    shared = next(
-        (index for index, pair in enumerate(zip(given, whole, strict=False)) if pair[0] != pair[1]), len(given)
-    )
-    document = np.array([*v.encode_image(codes).tolist(), v.break_, *whole], np.int32)
-    return document, len(whole) - shared
+    fields: Fields = {"image": codes, "question": request.prompt}
+    prompt = instruction_prompt("question_after_image", fields, len(codes), 1, v).variants[0].tokens
+    answer = v.encode_text(f" {choice.strip()}")
+    # The prompt begins with `</s>`.
+    return np.array([*prompt[1:], *answer], np.int32), len(answer)

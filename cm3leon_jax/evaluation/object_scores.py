@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NotRequired
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -50,6 +51,17 @@ class AskedObjects(TypedDict):
 
 # The colors of an image's objects.
 Colors = Callable[[Sequence[Detection]], Sequence[str]]
+
+
+def asked_boxes(boxes: Sequence[Mapping[str, Any]], side: int) -> dict[str, Any]:
+    """What a request for {"name", "box"}, in pixels, asks for: as many objects of each name, each in its box."""
+    counts = Counter(each["name"] for each in boxes)
+    # All of a name with its first, since each entry is counted on its own.
+    include = [
+        {"class": each["name"], "count": counts.pop(each["name"], 1), "box": [bound / side for bound in each["box"]]}
+        for each in boxes
+    ]
+    return {"tag": "boxes", "include": include}
 
 
 def fault_of(asked: AskedObjects) -> str:

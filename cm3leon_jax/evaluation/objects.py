@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
@@ -13,18 +14,23 @@ from jaxtyping import Int
 from cm3leon_jax.config_values import build
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation import estimates
+from cm3leon_jax.evaluation.batches import item_values
 from cm3leon_jax.evaluation.color_judge import ColorJudge
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.detections import Detection, Detector, of_images, read_detections
 from cm3leon_jax.evaluation.estimates import Estimate
 from cm3leon_jax.evaluation.image_arrays import ImageArray
-from cm3leon_jax.evaluation.object_scores import GOOD_IOU, AskedObjects, box_ious, fault_of, shows
+from cm3leon_jax.evaluation.judge_files import OptionalJudgePath
+from cm3leon_jax.evaluation.object_scores import GOOD_IOU, AskedObjects, asked_boxes, box_ious, fault_of, shows
 from cm3leon_jax.evaluation.registry import COLOR_JUDGES, DETECTORS
 from cm3leon_jax.evaluation.set_results import SampledImages
-from cm3leon_jax.paths import OptionalPath
+from cm3leon_jax.evaluation.sets.base import Item
 from cm3leon_jax.ranges import PositiveInt
 from cm3leon_jax.records import check_shape
 from cm3leon_jax.registry import Registry
+
+# The detections of each of some images, by their indices.
+Finder = Callable[[slice], Sequence[Sequence[Detection]]]
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,14 @@ class Objects:
     Objects come from a registered detector or from a file, of which one has to be given.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("text_to_image",)
+
     # The evaluation set with structured prompts.
     set: str
     # A name in the registry of detectors, and its options; or a file of JSON lines (`detections.DetectionsLine`).
     detector: str = ""
     detector_options: Mapping[str, Any] = field(default_factory=dict)
-    detections: OptionalPath = ""
+    detections: OptionalJudgePath = ""
     # A name in the registry of color judges, and its options; empty: the colors of the detections.
     colors: str = ""
     color_options: Mapping[str, Any] = field(default_factory=dict)
@@ -49,17 +57,14 @@ class Objects:
         if bool(self.detector) == bool(self.detections):
             raise UserError("an objects metric needs a detector or a file of detections: give one of the two options")
         samples = evaluation.sampled(self.set)
-        asked = {item.id: _asked(item.id, item.objects) for item in samples.items}
+        side = evaluation.config.image_tokenizer.resolution
+        asked = {item.id: _asked(item, side) for item in samples.items}
         if not asked:
             raise UserError(f"an objects metric: {self.set!r} is no evaluation set with structured prompts")
-        found = self._found(samples)
-        judge = _built(COLOR_JUDGES, self.colors, self.color_options, "color_options") if self.colors else None
-        side = evaluation.config.image_tokenizer.resolution
-        is_right, ious = [], []
-        for index, (name, detections) in enumerate(zip(samples.ids, found, strict=True)):
-            of_image = _Colors(judge, samples.images, index)
-            is_right.append(shows(asked[name], detections, of_image))
-            ious += [(name, value) for value in box_ious(asked[name], detections, side)]
+        find = self._finder(samples)
+        found = self._scores(samples, asked, find, side)
+        is_right = [image_is_right for image_is_right, _ in found]
+        ious = [(name, value) for name, (_, of_image) in zip(samples.ids, found, strict=True) for value in of_image]
         values: dict[str, float | Estimate] = {}
         values |= by_task([asked[name]["tag"] for name in samples.ids], is_right, samples.ids)
         if ious:
@@ -68,14 +73,37 @@ class Objects:
             values["objects_in_box"] = estimates.mean((overlaps >= GOOD_IOU).astype(np.float64), groups)
         return values
 
-    def _found(self, samples: SampledImages) -> list[Sequence[Detection]]:
-        if file := self.detections:
-            return list(of_images(read_detections(file), samples.ids, samples.ranks.tolist(), file))
-        detector: Detector = _built(DETECTORS, self.detector, self.detector_options, "detector_options")
-        found: list[Sequence[Detection]] = []
-        for start in range(0, len(samples.ids), self.batch_size):
-            found += detector(samples.images[start : start + self.batch_size])
+    @cached_property
+    def judges(self) -> dict[str, Any]:
+        """The registered detector and color judge, by the option that names each."""
+        found: dict[str, Any] = {}
+        if self.detector:
+            found["detector"] = _built(DETECTORS, self.detector, self.detector_options, "detector_options")
+        if self.colors:
+            found["colors"] = _built(COLOR_JUDGES, self.colors, self.color_options, "color_options")
         return found
+
+    def _scores(
+        self, samples: SampledImages, asked: Mapping[str, AskedObjects], find: Finder, side: int
+    ) -> list[tuple[bool, list[float]]]:
+        """Of each image whether it is right, and its IoU with asked boxes; the processes of a run share the images."""
+        judge: ColorJudge | None = self.judges.get("colors")
+
+        def scores(batch: slice) -> list[tuple[bool, list[float]]]:
+            found = []
+            for number, detections in zip(range(batch.start, batch.stop), find(batch), strict=True):
+                of_prompt, of_image = asked[samples.ids[number]], _Colors(judge, samples.images, number)
+                found.append((shows(of_prompt, detections, of_image), box_ious(of_prompt, detections, side)))
+            return found
+
+        return item_values(scores, len(samples.ids), self.batch_size, f"objects in {len(samples.ids):,} images")
+
+    def _finder(self, samples: SampledImages) -> Finder:
+        if file := self.detections:
+            found = of_images(read_detections(file), samples.ids, samples.ranks.tolist(), file)
+            return lambda batch: found[batch]
+        detector: Detector = self.judges["detector"]
+        return lambda batch: detector(samples.images[batch])
 
 
 @dataclass(frozen=True)
@@ -98,13 +126,14 @@ def _built(registry: Registry, name: str, options: Mapping[str, Any], where: str
     return build(registry.load(name), options, f"the {where} of an objects metric")
 
 
-def _asked(name: str, objects: Mapping[str, Any]) -> AskedObjects:
+def _asked(item: Item, side: int) -> AskedObjects:
+    """What an item asks for: its objects, or else those that its request has boxes for, in pixels."""
     fix = 'give {"tag", "include": [{"class", "count", "color", "position"}]}'
-    asked: AskedObjects = check_shape(
-        dict(objects), AskedObjects, "the record of a prompt's objects", f"item {name}", fix
-    )
+    boxes = item.request.get("objects", ())
+    objects = dict(item.objects) if item.objects or not boxes else asked_boxes(boxes, side)
+    asked: AskedObjects = check_shape(objects, AskedObjects, "the record of a prompt's objects", f"item {item.id}", fix)
     if fault := fault_of(asked):
-        raise UserError(f"the objects of the prompt {name}: {fault}")
+        raise UserError(f"the objects of the prompt {item.id}: {fault}")
     return asked
 
 

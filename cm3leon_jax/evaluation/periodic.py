@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Any
 
 from jax.sharding import Mesh
@@ -10,8 +11,8 @@ from jax.sharding import Mesh
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.evaluation.context import EvaluationContext
-from cm3leon_jax.evaluation.metrics import build_metrics, measure
-from cm3leon_jax.evaluation.set_results import build_sets
+from cm3leon_jax.evaluation.metrics import build_metrics, check_sets, measure
+from cm3leon_jax.evaluation.sets.configured import build_sets
 from cm3leon_jax.generation.load import TrainedModel, scoring_clip
 from cm3leon_jax.generation.sampler import Sampler
 from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
@@ -26,6 +27,8 @@ class PeriodicMetrics:
         """Opens all that the metrics need: what is missing shows before the first step."""
         self._config, self._corpus, self._mesh, self._vocabulary = config, corpus, mesh, vocabulary
         self._metrics, self._sets = build_metrics(config.evaluate.metrics), build_sets(config.evaluate)
+        check_sets(self._metrics, self._sets)
+        self._kept: dict[Hashable, Any] = {}
         self._image_tokenizer = load_image_tokenizer(config.image_tokenizer.path)
         self._clip = scoring_clip(config)
         length, image_length = config.batch.sequence_length, config.image_tokenizer.image_length
@@ -44,8 +47,10 @@ class PeriodicMetrics:
             self._vocabulary,
             self._image_tokenizer,
             self._clip,
+            self._config.corpus.squaring,
         )
-        values = measure(self._metrics, EvaluationContext(self._config, model, self._corpus, self._sets))
+        evaluation = EvaluationContext(self._config, model, self._corpus, self._sets, kept=self._kept)
+        values = measure(self._metrics, evaluation)
         self._sampler.load(None)
         # The logged line has its own step, and no infinities.
         return {name: value for name, value in values.items() if name != "step" and math.isfinite(value)}

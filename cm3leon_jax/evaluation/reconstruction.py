@@ -16,10 +16,10 @@ from cm3leon_jax.evaluation.estimates import Estimate
 from cm3leon_jax.evaluation.features import in_batches, inception_features
 from cm3leon_jax.evaluation.frechet import frechet_distance
 from cm3leon_jax.evaluation.inception import load_inception
+from cm3leon_jax.evaluation.judge_files import OptionalJudgePath
 from cm3leon_jax.evaluation.resize import PREPROCESSING
 from cm3leon_jax.evaluation.ssim import WINDOWS, ssim
 from cm3leon_jax.image_tokenizers.vqgan.lpips import SMALLEST_SIDE, load_lpips, lpips_distance
-from cm3leon_jax.paths import OptionalPath
 from cm3leon_jax.ranges import PositiveInt
 
 # PSNR of an image without any error, in dB; a single level in a single pixel of 256x256 RGB is 101.
@@ -34,8 +34,8 @@ class Reconstruction:
     """
 
     # Safetensors files: VGG16 with the linear layers of LPIPS, and Inception-v3. Without one, its value is not there.
-    lpips_weights: OptionalPath = ""
-    inception_weights: OptionalPath = ""
+    lpips_weights: OptionalJudgePath = ""
+    inception_weights: OptionalJudgePath = ""
     # Of rFID, as in the metric `fid`.
     preprocessing: str = "clean-fid"
     # Of SSIM: "gaussian" as in the paper, or "uniform" of 7x7 pixels.
@@ -53,6 +53,10 @@ class Reconstruction:
             )
 
     def __call__(self, evaluation: EvaluationContext) -> dict[str, float | Estimate]:
+        # The image tokenizer does not change while a model trains.
+        return evaluation.keep(self, lambda: self._values(evaluation))
+
+    def _values(self, evaluation: EvaluationContext) -> dict[str, float | Estimate]:
         codebook_size = evaluation.model.image_tokenizer.config.codebook_size
         values: dict[str, float | Estimate] = dict(codebook_use(evaluation.held_out.codes, codebook_size))
         if len(originals := evaluation.originals):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.context import EvaluationContext
+from cm3leon_jax.evaluation.estimates import Estimate
+from cm3leon_jax.evaluation.feature_distances import Discrepancy, compare
 from cm3leon_jax.evaluation.frechet import Moments
 from cm3leon_jax.evaluation.image_arrays import ImageArray, ImageFiles
 from cm3leon_jax.images import IMAGE_SUFFIXES
@@ -18,21 +21,45 @@ from cm3leon_jax.images import IMAGE_SUFFIXES
 _CHANNELS = 3
 
 
-def reference_features(
-    path: str,
+@runtime_checkable
+class HasReference(Hashable, Protocol):
+    """A metric of distances; a frozen dataclass."""
+
+    @property
+    def set(self) -> str:
+        """The evaluation set whose prompts are sampled; empty: the prompts of the config."""
+        ...
+
+    @property
+    def reference(self) -> str:
+        """A folder of real images, or an .npz of mu and sigma; empty: the real images of the set."""
+        ...
+
+
+def compare_with_reference(
+    metric: HasReference,
     evaluation: EvaluationContext,
-    set_name: str,
     features: Callable[[ImageArray], Float32[np.ndarray, "n F"]],
-) -> Float32[np.ndarray, "n F"] | Moments:
-    """Features of a reference, or their moments; without a path, of the real images of an evaluation set.
+    discrepancy: Discrepancy,
+) -> dict[str, Estimate]:
+    """Distances between the images that are generated for a metric's set and its reference, as `compare` names them.
+
+    Args:
+      features: what the distances are measured on.
 
     Raises:
-      UserError: as `open_reference` does, or if the set has no real images.
+      UserError: as `open_reference` and `compare` do, or if the set has no real images.
     """
-    if not path:
-        return features(evaluation.real_images(set_name))
-    found = open_reference(path, evaluation.config.image_tokenizer.resolution)
-    return found if isinstance(found, Moments) else features(found)
+
+    def of_reference() -> Float32[np.ndarray, "n F"] | Moments:
+        if not metric.reference:
+            return features(evaluation.real_images(metric.set))
+        found = open_reference(metric.reference, evaluation.config.image_tokenizer.resolution)
+        return found if isinstance(found, Moments) else features(found)
+
+    real = evaluation.keep((metric, "reference"), of_reference)
+    samples = evaluation.sampled(metric.set)
+    return compare(real, features(samples.images), samples.ranks, samples.ids, discrepancy)
 
 
 def open_reference(path: str, resolution: int) -> ImageFiles | Moments:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from cm3leon_jax import pages
 from cm3leon_jax.evaluation.context import EvaluationContext
+from cm3leon_jax.evaluation.curves import Curve, logged, plot
 from cm3leon_jax.evaluation.estimates import rows
 from cm3leon_jax.evaluation.gallery import GalleryEntry
 
@@ -75,9 +73,11 @@ def _by_set(entries: Sequence[GalleryEntry]) -> list[tuple[str, list[dict[str, A
     shown: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
         if entry.set:
-            urls = [pages.image_url(image) for image in (entry.source, *entry.images) if image is not None]
+            images = [("the image asked about", entry.source), *(("generated", image) for image in entry.images)]
+            images.append(("what it should be", entry.target))
+            labeled = [(label, pages.image_url(image)) for label, image in images if image is not None]
             texts = {"prompt": entry.prompt, "answer": entry.text, "references": entry.references[:5]}
-            shown.setdefault(entry.set, []).append({"urls": urls, "has_source": entry.source is not None, **texts})
+            shown.setdefault(entry.set, []).append({"images": labeled, **texts})
     return list(shown.items())
 
 
@@ -97,30 +97,8 @@ def masked_images(
 
 def loss_curves(log: Sequence[Mapping[str, Any]]) -> str:
     """Plots the training loss by modality as lines and the evaluation loss as points: an SVG, empty without lines."""
-    if not log:
-        return ""
-    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
-    axes = figure.add_subplot()
+    found = []
     for name, label, color in _CURVES:
-        training, held_out = _points(log, name), _points(log, f"eval_{name}")
-        if training:
-            axes.plot(*zip(*training, strict=True), color=color, label=label, linewidth=1.4)
-        if held_out:
-            title = f"{label}, held out"
-            axes.plot(
-                *zip(*held_out, strict=True), color=color, label=title, marker="o", linestyle="none", markersize=4
-            )
-    axes.set_xlabel("step")
-    axes.set_ylabel("nats per token")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
-    buffer = io.StringIO()
-    # Its element ids would be random.
-    with rc_context({"svg.hashsalt": "loss"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
-
-
-def _points(log: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    return [(line["step"], line[name]) for line in log if line.get(name) is not None]
+        found.append(Curve(label, color, logged(log, name)))
+        found.append(Curve(f"{label}, held out", color, logged(log, f"eval_{name}"), is_line=False))
+    return plot(found, "nats per token", columns=2)

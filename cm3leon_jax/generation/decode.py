@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cm3leon_jax.generation.prompts import ANYTHING, IMAGE_CODE, TEXT_TOKEN
+from cm3leon_jax.generation.prompt import ANYTHING, IMAGE_CODE, TEXT_TOKEN
 from cm3leon_jax.generation.sampling import SamplingParams, process_logits, sample_tokens
 from cm3leon_jax.models.cache import grown
 from cm3leon_jax.models.transformer import Cache, Transformer

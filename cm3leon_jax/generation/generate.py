@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
 
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
+from cm3leon_jax.data.templates import TEMPLATES
+from cm3leon_jax.data.templates.template import Template
 from cm3leon_jax.distributed import is_coordinator, same_on_all_processes
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.load import TrainedModel
+from cm3leon_jax.generation.prompt import Codes, Prompt
 from cm3leon_jax.generation.rank import SCORERS, Candidate, best, caption_prompt, is_captioned
 from cm3leon_jax.generation.requests import TASKS, Failure, ImageSource, Request, read_image, read_images
 from cm3leon_jax.generation.sampler import Completion
@@ -27,8 +29,6 @@ from cm3leon_jax.images import UnreadableImage, decode_image
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.retrieval.retriever import Neighbor, Retriever
 from cm3leon_jax.vocabulary import Vocabulary
-
-Codes = Int[np.ndarray, "codes"]
 
 # Tasks whose documents are retrieved by the text (an image that is yet to be generated: arXiv 2309.02591, section 3.2),
 # and by the image they are about; and queries per search.
@@ -60,7 +60,8 @@ def generate(
     documents, by the number of the request.
     """
     retrieved = {number: tuple(found) for number, found in (neighbors or {}).items()}
-    images = read_images((image for request in requests for image in request.images), model.image_tokenizer)
+    sources = (image for request in requests for image in request.images)
+    images = read_images(sources, model.image_tokenizer, model.squaring)
     built, failures = _build_prompts(requests, images, retrieved, model, sampling)
     if not same_on_all_processes(repr(built)):
         raise UserError(
@@ -93,7 +94,7 @@ def _build_prompts(
     neighbors: Mapping[int, Sequence[Neighbor]],
     model: TrainedModel,
     sampling: SamplingConfig,
-) -> tuple[list[tuple[Request, prompts.Prompt]], list[Failure]]:
+) -> tuple[list[tuple[Request, Prompt]], list[Failure]]:
     """The prompts of the requests that can be completed, and why the others cannot."""
     sampler, v, tokenizer = model.sampler, model.vocabulary, model.image_tokenizer.config
     built, failures = [], []
@@ -123,7 +124,7 @@ def num_candidates(samples: int, sampling: SamplingConfig) -> int:
 
 
 def _complete(
-    built: Sequence[tuple[Request, prompts.Prompt]], model: TrainedModel, sampling: SamplingConfig, number: int
+    built: Sequence[tuple[Request, Prompt]], model: TrainedModel, sampling: SamplingConfig, number: int
 ) -> list[list[Completion]]:
     """The candidates of each request, which depend on the seed and on the request's number alone."""
     completions: list[list[Completion]] = [[] for _ in built]
@@ -169,7 +170,7 @@ def decode_completion(
 ) -> Candidate:
     """The texts and images (as codes) of a completion."""
     v, tokens = model.vocabulary, completion.tokens
-    if request.task in ("text_to_image", "edit"):
+    if gives_image(request) and request.task != "infill":
         return Candidate(request, completion, image=v.decode_image(np.array(tokens)))
     if request.task == "infill":
         assert request.image is not None
@@ -187,6 +188,14 @@ def decode_completion(
     if request.task == "continue":
         return Candidate(request, completion, segments=tuple(prompts.split_segments(tokens, v)))
     return Candidate(request, completion, text=v.decode_text(tokens).strip())
+
+
+def gives_image(request: Request) -> bool:
+    """Whether a request asks for an image alone."""
+    if request.task == "instruction":
+        template: Template = TEMPLATES.load(request.template)
+        return template.targets[-1] in template.images
+    return request.task in ("text_to_image", "edit", "infill")
 
 
 def _not_finite(sampling: SamplingConfig, model: TrainedModel) -> str:
@@ -211,10 +220,11 @@ def open_retriever(config: Config, vocabulary: Vocabulary, count: int) -> Retrie
 
 
 def retrieve(
-    requests: Sequence[Request], retriever: Retriever, count: int, resolution: int, channels: int
+    requests: Sequence[Request], retriever: Retriever, count: int, config: Config
 ) -> dict[int, list[Neighbor]]:
     """At most `count` documents for each request that can be searched for, by the request's number."""
     found: dict[int, list[Neighbor]] = {}
+    image = config.image_tokenizer
     for start in range(0, len(requests), _QUERIES):
         chunk = requests[start : start + _QUERIES]
         texts = {request.number: request.prompt for request in chunk if request.task in _BY_TEXT}
@@ -223,7 +233,9 @@ def retrieve(
             # An image that cannot be read is reported when its prompt is built.
             with contextlib.suppress(OSError, ValueError, UnreadableImage):
                 if request.task in _BY_IMAGE and request.image is not None:
-                    pixels[request.number] = decode_image(read_image(request.image), resolution, channels)
+                    pixels[request.number] = decode_image(
+                        read_image(request.image), image.resolution, image.in_channels, config.corpus.squaring
+                    )
         if texts:
             found |= dict(zip(texts, retriever.by_text(list(texts.values()), count), strict=True))
         if pixels:

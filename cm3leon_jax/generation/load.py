@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokeniz
 from cm3leon_jax.models.sharding import make_mesh, shardings
 from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.newest_checkpoint import read_newest
+from cm3leon_jax.squaring import Squaring
 from cm3leon_jax.vocabulary import Vocabulary
 
 
@@ -35,14 +36,17 @@ class TrainedModel:
     image_tokenizer: ImageTokenizer
     # Scores images against their prompts, where `config.sampling.scorer` is "clip".
     clip: Encoder | None = None
+    # How images of prompts become squares, as those of the corpus did.
+    squaring: Squaring = field(default_factory=Squaring)
 
 
 def load_model(config: Config, workdir: Path) -> TrainedModel:
     """The newest checkpoint of a run, with the vocabulary and the image tokenizer it belongs to."""
-    return read_newest(workdir, config.train.keep_checkpoints, partial(_load, config, workdir))
+    return read_newest(workdir, config.train.keep_checkpoints, partial(load_step, config, workdir))
 
 
-def _load(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) -> TrainedModel:
+def load_step(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) -> TrainedModel:
+    """A checkpoint of a run, of those that are open."""
     clip = scoring_clip(config)
     vocabulary = Vocabulary.load(config.vocabulary.path)
     image_tokenizer = load_image_tokenizer(config.image_tokenizer.path)
@@ -57,7 +61,9 @@ def _load(config: Config, workdir: Path, checkpoints: Checkpoints, step: int) ->
     parameters = checkpoints.restore_parameters(step, abstract_on(abstract, shardings(abstract, mesh)))
     sampler = Sampler(config.model, vocabulary, config.batch.sequence_length, mesh, config.image_tokenizer.image_length)
     sampler.load(parameters)
-    return TrainedModel(step, graph, parameters, sampler, mesh, vocabulary, image_tokenizer, clip)
+    return TrainedModel(
+        step, graph, parameters, sampler, mesh, vocabulary, image_tokenizer, clip, config.corpus.squaring
+    )
 
 
 def scoring_clip(config: Config) -> Encoder | None:

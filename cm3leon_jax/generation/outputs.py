@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import stat
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +26,15 @@ from jaxtyping import Int
 
 from cm3leon_jax.distributed import all_processes, is_coordinator
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import atomic_write, is_full_disk
+from cm3leon_jax.files import atomic_write, is_full_disk, move, remove, remove_folder
 from cm3leon_jax.generation.generate import Result
 from cm3leon_jax.generation.load import TrainedModel
 from cm3leon_jax.generation.rank import Candidate
 from cm3leon_jax.generation.requests import Failure, ImageSource, Request
 from cm3leon_jax.images import encode_png
 from cm3leon_jax.lock import lock
+from cm3leon_jax.storage import mirror
+from cm3leon_jax.storage.address import address_of
 from cm3leon_jax.terminal import visible
 
 RESULTS_FILE, FAILURES_FILE = "generations.jsonl", "failed.jsonl"
@@ -182,7 +183,7 @@ class OutputFolder:
             # Again: a user may have put something there meanwhile.
             _replace(self.path, stage, _earlier(self.path, besides=stage.name))
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            remove_folder(stage)
 
 
 @contextlib.contextmanager
@@ -192,6 +193,9 @@ def claimed(path: Path) -> Iterator[OutputFolder]:
     Raises:
       UserError: if it cannot be a folder, another run writes there, or it holds what is not a run's.
     """
+    if address_of(path):
+        mirror.refresh(path)
+        path.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         refusal = ""
         if is_coordinator():
@@ -300,12 +304,12 @@ def _replace(folder: Path, stage: Path, earlier: set[str]) -> None:
     new = sorted((file.name for file in stage.iterdir()), key=lambda name: name in _LISTS)
     for name in _LISTS:
         if name in earlier:
-            (folder / name).rename(stage / f"{_EARLIER}{name}")
+            move(folder / name, stage / f"{_EARLIER}{name}")
     # Hidden folders last: their lists name what killed runs left beside them.
     for name in sorted(earlier - set(_LISTS), key=lambda name: bool(_STAGE.fullmatch(name))):
         if _STAGE.fullmatch(name):
-            shutil.rmtree(folder / name)
+            remove_folder(folder / name)
         else:
-            (folder / name).unlink()
+            remove(folder / name)
     for name in new:
-        (stage / name).rename(folder / name)
+        move(stage / name, folder / name)

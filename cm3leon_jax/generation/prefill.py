@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32
 
-from cm3leon_jax.generation.prompts import PromptVariant
+from cm3leon_jax.generation.prompt import PromptVariant
 from cm3leon_jax.models.cache import grown
 from cm3leon_jax.models.transformer import Cache
 

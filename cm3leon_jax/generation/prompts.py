@@ -7,8 +7,10 @@ sections 2.2, 3 and 4; arXiv 2201.07520, section 2):
     text by infill          </s> TEXT <mask:0> TEXT <break> IMAGE </s> <mask:0>    -> text <eoss> <mask:1> text ..
     text, left to right     </s> IMAGE <break> TEXT                                -> text </s>
     infill of an image      </s> TEXT <break> .. <mask:0> .. </s> <mask:0>          -> codes <eoss> <mask:1> codes ..
-    edit                    </s> TASK <break> IMAGE <break> INSTRUCTION <break>    -> image
     continuation            </s> TEXT or IMAGE <break> TEXT or IMAGE ..          -> text and images </s>
+
+Questions, edits and everything else that is tuned on instructions have the prompts of their templates
+(instruction_prompt.py).
 
 Retrieved documents, each TEXT <break> IMAGE <break>, follow the first </s>.
 """
@@ -16,60 +18,30 @@ Retrieved documents, each TEXT <break> IMAGE <break>, follow the first </s>.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from cm3leon_jax.data.batches.objective import apply_span_masks, positions_in_image
-from cm3leon_jax.data.templates import layouts
+from cm3leon_jax.data.templates.placement import object_list
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.generation.instruction_prompt import Fields, instruction_prompt
+from cm3leon_jax.generation.prompt import (
+    ANYTHING,
+    IMAGE_CODE,
+    TEXT_TOKEN,
+    Codes,
+    Prompt,
+    PromptVariant,
+    Retrieved,
+    positions_of_an_image,
+    prefix,
+)
 from cm3leon_jax.generation.requests import ImageSource, Region, Request
 from cm3leon_jax.vocabulary import Vocabulary
 
-# Entries of a plan that are not ids: any image code; any text token, or the token that ends the text; whatever may come
-# next in a document.
-IMAGE_CODE, TEXT_TOKEN, ANYTHING = -1, -2, -3
-
 # Where a text is to be infilled.
 BLANK = "<mask>"
-
-# The ids of a retrieved document: TEXT <break> IMAGE.
-Retrieved = Sequence[Sequence[int]]
-
-Codes = Int[np.ndarray, "codes"]
-
-
-@dataclass(frozen=True)
-class PromptVariant:
-    """Ids to continue, and their positions in images (objective.positions_in_image)."""
-
-    tokens: tuple[int, ...]
-    image_positions: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tokens: Sequence[int], vocabulary: Vocabulary) -> PromptVariant:
-        """A variant whose images are not masked."""
-        ids = tuple(int(token) for token in tokens)
-        return cls(ids, tuple(positions_in_image(np.array(ids), vocabulary).tolist()))
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is continued, what guidance compares it with, and the plan of the completion."""
-
-    # The prompt; then, where there is something to guide away from, the same without its text; then, for an edit,
-    # without text and image.
-    variants: tuple[PromptVariant, ...]
-    # One entry per generated token: IMAGE_CODE, TEXT_TOKEN, ANYTHING, or the id of a special token that must come.
-    plan: tuple[int, ...]
-    # Positions in images, except where the plan says ANYTHING: those follow from the sampled tokens.
-    plan_image_positions: tuple[int, ...]
-    # Ends a text of the completion, and the completion itself after `num_spans` texts.
-    stop: int = -1
-    num_spans: int = 1
-    # Codes of an image, where the completion may hold whole ones.
-    image_length: int = 0
 
 
 def prompt_of(
@@ -94,8 +66,16 @@ def prompt_of(
         for caption, image in request.retrieved
     ]
     retrieved = [*named, *neighbors]
-    if request.task == "text_to_image":
+    if request.task == "text_to_image" and not request.objects:
         return text_to_image(text, image_length, v, retrieved)
+
+    def instruction(name: str, fields: Fields, wording: int = 0) -> Prompt:
+        return instruction_prompt(name, fields, image_length, most, v, retrieved, wording)
+
+    if request.task == "text_to_image":
+        return instruction("objects", {"caption": text, "objects": object_list(request.objects)})
+    if request.task == "instruction":
+        return instruction(request.template, _fields(request, images), request.wording)
     if request.task == "continue":
         segments = [part if isinstance(part, str) else _codes(images, part) for part in request.segments]
         return continuation(segments, most, image_length, sequence_length, v, retrieved)
@@ -104,19 +84,33 @@ def prompt_of(
     if request.task == "infill":
         return infill(text, image, region_mask(request.region, grid), v, retrieved)
     if request.task == "edit":
-        return edit(text, image, v, retrieved)
+        return instruction("edit", {"image": image, "instruction": text})
     if request.task == "infill_text":
         # A space belongs to the word that follows it, so in training it is masked with that word.
         return text_infill(text.replace(f" {BLANK}", BLANK), image, most, v, retrieved)
     if BLANK in text:
         raise UserError(f"the prompt of the task {request.task} holds {BLANK}: the task infill_text fills it")
+    is_left_to_right = request.order == "left_to_right"
     if request.task == "vqa":
-        beginning = layouts.QUESTION.text_before("answer", question=text.strip())
-    else:
-        beginning = layouts.INSTRUCTED_CAPTION.text_before("caption", instruction=text)
-    if request.order == "left_to_right":
-        return text_after_image(image, most, v, beginning, retrieved)
-    return text_infill(beginning + BLANK, image, most, v, retrieved)
+        name = "question_after_image" if is_left_to_right else "question"
+        return instruction(name, {"image": image, "question": text})
+    if text.strip():
+        name = "caption_after_image" if is_left_to_right else "instructed_caption"
+        return instruction(name, {"image": image, "instruction": text})
+    if is_left_to_right:
+        return text_after_image(image, most, v, retrieved=retrieved)
+    return text_infill(BLANK, image, most, v, retrieved)
+
+
+def _fields(request: Request, images: Mapping[ImageSource, Codes | str]) -> Fields:
+    """The fields of a request of the task instruction, with the codes of their images."""
+
+    def value(found: str | ImageSource) -> str | Codes:
+        return found if isinstance(found, str) else _codes(images, found)
+
+    return {
+        name: tuple(map(value, found)) if isinstance(found, tuple) else value(found) for name, found in request.fields
+    }
 
 
 def _codes(images: Mapping[ImageSource, Codes | str], image: ImageSource) -> Codes:
@@ -140,12 +134,12 @@ def text_to_image(text: str, image_length: int, vocabulary: Vocabulary, retrieve
     Guided away from `</s> <mask:0> <break>`, or, with retrieved documents, from those documents alone.
     """
     v = vocabulary
-    prefix = _prefix(retrieved, v)
-    without = prefix if retrieved else (v.end, v.mask(0), v.break_)
+    before = prefix(retrieved, v)
+    without = before if retrieved else (v.end, v.mask(0), v.break_)
     return Prompt(
-        variants=(PromptVariant.of((*prefix, *v.encode_text(text), v.break_), v), PromptVariant.of(without, v)),
+        variants=(PromptVariant.of((*before, *v.encode_text(text), v.break_), v), PromptVariant.of(without, v)),
         plan=(IMAGE_CODE,) * image_length,
-        plan_image_positions=_positions_of_an_image(image_length),
+        plan_image_positions=positions_of_an_image(image_length),
     )
 
 
@@ -165,7 +159,7 @@ def text_infill(
     # Each text ends with <eoss>; all but the first begin with their mask.
     most = max_text_tokens if num_spans == 1 else num_spans * (max_text_tokens + 2)
     return Prompt(
-        variants=(PromptVariant.of((*_prefix(retrieved, v), *body, v.break_, *image, v.end, v.mask(0)), v),),
+        variants=(PromptVariant.of((*prefix(retrieved, v), *body, v.break_, *image, v.end, v.mask(0)), v),),
         plan=(TEXT_TOKEN,) * most,
         plan_image_positions=(0,) * most,
         stop=v.eoss,
@@ -173,13 +167,10 @@ def text_infill(
     )
 
 
-def text_after_image(
-    codes: Codes, max_text_tokens: int, vocabulary: Vocabulary, beginning: str = "", retrieved: Retrieved = ()
-) -> Prompt:
-    """The text that follows an image, left to right; `beginning` is given."""
+def text_after_image(codes: Codes, max_text_tokens: int, vocabulary: Vocabulary, retrieved: Retrieved = ()) -> Prompt:
+    """The text that follows an image, left to right."""
     v = vocabulary
-    image = v.encode_image(codes).tolist()
-    tokens = (*_prefix(retrieved, v), *image, v.break_, *v.encode_text(beginning))
+    tokens = (*prefix(retrieved, v), *v.encode_image(codes).tolist(), v.break_)
     return Prompt(
         variants=(PromptVariant.of(tokens, v),),
         plan=(TEXT_TOKEN,) * max_text_tokens,
@@ -202,7 +193,7 @@ def infill(
             f"an infill region makes {len(spans)} spans, but the vocabulary has {v.num_masks} masks: make it less "
             "high, or as wide as the image, which makes it one span"
         )
-    before = (*_prefix(retrieved, v), *v.encode_text(text), v.break_)
+    before = (*prefix(retrieved, v), *v.encode_text(text), v.break_)
     document = np.array([*before, *v.encode_image(codes), v.end])
     masked_document = apply_span_masks(
         document,
@@ -221,25 +212,6 @@ def infill(
     )
 
 
-def edit(instruction: str, codes: Codes, vocabulary: Vocabulary, retrieved: Retrieved = ()) -> Prompt:
-    """The image changed as the instruction says; guided by both, each with its own weight."""
-    v = vocabulary
-    image_only = (
-        *_prefix(retrieved, v),
-        *v.encode_text(layouts.EDIT_TASK),
-        v.break_,
-        *v.encode_image(codes).tolist(),
-        v.break_,
-    )
-    full = (*image_only, *v.encode_text(instruction), v.break_)
-    nothing = (v.end, v.mask(0), v.break_)
-    return Prompt(
-        variants=(PromptVariant.of(full, v), PromptVariant.of(image_only, v), PromptVariant.of(nothing, v)),
-        plan=(IMAGE_CODE,) * len(codes),
-        plan_image_positions=_positions_of_an_image(len(codes)),
-    )
-
-
 def continuation(
     segments: Sequence[str | Codes],
     max_text_tokens: int,
@@ -250,7 +222,7 @@ def continuation(
 ) -> Prompt:
     """What follows a document's first segments: the rest of the last text, and further texts and images."""
     v = vocabulary
-    tokens = list(_prefix(retrieved, v))
+    tokens = list(prefix(retrieved, v))
     for index, segment in enumerate(segments):
         tokens += [v.break_] * (index > 0)
         tokens += v.encode_text(segment) if isinstance(segment, str) else v.encode_image(segment).tolist()
@@ -296,12 +268,3 @@ def split_segments(completion: Sequence[int], vocabulary: Vocabulary) -> list[st
         for part in parts
         if len(part)
     ]
-
-
-def _prefix(retrieved: Retrieved, vocabulary: Vocabulary) -> tuple[int, ...]:
-    documents = [token for document in retrieved for token in (*document, vocabulary.break_)]
-    return (vocabulary.end, *documents)
-
-
-def _positions_of_an_image(image_length: int) -> tuple[int, ...]:
-    return tuple(range(2, image_length + 2))

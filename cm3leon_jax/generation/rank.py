@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.load import TrainedModel
 from cm3leon_jax.generation.prefill import rounded_up
+from cm3leon_jax.generation.prompt import Prompt
 from cm3leon_jax.generation.requests import Request
 from cm3leon_jax.generation.sampler import Completion
 from cm3leon_jax.models.sharding import batch_sharding
@@ -94,7 +95,7 @@ def is_captioned(request: Request) -> bool:
     return request.task == "text_to_image"
 
 
-def caption_prompt(text: str, image: Int[np.ndarray, "codes"], vocabulary: Vocabulary) -> prompts.Prompt:
+def caption_prompt(text: str, image: Int[np.ndarray, "codes"], vocabulary: Vocabulary) -> Prompt:
     """Asks for the text of an image, with room for just this one."""
     return prompts.text_infill(prompts.BLANK, image, len(vocabulary.encode_text(text)), vocabulary)
 

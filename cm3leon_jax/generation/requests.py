@@ -6,11 +6,15 @@
     {"task": "infill", "prompt": TEXT, "image": FILE}          the image with "region" generated again
     {"task": "infill_text", "prompt": TEXT, "image": FILE}     the text with every <mask> in it infilled
     {"task": "edit", "prompt": INSTRUCTION, "image": FILE}     the image, changed
+    {"task": "instruction", "template": NAME, "fields": {..}}  what any template asks for: a text or an image
     {"task": "continue", "segments": [TEXT, {"image": FILE}]}  the rest of the document: texts and images
 
 "region" is [left, top, right, bottom] as fractions of the image's sides, by default the middle half of its height.
-caption and vqa take "order": "infill" (the default) or "left_to_right". Every task takes "retrieved", documents that
-come before the prompt: [{"prompt": TEXT, "image": FILE}]. Files are relative to the folder of the prompts file.
+text_to_image takes "objects" with their boxes in pixels, [{"name": TEXT, "box": [left, top, right, bottom]}]. A field
+of an instruction is a text or {"image": FILE}, one of its turns a list of them; "wording" is which of the template's
+wordings is used (default 0). caption and vqa take "order": "infill" (the default) or "left_to_right". Every task takes
+"retrieved", documents that come before the prompt: [{"prompt": TEXT, "image": FILE}]. Files are relative to the folder
+of the prompts file.
 """
 
 from __future__ import annotations
@@ -25,18 +29,23 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from cm3leon_jax.data.templates.placement import Box
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from cm3leon_jax.images import UnreadableImage, decode_image
+from cm3leon_jax.paths import copied
+from cm3leon_jax.squaring import CENTER_CROP, Squaring
+from cm3leon_jax.storage.address import scheme_of
 
 # Fields that a task needs, and fields that it takes beside them and beside "retrieved" and "task".
 TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "text_to_image": (("prompt",), ()),
+    "text_to_image": (("prompt",), ("objects",)),
     "caption": (("image",), ("prompt", "order")),
     "vqa": (("prompt", "image"), ("order",)),
     "infill": (("prompt", "image"), ("region",)),
     "infill_text": (("prompt", "image"), ()),
     "edit": (("prompt", "image"), ()),
+    "instruction": (("template", "fields"), ("wording",)),
     "continue": (("segments",), ()),
 }
 MIDDLE_HALF = (0.0, 0.25, 1.0, 0.75)
@@ -52,6 +61,9 @@ Region = tuple[float, float, float, float]
 # An image file, or the bytes of one.
 ImageSource = Path | bytes
 
+# The value of a template's field; of a field of its turns, one for each turn.
+FieldValue = str | ImageSource | tuple[str | ImageSource, ...]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -66,13 +78,27 @@ class Request:
     region: Region = MIDDLE_HALF
     order: str = "infill"
     segments: tuple[str | ImageSource, ...] = ()
+    objects: tuple[tuple[str, Box], ...] = ()
+    template: str = ""
+    fields: tuple[tuple[str, FieldValue], ...] = ()
+    wording: int = 0
     retrieved: tuple[tuple[str, ImageSource], ...] = ()
 
     @property
     def images(self) -> list[ImageSource]:
         """Every image in it."""
-        named = [self.image, *self.segments, *(image for _, image in self.retrieved)]
+        return [*self.given_images, *(image for _, image in self.retrieved)]
+
+    @property
+    def given_images(self) -> list[ImageSource]:
+        """The images that it is about: all but those of retrieved documents."""
+        named = [self.image, *self.segments, *self.field_values]
         return [image for image in named if isinstance(image, ImageSource)]
+
+    @property
+    def field_values(self) -> list[str | ImageSource]:
+        """The values of its template's fields, one after the other."""
+        return [part for _, found in self.fields for part in (found if isinstance(found, tuple) else (found,))]
 
 
 @dataclass(frozen=True)
@@ -175,7 +201,7 @@ def _image(value: Any, folder: Path) -> ImageSource:
         return value
     if not _text(value, folder) or "\0" in value:
         raise ValueError
-    return folder / value
+    return copied(value, "image") if scheme_of(value) else folder / value
 
 
 def _region(value: Any, _: Path) -> Region:
@@ -192,10 +218,40 @@ def _order(value: Any, _: Path) -> str:
 
 
 def _segments(value: Any, folder: Path) -> tuple[str | ImageSource, ...]:
+    return tuple(_segment(part, folder) for part in _items(value))
+
+
+def _segment(value: Any, folder: Path) -> str | ImageSource:
+    if isinstance(value, dict) and value.keys() == {"image"}:
+        return _image(value["image"], folder)
+    return _text(value, folder)
+
+
+def _objects(value: Any, folder: Path) -> tuple[tuple[str, Box], ...]:
+    found = []
+    for part in _items(value):
+        if not isinstance(part, dict) or part.keys() != {"name", "box"}:
+            raise ValueError
+        left, top, right, bottom = _items(part["box"])
+        if not all(type(side) is int and side >= 0 for side in part["box"]) or right <= left or bottom <= top:
+            raise ValueError
+        found.append((_text(part["name"], folder), (left, top, right, bottom)))
+    return tuple(found)
+
+
+def _template_fields(value: Any, folder: Path) -> tuple[tuple[str, FieldValue], ...]:
+    if not isinstance(value, Mapping):
+        raise ValueError
     return tuple(
-        _image(part["image"], folder) if isinstance(part, dict) and part.keys() == {"image"} else _text(part, folder)
-        for part in _items(value)
+        (_text(name, folder), _segments(part, folder) if isinstance(part, list | tuple) else _segment(part, folder))
+        for name, part in value.items()
     )
+
+
+def _wording(value: Any, _: Path) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError
+    return value
 
 
 def _retrieved(value: Any, folder: Path) -> tuple[tuple[str, ImageSource], ...]:
@@ -217,6 +273,10 @@ _FIELDS: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     "region": (_region, "[left, top, right, bottom] as fractions of the image's sides, 0 to 1"),
     "order": (_order, '"infill" or "left_to_right"'),
     "segments": (_segments, 'a list of texts and {"image": "file.png"}'),
+    "objects": (_objects, 'a list of {"name": "a text", "box": [left, top, right, bottom]}, in pixels'),
+    "template": (_text, "the name of a template"),
+    "fields": (_template_fields, 'an object of texts, {"image": "file.png"} and lists of them'),
+    "wording": (_wording, "the number of a wording, from 0"),
     "retrieved": (_retrieved, 'a list of {"prompt": "a text", "image": "file.png"}'),
 }
 
@@ -227,7 +287,7 @@ def has_half_characters(text: str) -> bool:
 
 
 def read_images(
-    sources: Iterable[ImageSource], image_tokenizer: ImageTokenizer
+    sources: Iterable[ImageSource], image_tokenizer: ImageTokenizer, squaring: Squaring = CENTER_CROP
 ) -> dict[ImageSource, Int[np.ndarray, "codes"] | str]:
     """The codes of each image, or, where it cannot be read, why; an image that is named twice is read once."""
     config = image_tokenizer.config
@@ -237,7 +297,7 @@ def read_images(
         pixels = {}
         for source in distinct[start : start + _IMAGES]:
             try:
-                pixels[source] = decode_image(read_image(source), config.resolution, config.in_channels)
+                pixels[source] = decode_image(read_image(source), config.resolution, config.in_channels, squaring)
             except FileNotFoundError:
                 found[source] = f"no image {source!s}"
             except (OSError, ValueError, UnreadableImage) as error:

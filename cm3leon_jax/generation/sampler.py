@@ -22,7 +22,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.config import SamplingConfig
 from cm3leon_jax.generation.decode import DecodedTokens, PromptBatch, cache_sizes, decode
 from cm3leon_jax.generation.prefill import CHUNK, PrefillPlan, PrefillRows, copy_rows, plan_prefill, rounded_up
-from cm3leon_jax.generation.prompts import IMAGE_CODE, Prompt, PromptVariant
+from cm3leon_jax.generation.prompt import IMAGE_CODE, Prompt, PromptVariant
 from cm3leon_jax.generation.sampling import SamplingParams, is_contrastive
 from cm3leon_jax.generation.speculative import decode_speculatively
 from cm3leon_jax.models.config import ModelConfig

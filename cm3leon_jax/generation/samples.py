@@ -17,7 +17,8 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import atomic_write
 from cm3leon_jax.generation.captioned import captioned_images
 from cm3leon_jax.generation.config import SamplingConfig
-from cm3leon_jax.generation.prompts import Retrieved, text_to_image
+from cm3leon_jax.generation.prompt import Retrieved
+from cm3leon_jax.generation.prompts import text_to_image
 from cm3leon_jax.generation.sampler import Sampler
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
 from cm3leon_jax.images import encode_png

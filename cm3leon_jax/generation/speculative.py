@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from cm3leon_jax.generation.decode import DecodedTokens, PromptBatch, candidate_ids
-from cm3leon_jax.generation.prompts import IMAGE_CODE
+from cm3leon_jax.generation.prompt import IMAGE_CODE
 from cm3leon_jax.generation.sampling import SamplingParams, process_logits, sample_tokens
 from cm3leon_jax.models.transformer import Cache, Transformer
 from cm3leon_jax.vocabulary import Vocabulary

@@ -1,1 +1,1 @@
-"""To and from other people's formats: Hugging Face folders of the OPT and the CLIP architecture."""
+"""To and from other people's formats: folders of decoders and encoders, weights of image tokenizers."""

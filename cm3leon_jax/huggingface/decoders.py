@@ -1,8 +1,9 @@
 """Families whose models are values of ModelConfig: what one is, and how a folder of one starts a run.
 
 An import writes the parameters as the checkpoint of step 0, from which `cm3leon train` starts with a fresh optimizer.
-A text-only vocabulary gets the ids of images and special tokens in addition; their rows of the embedding table, and
-positions beyond the folder's, are initialized as for a new run.
+A text-only vocabulary gets the ids of images and special tokens in addition; their rows of the embedding table and of
+the LM head are sampled like those of the text tokens, and positions beyond the folder's are initialized as for a new
+run.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from cm3leon_jax import config_file
 from cm3leon_jax.checkpoints import Checkpoints, abstract_on, flat
 from cm3leon_jax.config import Config
+from cm3leon_jax.config_file import stored_values
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.huggingface.export_record import IMAGE_TOKENIZER_FOLDER, ExportRecord
+from cm3leon_jax.huggingface.new_rows import sample_rows
 from cm3leon_jax.huggingface.reading_weights import Index, StoredTensor, open_weights, weight_files
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.huggingface.tensor_map import Shape, TensorMap, check_tensors
@@ -35,20 +37,22 @@ from cm3leon_jax.lock import lock
 from cm3leon_jax.models.config import ModelConfig
 from cm3leon_jax.models.sharding import make_mesh, parameter_name, shardings
 from cm3leon_jax.models.transformer import Transformer, abstract_model
+from cm3leon_jax.named_parameters import named_generator
 from cm3leon_jax.progress import Progress
 from cm3leon_jax.vocabulary import Vocabulary
 from cm3leon_jax.weights import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 
-# A document starts and ends with </s>, as OPT's do.
-TOKEN_IDS = {"bos_token_id": Vocabulary.end, "eos_token_id": Vocabulary.end, "pad_token_id": Vocabulary.pad}
-
 # Fields that say how a model is computed or begun, and not what it is.
 _NOT_ARCHITECTURE = ("attention", "remat", "scan_layers", "compute_dtype", "init_std", "position_init_std")
 _PLAIN = {name: value for name, value in dataclasses.asdict(ModelConfig()).items() if name not in _NOT_ARCHITECTURE}
 # Before most names in a whole model; some published folders leave it out.
 _PREFIX = "model."
+
+
+def _no_window(stored: StoredConfig) -> None:
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,8 @@ class DecoderFamily:
     write_config: Callable[[ModelConfig, int, int, str], dict[str, Any]] | None = None
     # Patterns of tensors that a folder may have besides.
     ignored: tuple[str, ...] = ()
+    # How many tokens, itself included, a token attends to by a config.json, at least in some layers; None: to all.
+    attention_window: Callable[[StoredConfig], int | None] = _no_window
 
     def model_fields(self, stored: StoredConfig) -> dict[str, Any]:
         """Every field of ModelConfig that says what a model is; refuses what no field says."""
@@ -80,8 +86,14 @@ class DecoderFamily:
 
     def import_folder(self, config: Config, workdir: Path, folder: Path, stored: Mapping[str, Any]) -> None:
         """Starts a run in `workdir` from a folder, whose config.json is `stored`."""
-        with lock(workdir, "import"):
+        with lock(workdir, "import", subfolders=False):
             _import_folder(self, config, workdir, folder, StoredConfig(stored, f"{folder}/config.json"))
+
+    def open_weights(self, folder: Path, fields: Mapping[str, Any]) -> dict[str, StoredTensor]:
+        """The tensors of a folder, given the fields of its model: a tied LM head may be stored besides."""
+        is_tied = fields["tied_embeddings"] and "output_embedding" in self.tensors
+        tied = (self.tensors["output_embedding"].name,) if is_tied else ()
+        return open_weights(folder, (*self.ignored, *tied))
 
     def tables(self, rows: int, positions: int) -> dict[str, int]:
         """The parameters that may have other rows in a folder than in the run, with their rows in the folder."""
@@ -104,7 +116,6 @@ def common_config(
         "max_position_embeddings": sequence_length,
         "attention_dropout": 0.0,
         "use_cache": True,
-        **TOKEN_IDS,
     }
 
 
@@ -119,6 +130,7 @@ def model_differences(config: ModelConfig, fields: Mapping[str, Any]) -> list[st
 def _differences(config: ModelConfig, fields: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     given, width = dataclasses.asdict(config), fields["model_dim"]
     implied = {"ffn_dim": 4 * width, "embedding_dim": width, "num_key_value_heads": fields["num_heads"]}
+    implied |= {} if width % fields["num_heads"] else {"head_size": width // fields["num_heads"]}
     for name, value in implied.items():
         given[name] = None if given[name] == value else given[name]
     return [(name, given[name], value) for name, value in fields.items() if given[name] != value]
@@ -128,8 +140,9 @@ def _import_folder(family: DecoderFamily, config: Config, workdir: Path, folder:
     _refuse_existing_run(workdir / "checkpoints")
     fields = family.model_fields(stored)
     rows, positions = stored.size("vocab_size"), stored.size("max_position_embeddings")
+    _check_window(family.attention_window(stored), config.batch.sequence_length, stored.where)
     record = ExportRecord.read(folder)
-    weights = open_weights(folder, family.ignored)
+    weights = family.open_weights(folder, fields)
     if not any(name.startswith(_PREFIX) for name in weights):
         weights = {_PREFIX + name: tensor for name, tensor in weights.items()}
     _check_table(family, weights, rows, folder)
@@ -148,7 +161,7 @@ def _import_folder(family: DecoderFamily, config: Config, workdir: Path, folder:
     length, image_length = config.batch.sequence_length, config.image_tokenizer.image_length
     _, abstract = abstract_model(config.model, vocabulary.size, length, image_length)
     abstract = abstract_on(abstract, shardings(abstract, mesh))
-    new_rows = partial(_new_rows, config, vocabulary.size)
+    new_rows = partial(_new_rows, family, config, vocabulary, weights, rows)
     parameters = read_parameters(family, abstract, weights, family.tables(rows, positions), new_rows, folder)
     num_tensors = len(weights)
     # Its files are mapped into memory, which the checkpoint needs.
@@ -161,7 +174,7 @@ def _import_folder(family: DecoderFamily, config: Config, workdir: Path, folder:
     meta = {
         "vocabulary": vocabulary.fingerprint,
         "corpus": {"image_tokenizer": used_image_tokenizer},
-        "config": dataclasses.asdict(config),
+        "config": stored_values(config),
         "imported": True,
     }
     config_file.save(config, workdir / "config.json")
@@ -185,13 +198,13 @@ def read_parameters(
     abstract: nnx.State,
     weights: Mapping[str, StoredTensor],
     tables: Mapping[str, int],
-    new_rows: Callable[[str], Float[Array, "R D"]],
+    new_rows: Callable[[str, int], Float32[np.ndarray, "n D"]],
     folder: Path,
 ) -> nnx.State:
     """The parameters on the mesh that `abstract` names; of the folder's tensors each device's part is read alone.
 
-    `tables` are how many rows the folder has of each parameter that may have others than the run; `new_rows` gives a
-    table of a new run, from which rows are taken that the folder lacks.
+    `tables` are how many rows the folder has of each parameter that may have others than the run; `new_rows` gives
+    those that the folder lacks, so many of the parameter of a name.
 
     Raises a `UserError` that names the first tensor that is missing, has another shape, or has no place in the model.
     """
@@ -205,10 +218,9 @@ def read_parameters(
         name = parameter_name(path)
         shape, sharding, known = shapes[name], leaf.get_value().sharding, in_folder[name][0]
         tensor = family.tensors[name]
-        part = partial(_read_part, tensor, [weights[key] for key in tensor.names(shape)], shape, known)
+        new = new_rows(name, shape[0] - known) if known < shape[0] else None
+        part = partial(_read_part, tensor, [weights[key] for key in tensor.names(shape)], shape, known, new)
         array: jax.Array = jax.make_array_from_callback(shape, sharding, part)
-        if known < shape[0]:
-            array = _with_new_rows(array, known, partial(new_rows, name))
         progress.advance()
         return leaf.replace(array)
 
@@ -217,33 +229,55 @@ def read_parameters(
 
 
 def _read_part(
-    tensor: TensorMap, stored: list[StoredTensor], shape: Shape, known: int, index: Index
+    tensor: TensorMap,
+    stored: list[StoredTensor],
+    shape: Shape,
+    known: int,
+    new: Float32[np.ndarray, "n D"] | None,
+    index: Index,
 ) -> Float[np.ndarray, "..."]:
-    """A part of a parameter; zeros in the rows past the `known` ones."""
+    """A part of a parameter; new ones are the rows past the `known` ones."""
     rows, *others = index
     start, stop, _ = rows.indices(shape[0])
     read = tensor.read(stored, shape, (slice(min(start, known), min(stop, known)), *others))
-    missing = stop - start - len(read)
-    return np.pad(read, [(0, missing)] + [(0, 0)] * len(others)) if missing else read
+    if new is None:
+        return read
+    added = new[(slice(max(start - known, 0), max(stop - known, 0)), *others)]
+    return np.concatenate([read, added])
 
 
-def _new_rows(config: Config, vocabulary_size: int, name: str) -> Float[Array, "R D"]:
-    """A table as a new run of this config begins with it."""
-    # Inside jit the compiler drops all but the one table.
-    rngs, image_length = nnx.Rngs(config.train.seed), config.image_tokenizer.image_length
-    model = Transformer(config.model, vocabulary_size, config.batch.sequence_length, rngs, image_length)
-    return getattr(model, name)[...]
+def _new_rows(
+    family: DecoderFamily,
+    config: Config,
+    vocabulary: Vocabulary,
+    weights: Mapping[str, StoredTensor],
+    rows: int,
+    name: str,
+    count: int,
+) -> Float32[np.ndarray, "n D"]:
+    """Rows of a table that the folder lacks: of tokens by those of the folder, of positions as in a new run."""
+    if name == "position_embedding":
+        return _new_positions(config, vocabulary.size)[-count:]
+    tensor = family.tensors[name]
+    stored = weights[tensor.name]
+
+    def read(start: int, stop: int) -> Float32[np.ndarray, "r D"]:
+        return tensor.read([stored], stored.shape, (slice(start, stop), slice(None)))
+
+    is_used = np.array([vocabulary.name(index) != f"<unused:{index}>" for index in range(rows)])
+    return sample_rows(read, is_used, count, named_generator(config.train.seed, name))
 
 
-def _with_new_rows(
-    table: Float[Array, "R D"], known: int, new: Callable[[], Float[Array, "R D"]]
-) -> Float[Array, "R D"]:
-    """The first rows as they are, the others from a new table."""
+def _new_positions(config: Config, vocabulary_size: int) -> Float32[np.ndarray, "L D"]:
+    """The table of positions as a new run of this config begins with it."""
 
-    def joined(table: Float[Array, "R D"]) -> Float[Array, "R D"]:
-        return jnp.where(jnp.arange(len(table))[:, None] < known, table, new())
+    def table() -> Float[Array, "L D"]:
+        # The compiler drops all but the one table.
+        rngs, image_length = nnx.Rngs(config.train.seed), config.image_tokenizer.image_length
+        model = Transformer(config.model, vocabulary_size, config.batch.sequence_length, rngs, image_length)
+        return model.position_embedding[...]
 
-    return jax.jit(joined, out_shardings=table.sharding, donate_argnums=0)(table)
+    return np.asarray(jax.jit(table)())
 
 
 def _refuse_existing_run(checkpoints: Path) -> None:
@@ -255,6 +289,15 @@ def _refuse_existing_run(checkpoints: Path) -> None:
             raise UserError(
                 f"{checkpoints.parent} holds a run already: give another --workdir, or delete {checkpoints}"
             )
+
+
+def _check_window(window: int | None, sequence_length: int, where: str) -> None:
+    """Refuses a sliding window that rows of the run would outgrow: our attention sees a whole document."""
+    if window is not None and window < sequence_length:
+        raise UserError(
+            f"{where}: a token attends to {window:,} tokens (sliding_window), which this package's model cannot "
+            f"express for the longer config.batch.sequence_length {sequence_length:,}: set that to at most {window:,}"
+        )
 
 
 def _check_table(family: DecoderFamily, weights: Mapping[str, StoredTensor], rows: int, folder: Path) -> None:
@@ -282,7 +325,7 @@ def _check_architecture(
         "image_tokenizer.codebook_size": vocabulary.num_image_codes,
     }
     if image_tokenizer is not None:
-        theirs |= flat({"image_tokenizer": architecture(image_tokenizer.config)})
+        theirs |= flat({"image_tokenizer": architecture(image_tokenizer.config, with_defaults=True)})
     if record is not None:
         theirs["batch.sequence_length"] = record.sequence_length
     given = flat(dataclasses.asdict(config))

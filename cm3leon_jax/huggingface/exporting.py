@@ -6,27 +6,29 @@ Besides its usual files the folder holds image_tokenizer/ and cm3leon.json, by w
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
-from cm3leon_jax.checkpoints import Checkpoints, StreamedParameters, check_same_model
+from cm3leon_jax.checkpoints import Checkpoints, StreamedParameters, check_same_model, flat
 from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import atomic_write_folder, read_object, write_json
-from cm3leon_jax.huggingface.decoders import TOKEN_IDS, DecoderFamily
+from cm3leon_jax.huggingface.decoders import DecoderFamily
 from cm3leon_jax.huggingface.export_record import FORMAT_VERSION, IMAGE_TOKENIZER_FOLDER, RECORD_FILE, file_sums
 from cm3leon_jax.huggingface.families import FAMILIES
 from cm3leon_jax.huggingface.model_card import Training, model_card
 from cm3leon_jax.huggingface.stored_config import StoredConfig
-from cm3leon_jax.huggingface.tensor_map import TensorMap
-from cm3leon_jax.huggingface.tokenizer_files import write_tokenizer
+from cm3leon_jax.huggingface.tensor_map import Shape, TensorMap
+from cm3leon_jax.huggingface.tokenizer_files import token_ids, write_tokenizer
 from cm3leon_jax.huggingface.writing_weights import LazyTensor, write_weights
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
 from cm3leon_jax.models.config import ModelConfig
@@ -50,17 +52,34 @@ def choose_family(config: ModelConfig, name: str | None = None) -> DecoderFamily
         raise UserError(f"--family={name} can only be imported")
     nearest = min(families, key=lambda family: len(family.cannot_express(config)))
     if wrong := nearest.cannot_express(config):
+        fitting = _fitting_family(config) if name else None
+        fix = f"--family={fitting} can" if fitting else "a model that is to be exported has to be trained without"
         raise UserError(
-            f"a Hugging Face folder ({nearest.model_type}) cannot express this model: {'; '.join(wrong)}; a model that "
-            "is to be exported has to be trained without"
+            f"a Hugging Face folder ({nearest.model_type}) cannot express this model: {'; '.join(wrong)}; {fix}"
         )
     return nearest
 
 
+def _fitting_family(config: ModelConfig) -> str | None:
+    """The name of a family that can express a model, if there is one."""
+    try:
+        return choose_family(config).model_type
+    except UserError:
+        return None
+
+
+def with_materialized_norms(config: ModelConfig) -> ModelConfig:
+    """The model whose norms have the scales (ones) and shifts (zeros) that those of `config` do without."""
+    return dataclasses.replace(config, norm_scale_and_bias=True)
+
+
 def export_run(
-    config: Config, workdir: Path, output: Path, family: DecoderFamily, dtype: str, shard_bytes: int
+    config: Config, workdir: Path, output: Path, model: ModelConfig, family: DecoderFamily, dtype: str, shard_bytes: int
 ) -> None:
-    """Writes the latest sound checkpoint of a run to `output`, a folder that is not there yet or empty."""
+    """Writes the latest sound checkpoint of a run to `output`, a folder that is not there yet or empty.
+
+    `model` is the model as the folder has it: the run's, or that `with_materialized_norms`.
+    """
     vocabulary = Vocabulary.load(config.vocabulary.path)
     length, image_length = config.batch.sequence_length, config.image_tokenizer.image_length
 
@@ -71,12 +90,17 @@ def export_run(
         image_tokenizer = _image_tokenizer(config, meta)
         _, abstract = abstract_model(config.model, vocabulary.size, length, image_length)
         parameters = checkpoints.streamed_parameters(step, abstract)
-        tensors = list(lazy_tensors(family.tensors, parameters))
+        _, written = abstract_model(model, vocabulary.size, length, image_length)
+        shapes = {name: leaf.shape for name, leaf in flat(nnx.to_pure_dict(written)).items()}
+        tensors = [
+            *lazy_tensors(family.tensors, parameters),
+            *norm_tensors(family.tensors, shapes, parameters.shapes()),
+        ]
         assert family.write_config is not None
-        stored = family.write_config(config.model, vocabulary.size, length, dtype)
+        stored = family.write_config(model, vocabulary.size, length, dtype) | token_ids(vocabulary)
         with atomic_write_folder(output) as folder:
             write_json(folder / "config.json", stored)
-            write_json(folder / "generation_config.json", TOKEN_IDS)
+            write_json(folder / "generation_config.json", token_ids(vocabulary))
             write_tokenizer(folder, vocabulary, length)
             if image_tokenizer is not None:
                 image_tokenizer.save(folder / IMAGE_TOKENIZER_FOLDER)
@@ -118,6 +142,19 @@ def lazy_tensors(table: Mapping[str, TensorMap], parameters: StreamedParameters)
     stacked = [name for name in table if name in shapes and table[name].is_stacked]
     for layer in range(shapes[stacked[0]][0]):
         yield from (tensor(name, layer) for name in stacked)
+
+
+def norm_tensors(
+    table: Mapping[str, TensorMap], shapes: Mapping[str, Shape], stored: Collection[str]
+) -> Iterator[LazyTensor]:
+    """The tensors of norms that a folder has, by the `shapes` of its parameters, and a checkpoint has not."""
+    for name in [name for name in table if name in shapes and name not in stored]:
+        assert name.endswith(("norm.scale", "norm.bias")), name
+        entry, shape, value = table[name], shapes[name], 1.0 if name.endswith("scale") else 0.0
+        layer = shape[1:] if entry.is_stacked else shape
+        for tensor in entry.names(shape):
+            read = partial(entry.from_ours, np.full(layer, value, np.float32))
+            yield LazyTensor(tensor, entry.shape(shape), read)
 
 
 def _read_tensor(entry: TensorMap, parameters: StreamedParameters, name: str, layer: int | None) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,13 @@ from jaxtyping import Float, Float32
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_object
 
-_SAFETENSORS = "model.safetensors"
-_PYTORCH = "pytorch_model.bin"
+# In this order; those of `transformers`, then of `diffusers`.
+_NAMES = (
+    *("model.safetensors", "pytorch_model.bin"),
+    *("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+)
+# Under these a training program keeps the weights in a file that holds more.
+_CONTAINERS = ("state_dict", "model")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # Before it, PyTorch's reader of tensors alone could be made to run code (CVE-2025-32434).
 _SAFE_TORCH = (2, 6)
@@ -51,22 +58,22 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises a `UserError` if there are none, or their index is damaged or names files that are not there.
     """
-    for name in (_SAFETENSORS, _PYTORCH):
+    for name in _NAMES:
         index = folder / f"{name}.index.json"
         if index.exists():
             return [folder / part for part in _parts(index)]
         if (folder / name).exists():
             return [folder / name]
-    raise UserError(f"no weights in {folder}: neither {_SAFETENSORS} nor {_PYTORCH}, nor an index of either")
+    raise UserError(f"no weights in {folder}: neither {' nor '.join(_NAMES[:2])}, nor an index of either")
 
 
-def open_weights(folder: Path, ignored: tuple[str, ...] = ()) -> dict[str, StoredTensor]:
-    """All tensors of a folder, opened and not read, but those whose names match `ignored`, such as "*.position_ids".
+def open_weights(source: Path, ignored: tuple[str, ...] = ()) -> dict[str, StoredTensor]:
+    """All tensors of a folder or a file, opened and not read, but those whose names match `ignored` ("*.position_ids").
 
     Raises a `UserError` if there are no weights, or files are missing, damaged, or could run code when read.
     """
     result: dict[str, StoredTensor] = {}
-    for file in weight_files(folder):
+    for file in [source] if source.is_file() else weight_files(source):
         if not file.is_file():
             raise UserError(f"{file} is damaged: it is no ordinary file")
         result |= (_open_safetensors if file.suffix == ".safetensors" else _open_pytorch)(file, ignored)
@@ -93,6 +100,11 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # A name that no file system takes.
         return False
+
+
+def _is_zip(file: Path) -> bool:
+    """Whether a file of PyTorch can be mapped into memory; those before its version 1.6 are read whole."""
+    return zipfile.is_zipfile(file)
 
 
 def _open_safetensors(file: Path, ignored: tuple[str, ...]) -> dict[str, StoredTensor]:
@@ -125,16 +137,21 @@ def _open_pytorch(file: Path, ignored: tuple[str, ...]) -> dict[str, StoredTenso
         )
     try:
         # Reads tensors and nothing else: a pickle can name any function to call.
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
     except Exception as error:  # A damaged file fails in many ways, a refused one with a page of advice.
+        what = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"an object of {what[1]}" if what else str(error).partition("\n")[0]
         raise UserError(
-            f"{file} is refused: it is damaged, or holds more than tensors ({str(error).partition(chr(10))[0]}); "
-            "take the folder's safetensors"
+            f"{file} is refused: it is damaged, or holds more than tensors ({reason}); take safetensors, or, if you "
+            "trust the file, write its tensors alone (docs/export.md)"
         ) from None
 
     def stored(name: str, tensor: Any) -> StoredTensor:
         return StoredTensor(name, file, tuple(tensor.shape), lambda index: tensor[index].to(torch.float32).numpy())
 
+    for name in _CONTAINERS:
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
     if not isinstance(found, dict):
         raise UserError(f"{file} holds a {type(found).__name__}, not tensors by name")
     found = {str(name): tensor for name, tensor in found.items() if not _matches(str(name), ignored)}

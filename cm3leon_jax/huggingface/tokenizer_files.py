@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,20 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_object, write_json
 from cm3leon_jax.huggingface.stored_config import StoredConfig
-from cm3leon_jax.vocabulary import NUM_SPECIAL, SPECIAL_TOKENS, Vocabulary
+from cm3leon_jax.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 # Far above every published tokenizer; a larger file would be read into memory before it is refused.
 _LONGEST_FILE = 1 << 28
-_START, _PAD, _END, _UNKNOWN = SPECIAL_TOKENS
+_HOW_TO_MAKE_IT = "`transformers` makes tokenizer.json: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+_, _PAD, _END, _UNKNOWN = SPECIAL_TOKENS
+
+# The character that stands for each byte in a BPE of GPT-2's kind: itself where it is printable, else one above 255.
+_PRINTABLE = [byte for byte in range(256) if chr(byte) in pre_tokenizers.ByteLevel.alphabet()]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_CHARACTERS = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(256 + n) for n, byte in enumerate(_OTHERS)}
+# Bytes that texts have as UTF-8: no others occur.
+_BYTES_OF_TEXTS = (*range(0xC0), *range(0xC2, 0xF5))
+log = logging.getLogger(__name__)
 
 
 def write_tokenizer(folder: Path, vocabulary: Vocabulary, sequence_length: int) -> None:
@@ -38,12 +49,20 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, sequence_length: int) 
     )
 
 
+def token_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    """The fields of a config.json and generation_config.json: a document starts and ends with `</s>`."""
+    return {"bos_token_id": vocabulary.end, "eos_token_id": vocabulary.end, "pad_token_id": vocabulary.pad}
+
+
 def read_vocabulary(folder: Path, rows: int, config: Config) -> Vocabulary:
     """The vocabulary of a folder; its first ids are the rows of the folder's embedding table.
 
-    One that `cm3leon export` wrote is taken as it is. Any other, which must be a byte-level BPE whose first ids are
-    OPT's, is followed by the ids of images and special tokens that the config wants; ids without a token become
-    `<unused:i>`. Raises a `UserError` if it is missing, damaged or none of these.
+    One that `cm3leon export` wrote is taken as it is. Any other must be a BPE that can write any text, by bytes; it is
+    followed by the ids of images and special tokens that the config wants, and ids without a token become `<unused:i>`.
+    Documents begin and end with `</s>`: so OPT's is called, and in others the token that the tokenizer puts before a
+    text gets that name (Llama's `<s>`), or, where it puts none there, its end of text (`<|endoftext|>`).
+
+    Raises a `UserError` if it is missing, damaged or none of these.
     """
     found = _read(folder)
     try:
@@ -59,9 +78,11 @@ def read_vocabulary(folder: Path, rows: int, config: Config) -> Vocabulary:
 
 def _vocabulary(found: dict[str, Any], folder: Path, rows: int, config: Config) -> Vocabulary:
     names = {token["content"] for token in found["added_tokens"]}
+    # A text is never truncated, whatever another program stored.
+    found |= {"truncation": None, "padding": None}
     if "<image:0>" in names:
-        # A text is never truncated and gets no special tokens around it, whatever another program stored.
-        found |= {"truncation": None, "padding": None, "post_processor": None}
+        # Nor does it get special tokens around it.
+        found |= {"post_processor": None}
         vocabulary = Vocabulary(json.dumps(found, ensure_ascii=False, sort_keys=True))
         if vocabulary.size != rows:
             raise UserError(
@@ -69,21 +90,77 @@ def _vocabulary(found: dict[str, Any], folder: Path, rows: int, config: Config) 
                 f"{rows}: they do not belong together"
             )
         return vocabulary
-    by_id = {index: name for name, index in found["model"]["vocab"].items()}
-    by_id |= {token["id"]: token["content"] for token in found["added_tokens"]}
-    first = tuple(by_id.get(index) for index in range(NUM_SPECIAL))
-    if first != SPECIAL_TOKENS:
+    ids = found["model"]["vocab"] | {token["content"]: token["id"] for token in found["added_tokens"]}
+    if max(ids.values()) >= rows:
         raise UserError(
-            f"{folder}: the first ids of its tokenizer are {', '.join(map(str, first))}, and have to be "
-            f"{', '.join(SPECIAL_TOKENS)}: this is not OPT's tokenizer"
+            f"{folder}: its tokenizer has the id {max(ids.values())}, its config.json says vocab_size {rows}"
         )
-    if max(by_id) >= rows:
-        raise UserError(f"{folder}: its tokenizer has the id {max(by_id)}, its config.json says vocab_size {rows}")
-    unwritable = set(pre_tokenizers.ByteLevel.alphabet()) - found["model"]["vocab"].keys()
-    if unwritable:
-        raise UserError(f"{folder}: its tokenizer is no byte-level BPE: it has no token for {len(unwritable)} bytes")
-    masks = config.vocabulary.num_masks
-    return Vocabulary.around(found, rows - NUM_SPECIAL, config.image_tokenizer.codebook_size, masks)
+    bytes_without_token = _bytes_without_token(found, folder)
+    if bytes_without_token:
+        log.info(
+            f"its tokenizer has no token for {len(bytes_without_token)} bytes that texts may have: they get new ids"
+        )
+        found["model"]["vocab"] |= {name: rows + number for number, name in enumerate(bytes_without_token)}
+    is_opt = [ids.get(name) for name in SPECIAL_TOKENS] == list(range(len(SPECIAL_TOKENS)))
+    if not is_opt and not (folder / "tokenizer.json").exists():
+        raise UserError(
+            f"{folder}: its first tokens are not OPT's, {', '.join(SPECIAL_TOKENS)}, and without a tokenizer.json "
+            f"nothing says how texts are split into words: {_HOW_TO_MAKE_IT}"
+        )
+    roles = {} if is_opt else {_END: _separator(found, ids, folder)}
+    if not any(not token["special"] for token in found["added_tokens"]):
+        _prepend_to_every_segment(found.get("pre_tokenizer"))
+    num_ids = rows + len(bytes_without_token)
+    return Vocabulary.around(
+        found, num_ids, config.image_tokenizer.codebook_size, config.vocabulary.num_masks, roles=roles
+    )
+
+
+def _bytes_without_token(found: dict[str, Any], folder: Path) -> list[str]:
+    """The names of the tokens for bytes that a BPE lacks: characters that stand for them (GPT-2's), or their numbers.
+
+    Raises a `UserError` for a tokenizer that is none.
+    """
+    names = _CHARACTERS
+    if found["model"].get("byte_fallback"):
+        names = {byte: f"<0x{byte:02X}>" for byte in _CHARACTERS}
+    elif '"ByteLevel"' not in json.dumps(found.get("pre_tokenizer")):
+        raise UserError(f"{folder}: its tokenizer is no BPE over bytes: neither of GPT-2's kind nor of Llama 2's")
+    return [names[byte] for byte in _BYTES_OF_TEXTS if names[byte] not in found["model"]["vocab"]]
+
+
+def _separator(found: dict[str, Any], ids: Mapping[str, int], folder: Path) -> int:
+    """The id that documents of a tokenizer begin and end with."""
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(found))
+    alone, framed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    if framed[:1] != alone[:1]:
+        return framed[0]
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        stored = read_object(folder / name, "a file of the tokenizer") if (folder / name).exists() else {}
+        token = stored.get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and token in ids:
+            return ids[token]
+    named = read_object(folder / "config.json", "the folder's config").get("eos_token_id")
+    first = named[0] if isinstance(named, list) and named else named
+    if type(first) is int and first in ids.values():
+        return first
+    raise UserError(
+        f"{folder}: neither its tokenizer_config.json (eos_token) nor its config.json (eos_token_id) names the token "
+        "that ends a text: add it to the first"
+    )
+
+
+def _prepend_to_every_segment(pre_tokenizer: Any) -> None:
+    """Has `transformers` put a space before each text between special tokens, as `Vocabulary.encode_text` does.
+
+    Some of Llama's tokenizers put one before the first alone.
+    """
+    if isinstance(pre_tokenizer, dict):
+        if pre_tokenizer.get("prepend_scheme") == "first":
+            pre_tokenizer["prepend_scheme"] = "always"
+        for part in pre_tokenizer.get("pretokenizers", ()):
+            _prepend_to_every_segment(part)
 
 
 def open_tokenizer(folder: Path, **pair: Any) -> tuple[tokenizers.Tokenizer, bool]:
@@ -94,7 +171,10 @@ def open_tokenizer(folder: Path, **pair: Any) -> tuple[tokenizers.Tokenizer, boo
     """
     whole, *parts = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not whole.exists() and not all(part.exists() for part in parts):
-        raise UserError(f"no tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt")
+        raise UserError(
+            f"no tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt; of a tokenizer.model, "
+            + _HOW_TO_MAKE_IT
+        )
     files = [whole] if whole.exists() else parts
     for file in files:
         if not file.is_file() or file.stat().st_size > _LONGEST_FILE:

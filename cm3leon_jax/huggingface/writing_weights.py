@@ -43,9 +43,16 @@ def parse_size(text: str) -> int:
 
 
 def write_weights(
-    folder: Path, tensors: Sequence[LazyTensor], dtype: str, shard_bytes: int, written: Callable[[], None]
+    folder: Path,
+    tensors: Sequence[LazyTensor],
+    dtype: str,
+    shard_bytes: int,
+    written: Callable[[], None],
+    stem: str = "model",
 ) -> list[Path]:
     """Writes `model.safetensors`, or shards of at most `shard_bytes` (or one tensor) and their index; returns them.
+
+    `stem` is what the names of the files begin with.
 
     Calls `written` after each tensor. Raises a `UserError` if a value lies outside the range of `dtype`.
     """
@@ -56,12 +63,12 @@ def write_weights(
             shards.append([])
         shards[-1].append(tensor)
     if len(shards) == 1:
-        names = ["model.safetensors"]
+        names = [f"{stem}.safetensors"]
     else:
-        names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+        names = [f"{stem}-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
         where = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(tensor.num_bytes(dtype) for tensor in tensors)
-        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+        write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
     for name, shard in zip(names, shards, strict=True):
         _write_shard(folder / name, shard, dtype, written)
     return [folder / name for name in names]

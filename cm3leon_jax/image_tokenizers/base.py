@@ -111,10 +111,17 @@ def image_tokenizer_class(config: ImageTokenizerConfig) -> type[ImageTokenizer]:
     return found
 
 
-def architecture(config: ImageTokenizerConfig) -> dict[str, Any]:
-    """The fields that make the image tokenizer what it is: all but where it is kept, and how it was trained."""
+def architecture(config: ImageTokenizerConfig, with_defaults: bool = False) -> dict[str, Any]:
+    """The fields that make the image tokenizer what it is: all but where it is kept, and how it was trained.
+
+    As it is stored; `with_defaults` adds the config's `omitted_defaults`.
+    """
     fields = dataclasses.asdict(config)
     del fields["path"], fields["training"]
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in config.omitted_defaults:
+        if not with_defaults and fields[name] == defaults[name]:
+            del fields[name]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 

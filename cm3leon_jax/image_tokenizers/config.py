@@ -36,6 +36,8 @@ class ImageTokenizerConfig(Part, abc.ABC):
     # "module:attribute" of the `ImageTokenizer`, and of what trains it (an `ImageTokenizerTrainer`).
     implementation: ClassVar[str]
     trainer: ClassVar[str] = "cm3leon_jax.image_tokenizers.training:NothingToLearn"
+    # Fields that are stored only where they differ from their default: adding one changes no fingerprint.
+    omitted_defaults: ClassVar[tuple[str, ...]] = ()
 
     family: str = "vqgan"
     path: Annotated[LocalPath, AT_RESUME] = "{workdir}/image_tokenizer"

@@ -120,27 +120,3 @@ _IMPLEMENTATIONS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
     "splash": fused_attention.splash_attention,
     "tokamax": fused_attention.tokamax_attention,
 }
-
-
-def rotary_angles(
-    positions: Int[Array, "B L"], image_positions: Int[Array, "B L"] | None, head_dim: int, base: float = 10_000.0
-) -> Float[Array, "B L P"]:
-    """The angle by which each pair of a head is rotated at each token (RoPE, arXiv 2104.09864, section 3.2.2).
-
-    Given image positions, every other pair is rotated by those instead (as in arXiv 2409.12191, section 2.1): the same
-    position in two images is then the same distance apart wherever the images stand.
-    """
-    half, pair = head_dim // 2, jnp.arange(head_dim // 2)
-    if image_positions is None:
-        return positions[..., None] * base ** (-pair / half)
-    by = jnp.where(pair % 2 == 0, image_positions[..., None], positions[..., None])
-    # Both kinds of position have frequencies from the highest on.
-    return by * base ** (-(pair - pair % 2) / half)
-
-
-def rotate(x: Float[Array, "B L H Dh"], angles: Float[Array, "B L P"]) -> Float[Array, "B L H Dh"]:
-    """Rotates the pairs (i, i + Dh/2) of each head (arXiv 2104.09864, equation 34)."""
-    half = x.shape[-1] // 2
-    sin, cos = jnp.sin(angles)[:, :, None].astype(x.dtype), jnp.cos(angles)[:, :, None].astype(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -18,6 +18,8 @@ class ModelConfig(Part):
     num_heads: PositiveInt = 16
     # Heads of keys and values, each for a group of query heads (arXiv 2305.13245); None: num_heads.
     num_key_value_heads: PositiveInt | None = None
+    # Width of a head; None: model_dim / num_heads.
+    head_size: PositiveInt | None = None
     # None: four times model_dim.
     ffn_dim: PositiveInt | None = None
     # "gelu" is the exact one, "gelu_tanh" its usual approximation.
@@ -36,6 +38,8 @@ class ModelConfig(Part):
     attention: Annotated[str, OneOf("auto", "xla", "splash", "tokamax"), AT_RESUME] = "auto"
     # The paper has neither biases nor learned scales and shifts after its layer norms; OPT has both.
     biases: bool = False
+    # Biases of the projections to queries, keys and values alone (Qwen2, arXiv 2407.10671, section 2.2).
+    query_key_value_biases: bool = False
     norm_scale_and_bias: bool = False
     # Where the norm of each sublayer is: on its "input" (with a final norm after the last layer), on its "output"
     # before it is added (Chameleon-34B; a final norm, too), or on the "sum" (OPT-350M).
@@ -55,6 +59,16 @@ class ModelConfig(Part):
     rotary_image_positions: bool = False
     # Wavelengths of the rotary pairs go up to 2 pi times about this many tokens.
     rotary_base: Annotated[float, Range(above=1)] = 10_000.0
+    # How they were stretched for rows longer than the first ones of pretraining: "linear", all of them (arXiv
+    # 2306.15595); "llama3", those of pairs that turn seldom (Llama 3.1).
+    rotary_scaling: Annotated[str, OneOf("none", "linear", "llama3")] = "none"
+    # By how much.
+    rotary_scaling_factor: Annotated[float, Range(at_least=1)] = 8.0
+    # Of "llama3": a pair that turns around at most rotary_low_freq_factor times in rotary_original_length tokens has
+    # the whole factor, one that does at least rotary_high_freq_factor times has none, others are in between.
+    rotary_low_freq_factor: Positive = 1.0
+    rotary_high_freq_factor: Positive = 4.0
+    rotary_original_length: PositiveInt = 8192
     layer_norm_epsilon: Positive = 1e-5
     init_std: Annotated[NonNegative, AFTER_IMPORT] = 0.006
     position_init_std: Annotated[NonNegative, AFTER_IMPORT] = 0.0002
@@ -72,8 +86,17 @@ class ModelConfig(Part):
             f"model.positions is {self.positions!r}, which rotates pairs, but a head is {self.head_dim} wide",
         )
         require(
-            self.model_dim % self.num_heads == 0,
+            self.head_size is not None or self.model_dim % self.num_heads == 0,
             f"model.model_dim {self.model_dim} does not divide into model.num_heads {self.num_heads}",
+        )
+        require(
+            not (self.biases and self.query_key_value_biases),
+            "model.biases has those of model.query_key_value_biases, and others: set one of the two",
+        )
+        require(
+            self.rotary_low_freq_factor < self.rotary_high_freq_factor,
+            f"model.rotary_low_freq_factor {self.rotary_low_freq_factor:g} is not below model.rotary_high_freq_factor "
+            f"{self.rotary_high_freq_factor:g}",
         )
         require(
             self.num_heads % self.key_value_heads == 0,
@@ -91,7 +114,7 @@ class ModelConfig(Part):
 
     @property
     def head_dim(self) -> int:
-        return self.model_dim // self.num_heads
+        return self.head_size or self.model_dim // self.num_heads
 
     @property
     def key_value_heads(self) -> int:

@@ -1,8 +1,8 @@
 """The CM3Leon transformer (arXiv 2309.02591, section 2.3): OPT's decoder without biases, dropout or learned norms.
 
 Other families are values of the config: OPT's biases, learned norms, norms on sums and projected embeddings; Llama's
-RMS norm, gated feed-forward, grouped heads, rotary positions and untied LM head; Chameleon's normalized queries and
-keys, and its norms on the outputs of sublayers.
+RMS norm, gated feed-forward, grouped heads, rotary positions and untied LM head; Qwen2's biases of queries, keys and
+values; Chameleon's normalized queries and keys, and its norms on the outputs of sublayers.
 
 Shapes: B batch, L length, S cached slots, D model, N layers, H heads, K key/value heads, Dh head size, F feed-forward,
 V vocabulary, E embedding. Parameters and activations carry the logical names of their axes; `sharding.py` maps those to
@@ -22,10 +22,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from cm3leon_jax.models import cpu
-from cm3leon_jax.models.attention import attention, attention_mask, rotary_angles, rotate
+from cm3leon_jax.models.attention import attention, attention_mask
 from cm3leon_jax.models.cache import LayerCache
 from cm3leon_jax.models.config import ModelConfig
 from cm3leon_jax.models.embedding import embed
+from cm3leon_jax.models.rotary import rotary_angles, rotate
 from cm3leon_jax.models.sharding import with_logical_constraint
 
 # One entry per layer.
@@ -124,15 +125,15 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         D, H, K, Dh = config.model_dim, config.num_heads, config.key_value_heads, config.head_dim
         std, axes = config.init_std, ("embed", "heads", "head")
-        linear = partial(_linear_parameters, rngs, has_bias=config.biases)
-        self.query, self.query_bias = linear((D, H, Dh), std, axes, out_axes=2)
-        self.key, self.key_bias = linear((D, K, Dh), std, axes, out_axes=2)
-        self.value, self.value_bias = linear((D, K, Dh), std, axes, out_axes=2)
-        self.output, self.output_bias = linear((H, Dh, D), 0.0, ("heads", "head", "embed"))
+        has_biases = config.biases or config.query_key_value_biases
+        to_heads = partial(_linear_parameters, rngs, std=std, logical_axes=axes, has_bias=has_biases, out_axes=2)
+        self.query, self.query_bias = to_heads((D, H, Dh))
+        self.key, self.key_bias = to_heads((D, K, Dh))
+        self.value, self.value_bias = to_heads((D, K, Dh))
+        from_heads = ("heads", "head", "embed")
+        self.output, self.output_bias = _linear_parameters(rngs, (H, Dh, D), 0.0, from_heads, config.biases)
         self.query_norm, self.key_norm = (_head_norm(config, heads) for heads in (H, K))
-        self.rotary, self.rotary_image_positions = "rotary" in config.positions, config.rotary_image_positions
-        self.rotary_base = config.rotary_base
-        self.implementation = config.attention
+        self.config, self.is_rotary = config, "rotary" in config.positions
 
     def __call__(
         self, x: Float[Array, "B L D"], layout: TokenLayout, cache: LayerCache | None
@@ -143,14 +144,13 @@ class Attention(nnx.Module):
         value = _linear("BLD,DKd->BLKd", x, self.value, self.value_bias)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        if self.rotary:
-            image_positions = layout.image_position if self.rotary_image_positions else None
-            angles = rotary_angles(layout.position, image_positions, query.shape[-1], self.rotary_base)
+        if self.is_rotary:
+            angles = rotary_angles(layout.position, layout.image_position, self.config)
             query, key = rotate(query, angles), rotate(key, angles)
         if cache is None:
             query, key, value = (with_logical_constraint(x, "batch", None, "heads", None) for x in (query, key, value))
             query, key, value = map(checkpoint_name, (query, key, value), ("query", "key", "value"))
-            out = attention(query, key, value, layout.document_start, self.implementation)
+            out = attention(query, key, value, layout.document_start, self.config.attention)
             out = checkpoint_name(out, "attention")
         else:
             cache = cache.write(key, value, layout.cache_index, layout.position >= 0)

@@ -1,4 +1,4 @@
-"""The plan of one config on one pod: its compiled step, and a lower bound on the time."""
+"""The plan of one config on one pod: its compiled step, a lower bound on the time, and the time to expect."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cm3leon_jax.config import Config
-from cm3leon_jax.planning import collectives, roofline
+from cm3leon_jax.planning import collectives, expected, roofline
 from cm3leon_jax.planning.compile import Compiled, compile_step
 from cm3leon_jax.planning.topology import Topology
 from cm3leon_jax.vocabulary import padded_size
@@ -23,6 +23,12 @@ class PodPlan:
     collectives: list[collectives.Collective]
     work: roofline.Work
     times: roofline.Roofline
+    estimate: expected.StepEstimate
+
+    @property
+    def expected_mfu(self) -> float:
+        """Fraction of the chip's peak that the model's own FLOPs are expected to reach."""
+        return self.work.model_flops / (self.pod.accelerator.bfloat16_flops * self.estimate.seconds)
 
 
 def size_of_vocabulary(config: Config) -> int:
@@ -32,11 +38,13 @@ def size_of_vocabulary(config: Config) -> int:
 
 
 def make_plan(config: Config, vocabulary_size: int, pod: Topology, say: Callable[[str], None]) -> PodPlan:
-    """Compiles one config and computes its bound; `say` is called periodically with what is being done."""
+    """Compiles one config and computes its times; `say` is called periodically with what is being done."""
     compiled = compile_step(config, pod, say)
     placement = compiled.placement
     found = collectives.merged(collectives.find(compiled.program, placement.mesh)) if compiled.program else []
     has_kernel = roofline.attention_kernel(config, pod) != "xla"
     done = roofline.work(config, vocabulary_size, placement.mesh, has_kernel)
     times = roofline.roofline(done, found, pod, placement.coordinates)
-    return PodPlan(config, pod, vocabulary_size, compiled, found, done, times)
+    traffic = roofline.traffic_seconds(found, pod, placement.coordinates)
+    estimate = expected.estimate(expected.causes(config, done, traffic, pod), pod)
+    return PodPlan(config, pod, vocabulary_size, compiled, found, done, times, estimate)

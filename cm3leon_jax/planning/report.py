@@ -11,6 +11,7 @@ from typing import Any
 
 from cm3leon_jax.models.flops import FLOP_RULE
 from cm3leon_jax.planning import roofline
+from cm3leon_jax.planning.accelerator_types import accelerator_type
 from cm3leon_jax.planning.collectives import Collective, full_weight_reductions
 from cm3leon_jax.planning.compile import Compiled
 from cm3leon_jax.planning.plan import PodPlan
@@ -128,6 +129,12 @@ def _operation(op_name: str) -> str:
     return f"{part}: {named[-1].removeprefix('transpose(').removeprefix('jvp(').rstrip(')')}"
 
 
+def describe(pod: Topology) -> str:
+    """Describes a pod with its accelerator type: `512 x v5p, torus of 8 x 8 x 8, 128 hosts (v5p-1024)`."""
+    kind = accelerator_type(pod)
+    return f"{pod.describe()} ({kind})" if kind else pod.describe()
+
+
 def lines(file: str, planned: PodPlan) -> list[str]:
     """Formats the whole plan as text."""
     config, compiled, pod = planned.config, planned.compiled, planned.pod
@@ -137,7 +144,7 @@ def lines(file: str, planned: PodPlan) -> list[str]:
     several = f"{parts} microbatches" if parts > 1 else "1 microbatch"
     kernel = roofline.attention_kernel(config, pod)
     text = [
-        f"{file} on {pod.describe()}",
+        f"{file} on {describe(pod)}",
         "",
         _line("model", f"{amount(compiled.placement.num_parameters)} parameters: {size}"),
         _line("step", f"{batch.batch_size:,} x {batch.sequence_length:,} tokens = {tokens}"),
@@ -160,8 +167,9 @@ def _memory_table(compiled: Compiled, topology: Topology) -> list[str]:
     needed = "more" if memory.total_bytes is None else gibibytes(memory.total_bytes)
     fraction = f" ({memory.total_bytes / limit:.0%})" if memory.total_bytes else ""
     verdict = "fits" if memory.fits else "DOES NOT FIT"
+    device = "a chip" if topology.accelerator.devices_per_chip == 1 else "a core, half of a chip"
     text = [
-        f"\nmemory of a chip, by its compiler: {verdict}, {needed} of {gibibytes(limit)}{fraction}",
+        f"\nmemory of {device}, by its compiler: {verdict}, {needed} of {gibibytes(limit)}{fraction}",
         _line(gibibytes(compiled.placement.state_bytes), "parameters and optimizer, always there"),
     ]
     if memory.largest:
@@ -227,14 +235,24 @@ def _time_table(planned: PodPlan) -> list[str]:
         ("network, exposed", times.exposed_network, f"{network}, nothing runs meanwhile"),
         ("optimizer", times.optimizer, f"{gibibytes(done.optimizer_bytes)} of memory traffic"),
     ]
-    days = config.num_steps * times.step / 86400
-    chip_hours = amount(days * 24 * planned.pod.num_devices)
+    estimate = planned.estimate
+    least, days, most = (
+        config.num_steps * seconds / 86400 for seconds in (estimate.least, estimate.seconds, estimate.most)
+    )
+    bound_days = config.num_steps * times.step / 86400
+    chip_hours = amount(days * 24 * planned.pod.num_chips)
     return [
-        "\ntime of a step, a model of published peaks without any stall: a bound, not a measurement",
+        "\ntime of a step, at published peaks without any stall: a bound",
         *(f"  {name:<20} {duration(seconds):>9}   {note}" for name, seconds, note in terms if seconds > 0),
         f"  {'step':<20} {duration(times.step):>9}   at least; MFU at most {times.mfu:.1%}, bound by {times.bound_by}",
-        f"  {'run':<20} {days:>7.1f} d   at least: {config.num_steps:,} steps for {amount(config.train.num_tokens)} "
-        f"tokens, {chip_hours} chip-hours",
+        "\nexpected, an estimate and no measurement",
+        f"  {'step':<20} {duration(estimate.seconds):>9}   {duration(estimate.least)} to {duration(estimate.most)}; "
+        f"MFU {planned.expected_mfu:.1%}, {estimate.seconds / times.step:.2f} times the bound",
+        f"  {'run':<20} {days:>7.1f} d   {least:.1f} to {most:.1f} d, at least {bound_days:.1f}: {config.num_steps:,} "
+        f"steps for {amount(config.train.num_tokens)} tokens",
+        f"  {'chips':<20} {chip_hours:>9}   chip-hours",
+        "",
+        *textwrap.wrap(f"The estimate rests on {estimate.basis}.", _WIDTH),
     ]
 
 
@@ -243,12 +261,15 @@ def _line(name: str, text: str) -> str:
 
 
 def as_json(file: str, planned: PodPlan) -> dict[str, Any]:
-    """Collects the whole plan for programs: bytes, seconds and counts, per chip where not said otherwise."""
+    """Collects the whole plan for programs: bytes, seconds and counts, per device where not said otherwise."""
     compiled, times = planned.compiled, planned.times
     seconds = {name: value for name, value in dataclasses.asdict(times).items() if name != "mfu"}
     return {
         "config": file,
         "topology": planned.pod.name,
+        "accelerator_type": accelerator_type(planned.pod),
+        "num_hosts": planned.pod.num_hosts,
+        "num_chips": planned.pod.num_chips,
         "num_devices": planned.pod.num_devices,
         "mesh": compiled.placement.mesh,
         "remat": planned.config.model.remat,
@@ -274,7 +295,14 @@ def as_json(file: str, planned: PodPlan) -> dict[str, Any]:
             "step_seconds": times.step,
             "mfu_bound": times.mfu,
             "bound_by": times.bound_by,
-            "run_days": planned.config.num_steps * times.step / 86400,
+            "run_days_bound": planned.config.num_steps * times.step / 86400,
+        },
+        "expected": {
+            "step_seconds": planned.estimate.seconds,
+            "step_seconds_range": [planned.estimate.least, planned.estimate.most],
+            "mfu": planned.expected_mfu,
+            "run_days": planned.config.num_steps * planned.estimate.seconds / 86400,
+            "basis": planned.estimate.basis,
         },
         "lower_seconds": compiled.lower_seconds,
         "compile_seconds": compiled.compile_seconds,
@@ -288,4 +316,5 @@ def short_json(planned: PodPlan) -> dict[str, Any]:
         **{name: whole[name] for name in ("mesh", "remat", "microbatches")},
         **{name: whole["memory"][name] for name in ("fits", "bytes")},
         **{name: whole["model"][name] for name in ("step_seconds", "mfu_bound")},
+        "expected": {name: whole["expected"][name] for name in ("step_seconds", "mfu")},
     }

@@ -47,6 +47,8 @@ class Work:
     recomputed_flops: float
     # For scores above the diagonal, which attention without a kernel computes and masks.
     masked_flops: float
+    # Those of attention, of all three kinds.
+    attention_flops: float
     weight_bytes: float
     activation_bytes: float
     logit_bytes: float
@@ -110,6 +112,7 @@ def work(config: Config, vocabulary_size: int, mesh: dict[str, int], has_kernel:
     attention = model.num_layers * attention_flops_per_token(model, length)
     # Forward, backward and recomputed forward.
     passes = 3 + (model.remat in ("full", "save_dots")) + 0.5 * (model.remat == "save_attention")
+    kernel_passes = 3.5 + (model.remat != "none")
     reads = 2.0 if model.remat == "none" else 3.0
     layer_size, output_size = sum(layer_matrices(model).values()), output_matrices(model, vocabulary_size)
     layers = 2.0 * layer_size * model.num_layers / tensor
@@ -126,6 +129,10 @@ def work(config: Config, vocabulary_size: int, mesh: dict[str, int], has_kernel:
         model_flops=tokens * flops_per_token(model, vocabulary_size, length) / num_chips,
         recomputed_flops=tokens * recomputed / num_chips,
         masked_flops=0.0 if has_kernel else tokens * attention * passes * _MASKED_FRACTION / num_chips,
+        attention_flops=tokens
+        * attention
+        * (kernel_passes if has_kernel else passes * (1 + _MASKED_FRACTION))
+        / num_chips,
         weight_bytes=weights,
         activation_bytes=local_tokens * activations,
         logit_bytes=local_tokens * vocabulary_size / tensor * _LOGIT_BYTES,
@@ -187,8 +194,30 @@ def collective_seconds(collective: Collective, topology: Topology, coordinates: 
     return collective.runs * collective.sent_bytes / rate
 
 
+def traffic_seconds(
+    collectives: Sequence[Collective], topology: Topology, coordinates: Sequence[Sequence[int]]
+) -> tuple[float, float, float]:
+    """Sums the seconds of collectives, hidden or not: in a slice without and with the axis `tensor`, and beyond."""
+    links = tensor_links = network = 0.0
+    for collective in collectives:
+        seconds = collective_seconds(collective, topology, coordinates)
+        if _leaves_the_slice(collective, coordinates):
+            network += seconds
+        elif "tensor" in collective.axes:
+            tensor_links += seconds
+        else:
+            links += seconds
+    return links, tensor_links, network
+
+
 def torus_links(group: Sequence[Sequence[int]], topology: Topology) -> int:
-    """Counts the links from a chip to others of its group, given their coordinates: two on a closed ring, else one."""
+    """Counts the links from a chip to others of its group, given their coordinates: two on a closed ring, else one.
+
+    Devices of one chip count as if all its links led from one to the other (a tpu7x: what joins its two cores has six
+    times the rate of a link, docs.cloud.google.com/tpu/docs/tpu7x).
+    """
+    if len({tuple(coordinates) for coordinates in group}) == 1:
+        return topology.accelerator.num_links
     links = 0
     for side, size in enumerate(topology.sides):
         along = {coordinates[side + 1] for coordinates in group}

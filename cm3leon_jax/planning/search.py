@@ -1,7 +1,7 @@
 """Search for mesh, remat and number of microbatches: ordered by a model, decided by the compiler.
 
-Settings that should fit, by an estimate that the last compiled one corrects, are compiled from the lowest bound on
-their time on (as if all traffic were hidden), until the next bound is above the best time found.
+Settings that should fit, by an estimate that the last compiled one corrects, are compiled from the least expected time
+on (with traffic by formula), until the next is above the best one found.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from dataclasses import dataclass, replace
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.models.flops import layer_matrices, output_matrices
-from cm3leon_jax.planning import roofline
+from cm3leon_jax.planning import expected, roofline
 from cm3leon_jax.planning.plan import PodPlan
 from cm3leon_jax.planning.topology import Topology
 
 _REMATS = ("none", "save_dots", "save_attention", "full")
 _MOST_TENSOR, _MOST_MICROBATCHES = 8, 32
-# Bounds that differ by less than this fraction count as equal, and less traffic decides.
-_EQUAL = 0.01
 
 
 @dataclass(frozen=True)
@@ -30,13 +28,12 @@ class Setting:
 
     config: Config
     mesh: dict[str, int]
-    bound_seconds: float
-    traffic_seconds: float
+    expected_seconds: float
     memory_bytes: float
 
 
 def find_settings(config: Config, vocabulary_size: int, pod: Topology) -> list[Setting]:
-    """Finds every setting that divides the run, lowest bound first. Raises a `UserError` if there is none."""
+    """Finds every setting that divides the run, least expected time first. Raises a `UserError` if there is none."""
     found = []
     for mesh in meshes(config, pod):
         rows = config.batch.batch_size // (mesh["replica"] * mesh["fsdp"])
@@ -51,21 +48,21 @@ def find_settings(config: Config, vocabulary_size: int, pod: Topology) -> list[S
             found.append(_estimate(changed, mesh, vocabulary_size, pod))
     if not found:
         raise UserError(
-            f"no mesh of {pod.num_devices} chips divides config.batch.batch_size {config.batch.batch_size} and "
+            f"no mesh of {pod.num_devices} devices divides config.batch.batch_size {config.batch.batch_size} and "
             f"config.model.model_dim {config.model.model_dim}: change one of them, or the topology"
         )
-    return sorted(found, key=lambda one: (round(math.log(one.bound_seconds) / _EQUAL), one.traffic_seconds))
+    return sorted(found, key=lambda one: one.expected_seconds)
 
 
 def meshes(config: Config, pod: Topology) -> Iterator[dict[str, int]]:
-    """Yields the meshes whose axes divide the chips, the batch and the model."""
-    chips = pod.num_devices // pod.num_slices
+    """Yields the meshes whose axes divide the devices, the batch and the model."""
+    devices = pod.num_devices // pod.num_slices
     model = config.model
-    for tensor in _powers_of_two(min(_MOST_TENSOR, chips)):
-        if math.gcd(model.num_heads, model.key_value_heads, model.hidden_dim) % tensor or chips % tensor:
+    for tensor in _powers_of_two(min(_MOST_TENSOR, devices)):
+        if math.gcd(model.num_heads, model.key_value_heads, model.hidden_dim) % tensor or devices % tensor:
             continue
-        for replicas in _powers_of_two(chips // tensor):
-            fsdp, rest = divmod(chips // tensor, replicas)
+        for replicas in _powers_of_two(devices // tensor):
+            fsdp, rest = divmod(devices // tensor, replicas)
             batch_shards = replicas * pod.num_slices * fsdp
             if rest == 0 and model.model_dim % fsdp == 0 and config.batch.batch_size % batch_shards == 0:
                 yield {"replica": replicas * pod.num_slices, "fsdp": fsdp, "tensor": tensor}
@@ -79,23 +76,21 @@ def _estimate(config: Config, mesh: dict[str, int], vocabulary_size: int, pod: T
     has_kernel = roofline.attention_kernel(config, pod) != "xla"
     done = roofline.work(config, vocabulary_size, mesh, has_kernel)
     chip = pod.accelerator
-    links, network = _traffic_bytes(config, mesh, vocabulary_size, pod)
-    link_seconds = links / chip.interconnect_bytes_per_second
-    network_seconds = network / chip.network_bytes_per_second
-    overlapped = max(
-        done.flops / chip.bfloat16_flops, done.hbm_bytes / chip.hbm_bytes_per_second, link_seconds, network_seconds
-    )
+    links, tensor_links, network = traffic_bytes(config, mesh, vocabulary_size, pod)
+    rate = chip.interconnect_bytes_per_second
+    traffic = (links / rate, tensor_links / rate, network / chip.network_bytes_per_second)
     return Setting(
         config=config,
         mesh=mesh,
-        bound_seconds=overlapped + done.optimizer_bytes / chip.hbm_bytes_per_second,
-        traffic_seconds=link_seconds + network_seconds,
+        expected_seconds=expected.estimate(expected.causes(config, done, traffic, pod), pod).seconds,
         memory_bytes=_memory_bytes(config, mesh, vocabulary_size, has_kernel),
     )
 
 
-def _traffic_bytes(config: Config, mesh: dict[str, int], vocabulary_size: int, pod: Topology) -> tuple[float, float]:
-    """Estimates the bytes that a chip sends in a step: inside its slice or host, and beyond."""
+def traffic_bytes(
+    config: Config, mesh: dict[str, int], vocabulary_size: int, pod: Topology
+) -> tuple[float, float, float]:
+    """Estimates the bytes that a device sends in a step: in its slice or host (the axis `tensor` apart), and beyond."""
     model, num_microbatches = config.model, config.train.num_microbatches
     layers = sum(layer_matrices(model).values()) * model.num_layers
     matrices = 2.0 * (layers + output_matrices(model, vocabulary_size)) / mesh["tensor"]
@@ -107,10 +102,10 @@ def _traffic_bytes(config: Config, mesh: dict[str, int], vocabulary_size: int, p
     activations = 2.0 * tokens * model.model_dim * model.num_layers * (1 - 1 / mesh["tensor"])
     tensor = activations * (8 if model.remat == "none" else 12)
     if pod.accelerator.is_tpu:
-        return fsdp + tensor + (replica if pod.num_slices == 1 else 0), replica if pod.num_slices > 1 else 0.0
-    if mesh["tensor"] * mesh["fsdp"] <= pod.sides[1]:
-        return fsdp + tensor, replica
-    return tensor, fsdp + replica
+        return fsdp + (replica if pod.num_slices == 1 else 0), tensor, replica if pod.num_slices > 1 else 0.0
+    if mesh["tensor"] * mesh["fsdp"] <= pod.sides[1] * pod.accelerator.hosts_per_switch:
+        return fsdp, tensor, replica
+    return 0.0, tensor, fsdp + replica
 
 
 def _memory_bytes(config: Config, mesh: dict[str, int], vocabulary_size: int, has_kernel: bool) -> float:
@@ -155,7 +150,7 @@ def next_setting(settings: Sequence[Setting], tried: Sequence[tuple[Setting, Pod
 def best_plan(plans: Sequence[PodPlan]) -> PodPlan | None:
     """Chooses the fastest plan that fits."""
     fitting = [planned for planned in plans if planned.compiled.memory.fits]
-    return min(fitting, key=lambda planned: planned.times.step, default=None)
+    return min(fitting, key=lambda planned: planned.estimate.seconds, default=None)
 
 
 def config_lines(planned: PodPlan) -> list[str]:

@@ -55,11 +55,9 @@ class Datastore:
             np.take_along_axis(vectors, best[:, :, None], axis=1),
         )
 
-    def rows_of(self, documents: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
-        """Looks up the rows of documents; -1 for one that is not searched."""
-        rows = np.searchsorted(self.documents, documents)
-        is_there = self.documents[np.minimum(rows, len(self.documents) - 1)] == documents
-        return np.where(is_there, rows, NONE).astype(np.int64)
+    def rows_of(self, documents: Int64[np.ndarray, "n 2"]) -> Int64[np.ndarray, "n 2"]:
+        """Where the rows of ranges of documents begin and end; not all of these need be searched."""
+        return np.searchsorted(self.documents, documents).astype(np.int64)
 
 
 def write_datastore(

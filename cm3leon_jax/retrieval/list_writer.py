@@ -42,7 +42,6 @@ class ListWriter:
         shards = range(num_shards(self.corpus, task, split))
         vectors, queries = zip(*(open_vectors(folder, shard) for shard in shards), strict=True)
         first_document = np.cumsum([0, *map(len, vectors)])
-        first_in_datastore = self.documents.first_index(task) if split == self.train_split else None
         # A search is a collective, so the processes must agree on the shards.
         missing = [shard for shard in shards if not all_processes(lists_record(folder, shard).exists())]
         for start in range(0, len(missing), jax.process_count()):
@@ -50,14 +49,14 @@ class ListWriter:
             shared_queries = [queries[shard] for shard in together]
             if jax.process_index() >= len(together):
                 # Fewer shards than processes are left: this one only takes part in the search.
-                self._neighbors(vectors[0][:0], shared_queries, np.zeros(0, np.int64), "")
+                self._neighbors(vectors[0][:0], shared_queries, np.zeros((0, 2), np.int64), "")
                 continue
             shard = together[jax.process_index()]
-            document_rows = np.full(len(vectors[shard]), NONE, np.int64)
-            if first_in_datastore is not None:
-                own = first_in_datastore + np.arange(first_document[shard], first_document[shard + 1])
-                document_rows = self.datastore.rows_of(own)
-            rows, scores = self._neighbors(vectors[shard], shared_queries, document_rows, f"neighbors {task} {split}")
+            group_rows = np.zeros((len(vectors[shard]), 2), np.int64)
+            if split == self.train_split and task in self.documents.tasks:
+                numbers = np.arange(first_document[shard], first_document[shard + 1])
+                group_rows = self.datastore.rows_of(self.documents.groups(task, numbers))
+            rows, scores = self._neighbors(vectors[shard], shared_queries, group_rows, f"neighbors {task} {split}")
             found = np.where(rows == NONE, NONE, self.datastore.documents[np.maximum(rows, 0)])
             save_lists(folder, shard, found.astype(np.int64), scores)
 
@@ -65,12 +64,12 @@ class ListWriter:
         self,
         vectors: Float16[np.ndarray, "n 2 dim"],
         queries: Sequence[Float16[np.ndarray, "_ 2 dim"]],
-        document_rows: Int64[np.ndarray, "n"],
+        group_rows: Int64[np.ndarray, "n 2"],
         what: str,
     ) -> tuple[Int64[np.ndarray, "n kept"], Float32[np.ndarray, "n kept"]]:
         """Finds rows and scores of the neighbors of this process's shard: by text, then by images.
 
-        `vectors` and `document_rows` (in the datastore) are of the shard's documents; `queries` of the shards of the
+        `vectors` and `group_rows` (in the datastore) are of the shard's documents; `queries` of the shards of the
         first so many processes, which all processes search for together.
         """
         config, mine = self.config, jax.process_index()
@@ -91,7 +90,7 @@ class ListWriter:
                     candidates = self.datastore.hits(wanted[mine], rows, num_candidates)
                     limits = count, config.max_similarity, config.min_similarity
                     selected = selected.concat(
-                        select_neighbors(candidates, document_rows[block], embeddings, selected, *limits)
+                        select_neighbors(candidates, group_rows[block], embeddings, selected, *limits)
                     )
                 blocks.append((selected.rows, selected.scores))
                 progress.update(len(embeddings))

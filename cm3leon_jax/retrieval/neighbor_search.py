@@ -20,6 +20,7 @@ from cm3leon_jax.data.corpus import neighbors
 from cm3leon_jax.data.corpus.array_files import open_arrays, read_files_record
 from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
+from cm3leon_jax.data.corpus.dropped import find_dropped
 from cm3leon_jax.data.corpus.manifest import NeighborsPlan
 from cm3leon_jax.data.corpus.plan import check_sources
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
@@ -27,7 +28,7 @@ from cm3leon_jax.data.sources.reading import open_mixture
 from cm3leon_jax.distributed import all_processes, barrier, is_coordinator
 from cm3leon_jax.encoders.base import Encoder
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import wait_for, write_json
+from cm3leon_jax.files import remove, size_of, wait_for, write_json
 from cm3leon_jax.records import read_record, write_record
 from cm3leon_jax.retrieval.config import RetrievalConfig
 from cm3leon_jax.retrieval.datastore import DATASTORE_RECORD, Datastore, write_datastore
@@ -63,8 +64,10 @@ def find_neighbors(
     tasks = {task.name: task for task in open_mixture(source)}
     sources = {name: task.get("source", {}) for name, task in corpus.manifest["tasks"].items()}
     check_sources(sources, tuple(tasks.values()), corpus.path)
+    dropped = find_dropped(source, corpus.path, tuple(tasks.values()), tokenizer, lambda: encoder)
     for number, (task, split) in enumerate(_splits(corpus)):
-        write_vectors(corpus, tasks[task], split, tokenizer, encoder, config, first_process=number)
+        kept = dropped[task, split]
+        write_vectors(corpus, tasks[task], split, kept, tokenizer, encoder, config, first_process=number)
     for record in _records(corpus, vectors_record):
         wait_for(record)
     documents = neighbors.DatastoreDocuments(corpus, tuple(plan["datastore"]), train_split)
@@ -162,11 +165,11 @@ def _drop_incomplete(folder: Path, corpus: PreparedCorpus) -> None:
     records = [folder / DATASTORE_RECORD, *_records(corpus, vectors_record), *_records(corpus, neighbors.lists_record)]
     fix = "delete it and run `cm3leon prepare` again"
     for record in filter(Path.exists, records):
-        if absent := [name for name in read_files_record(record, fix) if not record.with_name(name).exists()]:
+        if absent := [name for name in read_files_record(record, fix) if size_of(record.with_name(name)) is None]:
             log.info(f"{record.with_name(absent[0])} is missing: it is made again")
-            record.unlink()
+            remove(record)
     if not all(record.exists() for record in records):
-        (folder / "manifest.json").unlink(missing_ok=True)
+        remove(folder / "manifest.json")
 
 
 def _splits(corpus: PreparedCorpus) -> list[tuple[str, str]]:

@@ -70,7 +70,7 @@ class Retriever:
         num_queries, dim = queries.shape
         selected = select_neighbors(
             self.datastore.hits(queries, rows, rows.shape[1]),
-            np.full(num_queries, NONE),
+            np.zeros((num_queries, 2), np.int64),
             np.zeros((num_queries, dim), np.float32),
             Hits.none(num_queries, 0, dim),
             count,

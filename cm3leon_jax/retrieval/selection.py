@@ -42,7 +42,7 @@ class Hits:
 
 def select_neighbors(
     candidates: Hits,
-    document_rows: Int64[np.ndarray, "n"],
+    group_rows: Int64[np.ndarray, "n 2"],
     own_vectors: Float32[np.ndarray, "n dim"],
     selected: Hits,
     count: int,
@@ -53,7 +53,8 @@ def select_neighbors(
 
     Args:
       candidates: hits of each document's query, best first.
-      document_rows: row of each document itself in the datastore; -1 if it has none.
+      group_rows: where the rows begin and end, in the datastore, of each document itself and of those with its image
+        and other captions, if there are any.
       own_vectors: embedding of each document; zeros where there is only a query.
       selected: neighbors selected before, by another query.
       max_similarity: upper bound on the score, and on the similarity to the document and to every selected neighbor.
@@ -70,7 +71,8 @@ def select_neighbors(
                 similarity = np.maximum(similarity, np.einsum("nkd,nd->nk", others, vector).max(axis=1))
         # A row with a zero vector can be among the hits of two queries without being similar to itself.
         is_repeated = (selected.rows == row[:, None]).any(axis=1) | (found.rows == row[:, None]).any(axis=1)
-        is_good = (row != NONE) & (row != document_rows) & ~is_repeated & (num_found < count)
+        is_own = (row >= group_rows[:, 0]) & (row < group_rows[:, 1])
+        is_good = (row != NONE) & ~is_own & ~is_repeated & (num_found < count)
         is_good &= (score >= min_similarity) & (score <= max_similarity) & (similarity <= max_similarity)
         document, slot = np.flatnonzero(is_good), num_found[is_good]
         found.rows[document, slot] = row[is_good]

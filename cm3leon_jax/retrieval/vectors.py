@@ -23,6 +23,7 @@ from tqdm import tqdm
 from cm3leon_jax import counter_random
 from cm3leon_jax.data.corpus.array_files import open_arrays, save_arrays
 from cm3leon_jax.data.corpus.document_tokenizer import DecodedDocument, DocumentTokenizer
+from cm3leon_jax.data.corpus.dropped import DroppedExamples
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.data.corpus.shard_writer import read_shard_record, shard_metadata_file
 from cm3leon_jax.data.sources.reading import ShardSlice, SkippedExample, TaskReader
@@ -64,6 +65,7 @@ def write_vectors(
     corpus: PreparedCorpus,
     task: TaskReader,
     split: str,
+    dropped: DroppedExamples,
     tokenizer: DocumentTokenizer,
     encoder: Encoder,
     config: RetrievalConfig,
@@ -86,13 +88,14 @@ def write_vectors(
         return
     size = corpus.manifest["examples_per_shard"]
     # A single pass over all of them: opening a task at a later document reads all documents before it.
-    numbered = ((index // size, example) for index, example in task.numbered(split, ShardSlice(size, missing[0], step)))
-    by_shard = itertools.groupby((pair for pair in numbered if pair[0] in missing), key=operator.itemgetter(0))
+    examples = task.numbered(split, ShardSlice(size, missing[0], step))
+    by_number = ((index // size, (index, example)) for index, example in examples)
+    by_shard = itertools.groupby((pair for pair in by_number if pair[0] in missing), key=operator.itemgetter(0))
     for shard in missing:
         record = records[shard]
         _, group = next(by_shard, (shard, iter(())))
-        examples = (example for _, example in itertools.islice(group, record["num_examples"]))
-        documents = _decoded(tokenizer, examples)
+        found = (example for _, example in itertools.islice(group, record["num_examples"]))
+        documents = _decoded(tokenizer, itertools.starmap(dropped.kept, found))
         keys = counter_random.hash64(config.seed, np.arange(first_document[shard], first_document[shard + 1]))
         what = f"vectors {task.name} {split} {shard}"
         num_found, arrays = _encode_shard(documents, encoder, config.query_dropout, keys.view(np.int64), what)
@@ -111,7 +114,8 @@ def _decoded(
     for example in examples:
         decoded = tokenizer.decode(example)
         if isinstance(example, Document) and isinstance(decoded, DecodedDocument):
-            yield example.text, decoded
+            parts = tokenizer.parts(decoded)
+            yield from ((example.text if part is decoded else tokenizer.text(part), part) for part in parts)
 
 
 def _encode_shard(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from cm3leon_jax.config_part import AFTER_IMPORT, AT_RESUME, Part
+from cm3leon_jax.config_part import AFTER_IMPORT, AT_RESUME, Part, require
 from cm3leon_jax.paths import OptionalPath
 from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Seed
 
@@ -21,12 +22,42 @@ class OptimizerConfig(Part):
     warmup_steps: NonNegativeInt = 1500
     # The last step's rate, as a fraction of the peak.
     final_learning_rate_fraction: Fraction = 0.1
+    # The last part of the steps, over which the rate falls; before, it stays at its peak (warmup-stable-decay, arXiv
+    # 2404.06395, section 4), so that a checkpoint of that time can go on to any later end. 1: from the warm-up on.
+    decay_fraction: Fraction = 1.0
     beta1: Decay = 0.9
     beta2: Decay = 0.95
     epsilon: Positive = 1e-8
     weight_decay: NonNegative = 0.1
     # A gradient of a larger norm is scaled down to this one; 0 leaves all gradients as they are.
     clip_norm: NonNegative = 1.0
+    # "PATTERN=FACTOR", such as "blocks.*=0.1", multiplies the learning rate of the parameters whose names match; the
+    # first that matches holds, and 1 where none does. 0 freezes. Rows of token_embedding and output_embedding have
+    # names by what their tokens are: "token_embedding.text", ".image" and ".special".
+    learning_rate_factors: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rate_patterns  # noqa: B018
+
+    @property
+    def rate_patterns(self) -> tuple[tuple[str, float], ...]:
+        """The patterns of names and their factors."""
+        return tuple(map(_rate_pattern, self.learning_rate_factors))
+
+
+def _rate_pattern(text: str) -> tuple[str, float]:
+    pattern, _, number = text.rpartition("=")
+    try:
+        factor = float(number)
+    except ValueError:
+        factor = math.nan
+    require(
+        bool(pattern) and 0 <= factor < math.inf,
+        f"optimizer.learning_rate_factors has {text!r}: write PATTERN=FACTOR, such as blocks.*=0.1, with a factor of "
+        "at least 0",
+    )
+    return pattern, factor
 
 
 @dataclass(frozen=True)

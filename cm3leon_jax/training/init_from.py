@@ -27,6 +27,8 @@ from cm3leon_jax.models.config import ModelConfig
 from cm3leon_jax.models.sharding import shardings
 from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.newest_checkpoint import read_newest
+from cm3leon_jax.paths import copied
+from cm3leon_jax.storage import mirror
 from cm3leon_jax.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def load_from_run(
     Raises a `UserError` if there is no other run, or its model has another shape.
     """
     other = Path(config.train.init_from)
+    mirror.refresh(other, whole=False)
     if not (other / "checkpoints").is_dir():
         raise UserError(f"config.train.init_from is {other}: no checkpoints there; name the --workdir of a run")
     if other.resolve() == workdir.resolve():
@@ -95,10 +98,13 @@ def _names(vocabulary: Vocabulary) -> dict[int, str]:
 
 
 def _fit_vocabulary(known: nnx.State, fresh: nnx.State, vocabulary: Vocabulary, theirs: Vocabulary) -> None:
-    """Replaces the embedding table by one for the new vocabulary."""
+    """Replaces the embedding table, and an LM head of its own, by those for the new vocabulary."""
     if theirs is vocabulary:
         return
-    _fit_table("token_embedding", known, fresh, same_tokens(vocabulary, theirs), len(_names(vocabulary)), "vocabulary")
+    rows, total = same_tokens(vocabulary, theirs), len(_names(vocabulary))
+    _fit_table("token_embedding", known, fresh, rows, total, "vocabulary")
+    if "output_embedding" in known:
+        _fit_table("output_embedding", known, fresh, rows, total, "LM head")
 
 
 def _fit_positions(known: nnx.State, fresh: nnx.State, length: int, new_length: int) -> None:
@@ -125,7 +131,12 @@ def _fit_table(name: str, known: Any, fresh: Any, rows: Int[np.ndarray, "R"], to
 def _check_shape(config: Config, meta: Mapping[str, Any], other: Path) -> None:
     theirs, ours = ModelConfig(**meta["config"]["model"]), config.model
     # Where None stands for a value that follows from the others.
-    derived = ("num_key_value_heads", "key_value_heads"), ("ffn_dim", "hidden_dim"), ("embedding_dim", "token_dim")
+    derived = (
+        ("num_key_value_heads", "key_value_heads"),
+        ("head_size", "head_dim"),
+        ("ffn_dim", "hidden_dim"),
+        ("embedding_dim", "token_dim"),
+    )
     values = [
         dataclasses.asdict(model) | {name: getattr(model, value) for name, value in derived} for model in (theirs, ours)
     ]
@@ -144,13 +155,17 @@ def _vocabulary_of(meta: Mapping[str, Any], other: Path, vocabulary: Vocabulary)
     """That of the other run: at the path of its config, or in its folder if that has moved."""
     if meta["vocabulary"] == vocabulary.fingerprint:
         return vocabulary
-    paths = (Path(meta["config"]["vocabulary"]["path"]), other / "vocabulary")
-    for path in paths:
+    candidates = (
+        copied(meta["config"]["vocabulary"]["path"], "config.vocabulary.path of that run"),
+        other / "vocabulary",
+    )
+    mirror.refresh(candidates[1])
+    for path in candidates:
         if (path / "tokenizer.json").is_file():
             found = Vocabulary.load(path)
             if found.fingerprint == meta["vocabulary"]:
                 return found
     raise UserError(
         f"config.train.init_from is {other}, which has another vocabulary than this run, and it is neither at "
-        f"{paths[0]} nor at {paths[1]}: put it there, since rows of tokens go by their texts"
+        f"{candidates[0]} nor at {candidates[1]}: put it there, since rows of tokens go by their texts"
     )

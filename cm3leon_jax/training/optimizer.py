@@ -9,8 +9,13 @@ from cm3leon_jax.training.config import OptimizerConfig
 from cm3leon_jax.training.schedules import learning_rate
 
 
-def optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """The update rule; weight decay applies to every parameter but biases and the learned scales of norms."""
+def optimizer(
+    config: OptimizerConfig, num_steps: int, factors: optax.GradientTransformation | None = None
+) -> optax.GradientTransformation:
+    """The update rule; weight decay applies to every parameter but biases and the learned scales of norms.
+
+    `factors` multiplies the updates at last (`RateFactors.scale`).
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.adamw(
@@ -21,4 +26,5 @@ def optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransfor
             weight_decay=config.weight_decay,
             mask=decays,
         ),
+        *([] if factors is None else [factors]),
     )

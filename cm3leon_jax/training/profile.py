@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.storage import mirror
 
 log = logging.getLogger(__name__)
 
@@ -43,3 +44,4 @@ class Profile:
         if self._is_running:
             self._is_running, self._first = False, self._last + 1
             jax.profiler.stop_trace()
+            mirror.publish_files(self._folder / "plugins", self._folder / "plugins")

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a linear warm-up, then a decay to a fraction of the peak at the last step."""
+"""Learning-rate schedules: a linear warm-up, the peak for as long as a config says, then a decay to the last step."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ class LearningRateConfig(Protocol):
     @property
     def final_learning_rate_fraction(self) -> float: ...
 
+    @property
+    def decay_fraction(self) -> float: ...
+
 
 def learning_rate(
     config: LearningRateConfig, num_steps: int, decay: Literal["linear", "cosine"] = "linear", skip_zero: bool = False
@@ -32,9 +35,14 @@ def learning_rate(
     warmup = min(config.warmup_steps, num_steps)
     first = peak / max(1, warmup) if skip_zero else 0.0
     steps = max(1, num_steps - warmup)
+    decay_steps = max(1, min(steps, round(num_steps * config.decay_fraction)))
     falling = (
-        optax.linear_schedule(peak, peak * fraction, steps)
+        optax.linear_schedule(peak, peak * fraction, decay_steps)
         if decay == "linear"
-        else optax.cosine_decay_schedule(peak, steps, alpha=fraction)
+        else optax.cosine_decay_schedule(peak, decay_steps, alpha=fraction)
     )
-    return optax.join_schedules([optax.linear_schedule(first, peak, max(1, warmup)), falling], [warmup])
+    schedules, ends = [optax.linear_schedule(first, peak, max(1, warmup))], [warmup]
+    if decay_steps < steps:
+        schedules.append(optax.constant_schedule(peak))
+        ends.append(warmup + steps - decay_steps)
+    return optax.join_schedules([*schedules, falling], ends)

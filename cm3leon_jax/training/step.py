@@ -22,6 +22,7 @@ from cm3leon_jax.models.transformer import Transformer, abstract_model
 from cm3leon_jax.training.loss import LossSums, head_loss, loss_sums
 from cm3leon_jax.training.optimizer import optimizer
 from cm3leon_jax.training.platforms import compiler_options
+from cm3leon_jax.training.rate_factors import RateFactors
 from cm3leon_jax.training.schedules import learning_rate
 from cm3leon_jax.training.spikes import SpikeState, select
 from cm3leon_jax.vocabulary import Vocabulary
@@ -47,14 +48,27 @@ def objective_loss(
 
     `total_weight` is what the weighted sum is divided by, where the batch is a part of a larger one.
     """
-    model = nnx.merge(graph, parameters)
-    hidden = model(batch.tokens, batch.positions, batch.document_start, batch.image_positions)
     total = batch.weights.sum() if total_weight is None else total_weight
     weights = batch.weights / jnp.where(total > 0, total, 1)
+    loss, losses = weighted_losses(graph, parameters, batch, weights, vocabulary, z_loss, least_chunks)
+    return loss, loss_sums(losses, batch.targets, batch.weights, vocabulary)
+
+
+def weighted_losses(
+    graph: nnx.GraphDef,
+    parameters: nnx.State,
+    batch: Batch,
+    weights: Float[Array, "B L"],
+    vocabulary: Vocabulary,
+    z_loss: float = 0.0,
+    least_chunks: int = 0,
+) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
+    """The weighted sum of the tokens' losses, and -log p of each target, in nats: `head_loss` of a model's output."""
+    model = nnx.merge(graph, parameters)
+    hidden = model(batch.tokens, batch.positions, batch.document_start, batch.image_positions)
     features, table = model.output_features(hidden), model.output_table
     num_chunks = loss_chunks(batch.targets.size, vocabulary.size, least_chunks)
-    loss, losses = head_loss(features, table, batch.targets, weights, z_loss, num_chunks)
-    return loss, loss_sums(losses, batch.targets, batch.weights, vocabulary)
+    return head_loss(features, table, batch.targets, weights, z_loss, num_chunks)
 
 
 class TrainStep:
@@ -62,9 +76,10 @@ class TrainStep:
 
     def __init__(self, config: Config, vocabulary: Vocabulary, mesh: Mesh) -> None:
         length, train, image_length = config.batch.sequence_length, config.train, config.image_tokenizer.image_length
-        self.graph, _ = abstract_model(config.model, vocabulary.size, length, image_length)
+        self.graph, abstract_parameters = abstract_model(config.model, vocabulary.size, length, image_length)
         self._mesh, self._batch_shape = mesh, (config.batch.batch_size, length)
-        update_rule = optimizer(config.optimizer, config.num_steps)
+        factors = RateFactors(config.optimizer, vocabulary, abstract_parameters)
+        update_rule = optimizer(config.optimizer, config.num_steps, factors.scale())
         schedule = learning_rate(config.optimizer, config.num_steps)
 
         def init() -> TrainState:
@@ -72,35 +87,40 @@ class TrainStep:
             parameters = nnx.state(model)
             return {
                 "parameters": parameters,
-                "optimizer": update_rule.init(parameters),
+                "optimizer": update_rule.init(factors.split(parameters)[0]),
                 "step": jnp.zeros((), jnp.int32),
                 "spikes": SpikeState.initial(),
             }
 
         abstract = jax.eval_shape(init)
         state_shardings = shardings(abstract, mesh)
+        trained_shardings, _ = factors.split(state_shardings["parameters"])
         rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
 
-        def gradients(parameters: nnx.State, batch: Batch, total_weight: Array) -> tuple[nnx.State, LossSums]:
-            def loss(parameters: nnx.State) -> tuple[Float[Array, ""], LossSums]:
+        def gradients(
+            trained: nnx.State, frozen: nnx.State, batch: Batch, total_weight: Array
+        ) -> tuple[nnx.State, LossSums]:
+            def loss(trained: nnx.State) -> tuple[Float[Array, ""], LossSums]:
+                parameters = factors.join(trained, frozen)
                 return objective_loss(
                     self.graph, parameters, batch, vocabulary, total_weight, train.z_loss, train.loss_chunks
                 )
 
-            grads, sums = jax.grad(loss, has_aux=True)(parameters)
-            return jax.lax.with_sharding_constraint(grads, state_shardings["parameters"]), sums
+            grads, sums = jax.grad(loss, has_aux=True)(trained)
+            return jax.lax.with_sharding_constraint(factors.of_trained_rows(grads), trained_shardings), sums
 
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             total_weight = batch.weights.sum()
+            trained, frozen = factors.split(state["parameters"])
             grads, sums = accumulated(
-                lambda part: gradients(state["parameters"], part, total_weight), batch, train.num_microbatches
+                lambda part: gradients(trained, frozen, part, total_weight), batch, train.num_microbatches
             )
             norm, spikes = optax.tree.norm(grads), state["spikes"]
             apply = spikes.should_apply(sums.mean, norm, config.recovery)
-            updates, optimizer_state = update_rule.update(grads, state["optimizer"], state["parameters"])
-            parameters = optax.apply_updates(state["parameters"], updates)
+            updates, optimizer_state = update_rule.update(grads, state["optimizer"], trained)
+            updated = factors.with_frozen_rows(optax.apply_updates(trained, updates), trained)
             after = {
-                "parameters": select(apply, parameters, state["parameters"]),
+                "parameters": factors.join(select(apply, updated, trained), frozen),
                 "optimizer": select(apply, optimizer_state, state["optimizer"]),
                 "step": state["step"] + 1,
                 "spikes": spikes.update(norm, apply),

@@ -13,10 +13,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cm3leon_jax.images import encode_png
+from cm3leon_jax.storage import mirror
+from cm3leon_jax.storage.address import address_of
 from cm3leon_jax.training.loggers import LoggedRun, tag
 
 # Longest time for which curves are kept back.
 _FLUSH_SECONDS = 30.0
+# Bytes of a file in a bucket, which is sent again at every flush.
+_LONGEST_IN_BUCKET = 1 << 22
 
 
 class TensorBoard:
@@ -27,9 +31,9 @@ class TensorBoard:
         folder.mkdir(parents=True, exist_ok=True)
         # Starts within the same second must not share a file.
         suffix = f"{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{first_step}"
-        self._file = (folder / f"events.out.tfevents.{suffix}").open("ab")
+        self._first_path, self._number = folder / f"events.out.tfevents.{suffix}", 0
+        self._open()
         self._flushed = time.monotonic()
-        self._write(0, _bytes(3, b"brain.Event:2"))
         # A start: what other files have from this step on is no longer shown.
         self._write(first_step + 1, _bytes(7, _integer(1, 1)))
         text = f"```json\n{json.dumps(run.config, indent=2, ensure_ascii=False)}\n```"
@@ -55,9 +59,23 @@ class TensorBoard:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._flushed = time.monotonic()
+        if address_of(self._path):
+            mirror.publish(self._path, self._path)
+            if self._file.tell() > _LONGEST_IN_BUCKET:
+                # An object cannot be appended to: what is written next goes to a file of its own.
+                self._file.close()
+                self._number += 1
+                self._open()
 
     def close(self) -> None:
+        self.flush()
         self._file.close()
+
+    def _open(self) -> None:
+        part = f".{self._number}" if self._number else ""
+        self._path = self._first_path.with_name(self._first_path.name + part)
+        self._file = self._path.open("ab")
+        self._write(0, _bytes(3, b"brain.Event:2"))
 
     def _write_value(self, step: int, name: str, content: bytes) -> None:
         self._write(step, _bytes(5, _bytes(1, _bytes(1, name.encode()) + content)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 from cm3leon_jax import accelerators
 from cm3leon_jax.checkpoints import Checkpoints, check_unchanged
 from cm3leon_jax.config import Config
+from cm3leon_jax.config_file import stored_values
 from cm3leon_jax.config_part import changeable
 from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.row_fit import row_losses
@@ -85,9 +85,10 @@ class TransformerTraining:
         """What a checkpoint of the run belongs to."""
         return {
             "vocabulary": self.vocabulary.fingerprint,
-            "corpus": self.corpus.identity,
+            "corpus": self.corpus.identity
+            | ({"templates": templates} if (templates := self.corpus.templates()) else {}),
             "neighbors": self.retrieval.lists.fingerprint if self.retrieval else "",
-            "config": dataclasses.asdict(self.config),
+            "config": stored_values(self.config),
         }
 
     def run(
@@ -119,7 +120,7 @@ class TransformerTraining:
             save_every=train.save_every,
             log_every=train.log_every,
             loggers=train.loggers,
-            config=dataclasses.asdict(config),
+            config=stored_values(config),
             describe=_describe,
             select=without_absent,
             rates=work.rates,
@@ -199,7 +200,7 @@ class TransformerTraining:
         before, after = (learning_rate(config.optimizer, num_steps) for num_steps in (then, now))
         log.info(
             f"schedule: the run ends at step {now:,}, not {then:,}: the learning rate is "
-            f"{float(after(num_applied)):.3g} from here on, not {float(before(num_applied)):.3g}, and decays linearly "
+            f"{float(after(num_applied)):.3g} from here on, not {float(before(num_applied)):.3g}, and falls "
             f"to {float(after(now)):.3g} at the end"
         )
 

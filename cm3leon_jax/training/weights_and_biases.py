@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.files import atomic_write
+from cm3leon_jax.storage import mirror
 from cm3leon_jax.training.loggers import LoggedRun, tag
 
 
@@ -28,9 +30,9 @@ class WeightsAndBiases:
                 "take it out"
             ) from None
         id_file = run.workdir / "wandb" / f"{run.name or 'train'}_id"
-        if not id_file.exists():
-            id_file.parent.mkdir(parents=True, exist_ok=True)
-            id_file.write_text(uuid.uuid4().hex)
+        if not id_file.exists() and not mirror.fetch(id_file):
+            with atomic_write(id_file) as temporary:
+                temporary.write_text(uuid.uuid4().hex)
         name = f"{run.workdir.name} {run.name}".strip()
         self._run = wandb.init(
             dir=run.workdir,

@@ -20,5 +20,5 @@ def get_config() -> ConfigDict:
     config.corpus.path = "runs/demo/corpus"
     config.vocabulary.path = "runs/demo/vocabulary"
     config.image_tokenizer.path = "runs/demo/image_tokenizer"
-    config.model.update(positions="learned", image_position_embedding=False)
+    config.model.update(positions="learned", image_position_embedding=False, rotary_image_positions=False)
     return config

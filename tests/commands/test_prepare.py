@@ -79,7 +79,7 @@ def save_encoder(config: Config, most: int | None = None) -> None:
 
 
 def run(config: Config) -> int:
-    return prepare.run(config, Path(), argparse.Namespace())
+    return prepare.run(config, Path(), argparse.Namespace(dry_run=None))
 
 
 def opened(config: Config) -> tuple[PreparedCorpus, NeighborLists]:

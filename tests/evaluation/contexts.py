@@ -8,7 +8,7 @@ from cm3leon_jax.evaluation.context import EvaluationContext
 
 
 def evaluation_with(**members: Any) -> EvaluationContext:
-    """An evaluation that has these members and no others, whatever they are of a true one."""
+    """An evaluation that has these members, nothing kept and no others, whatever they are of a true one."""
     evaluation = object.__new__(EvaluationContext)
-    evaluation.__dict__.update(members)
+    evaluation.__dict__.update({"kept": {}} | members)
     return evaluation

@@ -33,7 +33,7 @@ def given_images(
         image_tokenizer=SimpleNamespace(resolution=generated.shape[1]), corpus=SimpleNamespace(train_split="train")
     )
     evaluation = object.__new__(GivenImages)
-    members = {"config": config} | members
+    members = {"config": config, "kept": {}} | members
     evaluation.__dict__.update(samples=SampledImages(names, names, generated, ranks), real=real, **members)
     return evaluation
 

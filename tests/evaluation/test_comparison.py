@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def test_the_command_writes_one_page_without_outside_resources(tmp_path: Path) -
 def test_equal_files_are_comparable(tmp_path: Path) -> None:
     runs = [EvaluatedRun.read(evaluated(tmp_path / name, Estimate(0.5, 0.4, 0.6, 5))) for name in ("a", "b")]
     assert "Not comparable" not in render_comparison(runs)
+
+
+def test_other_weights_of_a_judge_are_not_comparable(tmp_path: Path) -> None:
+    runs = [EvaluatedRun.read(evaluated(tmp_path / name, Estimate(0.5, 0.4, 0.6, 5))) for name in ("a", "b", "c")]
+    hashes = ({"fid_weights_sha256": "1"}, {}, {"fid_weights_sha256": "2"})
+    runs = [dataclasses.replace(run, hashes={**run.hashes, **more}) for run, more in zip(runs, hashes, strict=True)]
+    # Where a run has no such metric there is nothing to compare.
+    assert "Not comparable" not in render_comparison(runs[:2])
+    assert "fid_weights had other files" in render_comparison(runs).replace("\n", " ")
 
 
 def test_a_run_without_evaluation_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,3 +51,23 @@ def test_a_model_that_repeats_its_training_images(corpus, vocabulary, monkeypatc
     assert found["copies_training_images"] == 47
     with pytest.raises(UserError, match="needs two training images"):
         Copies(encoder="e", num_training_images=1)(given_images(generated, new, model=model, corpus=corpus))
+
+
+def test_training_and_real_images_are_encoded_once_while_a_model_trains(corpus, vocabulary, monkeypatch):
+    image_tokenizer, kept, encoded = GrayPatches(GrayPatchesConfig(codebook_size=32)), {}, []
+    model = SimpleNamespace(vocabulary=vocabulary, image_tokenizer=image_tokenizer)
+    images = image_tokenizer.decode(corpus_codes(corpus, "validation", 0, vocabulary))
+    encode = copies.encoder_features
+
+    def counted(array, encoder, batch_size):
+        encoded.append(len(array))
+        return encode(array, encoder, batch_size)
+
+    monkeypatch.setattr(copies, "load_encoder", lambda path: ColorEncoder())
+    monkeypatch.setattr(copies, "encoder_features", counted)
+    found = [Copies("e")(given_images(images[:2], images, model=model, corpus=corpus, kept=kept)) for _ in range(2)]
+    assert found[0] == found[1]
+    assert encoded == [47, 2, len(images), 2]
+    # Another metric is not this one.
+    Copies("e", quantile=0.1)(given_images(images[:2], images, model=model, corpus=corpus, kept=kept))
+    assert encoded[4:] == [47, 2, len(images)]

@@ -9,7 +9,7 @@ import pytest
 from cm3leon_jax.config_file import load
 from cm3leon_jax.evaluation.metrics import build_metrics
 from cm3leon_jax.evaluation.registry import METRICS, SETS
-from cm3leon_jax.evaluation.set_results import build_sets
+from cm3leon_jax.evaluation.sets.configured import CommonSetOptions, build_sets
 from cm3leon_jax.registry import Registry
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
@@ -19,7 +19,8 @@ SNIPPETS = [
 # The first cell of a row of a table, and the second.
 ROWS = dict(re.findall(r"^\| `(\w+)` \|(.*?)\|", PAGE, flags=re.MULTILINE))
 # Options that the page names once, of all metrics and of all sets.
-COMMON = {"set", "batch_size", "ids", "count"}
+OF_METRICS = {"set", "batch_size"}
+OF_SETS = {field.name for field in fields(CommonSetOptions)}
 
 
 def as_file(snippet: str) -> str:
@@ -57,9 +58,9 @@ OF_THE_PACKAGE = [
 def test_the_tables_have_every_type_and_option(registry: Registry, name: str):
     documented = set(re.findall(r"`(\w+)", ROWS[name]))
     options = {field.name for field in fields(registry.load(name))}
-    assert documented - COMMON == options - COMMON
+    assert documented - OF_METRICS == options - OF_METRICS
 
 
 def test_the_page_has_a_config_of_each_protocol_and_the_options_that_all_share():
     assert len(SNIPPETS) == 6
-    assert {name for name in (*COMMON, "samples_per_prompt", "sampling") if f"`{name}" not in PAGE} == set()
+    assert {name for name in OF_METRICS | OF_SETS if f"`{name}" not in PAGE} == set()

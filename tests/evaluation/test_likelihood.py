@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cm3leon_jax.evaluation.likelihood import batch_of, by_modality
+from cm3leon_jax.documents import Role
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.evaluation.likelihood import batch_of, by_modality, by_role
+from cm3leon_jax.evaluation.metrics import build_metrics
 from cm3leon_jax.vocabulary import Vocabulary
 from tests.conftest import IMAGE_LENGTH, random_document
 
@@ -55,3 +58,20 @@ def test_an_image_at_the_beginning_counts_from_its_first_code(vocabulary, docume
 def test_a_document_without_images_has_no_image_loss(vocabulary, document):
     text = document[~vocabulary.is_image(document)]
     assert set(by_modality([np.ones(len(text) + 1)], [text], vocabulary)) == {"loss_text"}
+
+
+def test_contexts_are_those_that_there_are():
+    assert build_metrics({"mine": {"type": "likelihood", "contexts": ["none", "top_1"]}})
+    with pytest.raises(UserError, match=r"metrics\.mine\.contexts is 'top_2': 'none', 'top_1', 'all' or 'random'"):
+        build_metrics({"mine": {"type": "likelihood", "contexts": ["none", "top_2"]}})
+
+
+def test_losses_by_role():
+    roles = [np.array([Role.INSTRUCTION, Role.CONTEXT, Role.TARGET, Role.CHANGED], np.uint8), None]
+    found = by_role([np.array([1.0, 2.0, 3.0, 5.0, 9.0]), np.array([7.0, 7.0])], roles)
+    assert {name: estimate.value for name, estimate in found.items()} == {
+        "loss_context": 2.0,
+        "loss_instruction": 1.0,
+        "loss_target": 4.0,
+    }
+    assert by_role([np.ones(3)], [None]) == {}

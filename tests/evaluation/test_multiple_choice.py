@@ -5,10 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cm3leon_jax.evaluation.multiple_choice import _document, _fault_of, is_likeliest
+from cm3leon_jax.errors import UserError
+from cm3leon_jax.evaluation.config import EvaluateConfig
+from cm3leon_jax.evaluation.multiple_choice import MultipleChoice, _document, _fault_of, is_likeliest
 from cm3leon_jax.evaluation.sets.base import Item
+from cm3leon_jax.evaluation.sets.configured import build_sets
 from cm3leon_jax.generation.requests import Request
 from tests.conftest import IMAGE_LENGTH
+from tests.evaluation.contexts import evaluation_with
 
 
 def test_the_right_choice_has_to_be_the_likeliest_alone():
@@ -36,4 +40,10 @@ def test_items_that_are_no_multiple_choice_are_refused():
     assert "two choices" in _fault_of(dataclasses.replace(item, choices=("a",)))
     assert "one of its choices" in _fault_of(dataclasses.replace(item, references=("c",)))
     assert "one of its choices" in _fault_of(dataclasses.replace(item, references=("a", "b")))
-    assert "task vqa" in _fault_of(dataclasses.replace(item, request={"task": "caption"}))
+
+
+def test_a_set_that_asks_for_another_task_is_refused(tmp_path):
+    (tmp_path / "set.jsonl").write_text('{"task": "caption", "image": "1.png", "references": ["a"]}\n')
+    sets = build_sets(EvaluateConfig(sets={"mine": {"type": "prompts", "file": str(tmp_path / "set.jsonl")}}))
+    with pytest.raises(UserError, match=r"sets\.mine asks for caption, and a metric needs questions"):
+        MultipleChoice("mine")(evaluation_with(sets=sets))

@@ -12,7 +12,7 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.color_judge import EncoderColors
 from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.detections import Box, Detection, of_images, read_detections
-from cm3leon_jax.evaluation.object_scores import box_ious, by_class, fault_of, iou, relations, shows
+from cm3leon_jax.evaluation.object_scores import asked_boxes, box_ious, by_class, fault_of, iou, relations, shows
 from cm3leon_jax.evaluation.objects import Objects, by_task
 from cm3leon_jax.evaluation.registry import COLOR_JUDGES, DETECTORS
 from cm3leon_jax.evaluation.set_results import SampledImages
@@ -198,6 +198,23 @@ def test_the_metric_with_a_detector_and_a_judge(registered):
     }
 
 
+def test_a_request_with_boxes_asks_for_as_many_objects_as_it_names():
+    boxes = [
+        {"name": name, "box": box}
+        for name, box in (("dog", [0, 0, 8, 8]), ("cat", [8, 0, 16, 4]), ("dog", [0, 8, 8, 16]))
+    ]
+    asked = asked_boxes(boxes, side=16)
+    assert fault_of(asked) == "" and asked["tag"] == "boxes"
+    assert [(each["class"], each["count"]) for each in asked["include"]] == [("dog", 2), ("cat", 1), ("dog", 1)]
+    assert [each["box"] for each in asked["include"]] == [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.25], [0, 0.5, 0.5, 1]]
+    *dogs, cat = (
+        Detection(name, boxed(*box), 0.9)
+        for name, box in (("dog", (0, 0, 8, 8)), ("dog", (0, 8, 8, 16)), ("cat", (8, 0, 16, 4)))
+    )
+    assert shows(asked, [*dogs, cat], given) and not shows(asked, [dogs[0], cat], given)
+    assert box_ious(asked, [*dogs, cat], side=16) == [1.0, 1.0, 1.0]
+
+
 def write(path, lines):
     path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
     return str(path)
@@ -243,6 +260,11 @@ def test_damaged_files_are_one_line(tmp_path, text, message):
     (tmp_path / "found.jsonl").write_text(text)
     with pytest.raises(UserError, match=message):
         read_detections(tmp_path / "found.jsonl")
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path):
+    (tmp_path / "found.jsonl").write_text('{"id": "0", "detections": []}\n', encoding="utf-8-sig")
+    assert read_detections(tmp_path / "found.jsonl") == {("0", 0): []}
 
 
 def test_a_missing_file_and_a_missing_image_are_one_line(tmp_path):

@@ -12,6 +12,7 @@ from cm3leon_jax.evaluation.context import EvaluationContext
 from cm3leon_jax.evaluation.reconstruction import Reconstruction, codebook_use, psnr
 from cm3leon_jax.image_tokenizers.vqgan import lpips
 from tests.evaluation import made
+from tests.evaluation.contexts import evaluation_with
 from tests.evaluation.stand_in import ColorEncoder
 
 ORIGINALS = np.stack([made.image(seed, 16, 16, 3) for seed in range(6)])
@@ -20,14 +21,12 @@ CODES = np.random.default_rng(0).integers(0, 10, (30, 8))
 
 def of(originals: np.ndarray, others: np.ndarray) -> EvaluationContext:
     tokenizer = SimpleNamespace(config=SimpleNamespace(codebook_size=16))
-    evaluation = object.__new__(EvaluationContext)
-    evaluation.__dict__.update(
+    return evaluation_with(
         model=SimpleNamespace(image_tokenizer=tokenizer),
         held_out=SimpleNamespace(codes=CODES),
         originals=originals,
         reconstructions=others,
     )
-    return evaluation
 
 
 def noisy(size: float) -> np.ndarray:

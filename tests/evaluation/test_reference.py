@@ -1,13 +1,17 @@
 """References: a folder of images, statistics in a file, and one line where neither can be read."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.evaluation.frechet import Moments
 from cm3leon_jax.evaluation.image_arrays import ImageFiles
-from cm3leon_jax.evaluation.reference import open_reference
+from cm3leon_jax.evaluation.kernel_distance import kid
+from cm3leon_jax.evaluation.reference import compare_with_reference, open_reference
 from cm3leon_jax.images import encode_png
+from tests.evaluation.stand_in import given_images
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
@@ -48,3 +52,28 @@ def test_a_mistake_is_one_line(name, arrays, message, tmp_path):
         np.savez(tmp_path / name, **arrays)
     with pytest.raises(UserError, match=message):
         open_reference(str(tmp_path / name), 4)
+
+
+@dataclass(frozen=True)
+class MeanLevel:
+    reference: str = ""
+    set: str = ""
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_features_of_the_reference_are_made_once_while_a_model_trains(tmp_path, is_folder):
+    real = np.arange(0, 120, 10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    for number, image in enumerate(real):
+        (tmp_path / f"{number:02d}.png").write_bytes(encode_png(image))
+    metric, kept, seen = MeanLevel(str(tmp_path) if is_folder else ""), {}, []
+
+    def features(images):
+        seen.append(len(images))
+        return images[: len(images)].astype(np.float32).mean(axis=(1, 2))
+
+    distances = []
+    for level in (0, 50):
+        evaluation = given_images(real[:9] + np.uint8(level), real, kept=kept)
+        distances.append(compare_with_reference(metric, evaluation, features, kid)["frechet"].value)
+    assert seen == [12, 9, 9]
+    assert distances[0] < distances[1]

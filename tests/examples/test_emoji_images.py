@@ -11,13 +11,7 @@ from cm3leon_jax.data.sources.reading import open_mixture
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.images import decode_image
 from examples.emoji import images as emoji
-
-try:
-    emoji.load_font()
-    NO_FONT = ""
-except UserError as error:
-    NO_FONT = str(error)
-needs_font = pytest.mark.skipif(bool(NO_FONT), reason=NO_FONT)
+from tests.examples.fonts import needs_font
 
 
 @pytest.mark.parametrize(

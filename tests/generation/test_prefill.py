@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.generation import prompts
+from cm3leon_jax.generation.instruction_prompt import instruction_prompt
 from cm3leon_jax.generation.prefill import PrefillPlan, plan_prefill, rounded_up
 
 
@@ -42,7 +43,9 @@ def test_retrieved_documents_are_read_once_for_all_variants_and_candidates(vocab
 @pytest.mark.parametrize("number", [0, 1, 3])
 def test_an_edit_shares_its_image(vocabulary, number):
     v = vocabulary
-    prompt = prompts.edit("make it bright", np.arange(64) % 32, v)
+    fields = {"image": np.arange(64) % 32, "instruction": "make it bright"}
+    prompt = instruction_prompt("edit", fields, 64, 1, v)
     variants = [len(variant.tokens) for variant in prompt.variants]
     plan = plan_prefill([prompt.variants] * (number + 1))
-    assert num_tokens(plan) == variants[0] + 1 + variants[2]
+    # Without the instruction there are a mask and a break after the image.
+    assert num_tokens(plan) == variants[0] + 2 + variants[2]

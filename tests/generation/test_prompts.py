@@ -97,17 +97,6 @@ def test_infill_needs_a_region(parts):
         prompts.infill(TEXT, codes, np.zeros(LENGTH, bool), v)
 
 
-def test_an_edit_has_three_variants(parts):
-    v, codes, *_ = parts
-    prompt = prompts.edit("make it bright", codes, v)
-    assert [names(variant, v) for variant in prompt.variants] == [
-        ["</s>", "text", "<break>", "image", "<break>", "text", "<break>"],
-        ["</s>", "text", "<break>", "image", "<break>"],
-        ["</s>", "<mask:0>", "<break>"],
-    ]
-    assert len(prompt.plan) == LENGTH
-
-
 def test_retrieved_documents_stand_in_front(parts):
     v, codes, document, _ = parts
     retrieved = [document[1:-1].tolist()] * 2
@@ -117,7 +106,7 @@ def test_retrieved_documents_stand_in_front(parts):
     mask = np.arange(LENGTH) < 2
     for prompt, tail in (
         (prompts.text_infill("<mask>", codes, 4, v, retrieved), ["<mask:0>", "<break>", "image", "</s>", "<mask:0>"]),
-        (prompts.text_after_image(codes, 4, v, "", retrieved), ["image", "<break>"]),
+        (prompts.text_after_image(codes, 4, v, retrieved), ["image", "<break>"]),
         (
             prompts.infill(TEXT, codes, mask, v, retrieved),
             ["text", "<break>", "<mask:0>", "image", "</s>", "<mask:0>"],

@@ -11,6 +11,7 @@ import pytest
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation import requests as requests_module
+from cm3leon_jax.generation.prompt import IMAGE_CODE
 from cm3leon_jax.generation.prompts import prompt_of, region_mask
 from cm3leon_jax.generation.requests import (
     MIDDLE_HALF,
@@ -47,6 +48,8 @@ def test_lines_of_every_task(folder):
         {"task": "infill_text", "prompt": "a <mask>", "image": "a.png"},
         {"task": "edit", "prompt": "make it wide", "image": "a.png"},
         {"task": "continue", "segments": ["a photo", {"image": "c.png"}], "retrieved": []},
+        {"task": "instruction", "template": "edges", "fields": {"structure": {"image": "a.png"}, "caption": "x"}},
+        {"prompt": "x", "objects": [{"name": "a cat", "box": [0, 0, 4, 8]}]},
     )
     a, b, c = (folder / f"{name}.png" for name in "abc")
     assert not failures
@@ -58,6 +61,8 @@ def test_lines_of_every_task(folder):
         Request(6, 4, "infill_text", "a <mask>", a),
         Request(7, 5, "edit", "make it wide", a),
         Request(8, 6, "continue", segments=("a photo", c)),
+        Request(9, 7, "instruction", template="edges", fields=(("structure", a), ("caption", "x"))),
+        Request(10, 8, prompt="x", objects=(("a cat", (0, 0, 4, 8)),)),
     ]
     assert {request.task for request in requests} == TASKS.keys()
     assert requests[3].images == [a, b]
@@ -77,7 +82,7 @@ def test_the_lines_that_the_docs_show_are_requests_of_every_task(folder):
         ("nonsense", "not JSON (Expecting value at column 1): write one object per line"),
         ("1" * 5000, "not JSON that can be read"),
         ("[1]", "not an object: write one such as"),
-        ('{"promt": "x"}', "no such field promt: the task text_to_image has prompt, retrieved, task"),
+        ('{"promt": "x"}', "no such field promt: the task text_to_image has prompt, objects, retrieved, task"),
         (
             '{"prompt": "x", "task": "paint"}',
             "task 'paint' is none of text_to_image, caption, vqa, infill, infill_text",
@@ -149,12 +154,20 @@ def ask(folder, image_tokenizer, vocabulary):
 
 
 def test_what_the_model_is_given(ask, vocabulary):
-    prompt, a, b = ask
+    prompt, a, _ = ask
     v = vocabulary
     mask = region_mask(MIDDLE_HALF, 4)
     assert prompt(prompt="a seven") == prompts.text_to_image("a seven", 16, v)
     assert prompt(task="infill", prompt="x", image="a.png") == prompts.infill("x", a, mask, v)
-    assert prompt(task="edit", prompt="wider", image="a.png") == prompts.edit("wider", a, v)
+    image = [v.break_, *v.encode_image(a), v.break_]
+    task = [v.end, *v.encode_text("Edit first image following the instruction")]
+    edit = prompt(task="edit", prompt="wider", image="a.png")
+    assert [list(variant.tokens) for variant in edit.variants] == [
+        [*task, *image, *v.encode_text("wider"), v.break_],
+        [*task, *image, v.mask(0), v.break_],
+        [v.end, v.mask(0), v.break_],
+    ]
+    assert edit.plan == (IMAGE_CODE,) * 16
     assert prompt(task="caption", image="a.png") == prompts.text_infill("<mask>", a, 6, v)
     # The space before a word is part of it, so it is masked with it.
     says = "Describe the given image."
@@ -167,10 +180,86 @@ def test_what_the_model_is_given(ask, vocabulary):
     )
     backwards = {"image": "a.png", "order": "left_to_right"}
     assert prompt(task="caption", **backwards) == prompts.text_after_image(a, 6, v)
-    assert prompt(task="caption", prompt=says, **backwards) == prompts.text_after_image(a, 6, v, says)
-    assert prompt(task="vqa", prompt="which one?", **backwards) == prompts.text_after_image(
-        a, 6, v, "Question: which one? Answer:"
+    after = [v.end, *v.encode_image(a), v.break_]
+    assert list(prompt(task="caption", prompt=says, **backwards).variants[0].tokens) == after + v.encode_text(says)
+    question = prompt(task="vqa", prompt="which one?", **backwards)
+    assert list(question.variants[0].tokens) == after + v.encode_text("Question: which one? Answer:")
+    assert question.stop == v.end
+    boxes = [{"name": "cat", "box": [0, 4, 8, 8]}, {"name": "hat", "box": [2, 0, 4, 4]}]
+    placed = v.encode_text(
+        "Generate high quality image of two things with segmentations "
+        "cat at location (0, 4) -> (8, 8), hat at location (2, 0) -> (4, 4)"
     )
+    grounded = prompt(prompt="two things", objects=boxes).variants
+    assert [list(variant.tokens) for variant in grounded] == [
+        [v.end, *placed, v.break_],
+        [v.end, v.mask(0), v.break_],
+    ]
+
+
+def test_any_template_can_be_asked_for(ask, vocabulary):
+    prompt, a, b = ask
+    v = vocabulary
+    fields = {"structure": {"image": "a.png"}, "caption": "a seven"}
+    drawn = prompt(task="instruction", template="edges", fields=fields)
+    wording = [v.end, *v.encode_text("Make high quality image from canny edge features"), v.break_, *v.encode_image(a)]
+    assert [list(variant.tokens) for variant in drawn.variants] == [
+        [*wording, v.break_, *v.encode_text("a seven"), v.break_],
+        [*wording, v.break_, v.mask(0), v.break_],
+        [v.end, v.mask(0), v.break_],
+    ]
+    asked = {"question": "how many?", "image": {"image": "b.png"}}
+    answered = prompt(task="instruction", template="question", fields=asked, wording=2)
+    tail = [v.break_, *v.encode_image(b), v.end, v.mask(0)]
+    text = [*v.encode_text("Question: how many? The answer is"), v.mask(0), *v.encode_text(".")]
+    assert list(answered.variants[0].tokens) == [v.end, *text, *tail]
+    assert answered.stop == v.eoss
+    turns = {"image": {"image": "a.png"}, "instruction": ["wider", "bolder"], "edited": [{"image": "b.png"}]}
+    (full, without, nothing) = prompt(task="instruction", template="edits", fields=turns).variants
+    start = [
+        v.end,
+        *v.encode_text("Edit first image following the instruction"),
+        v.break_,
+        *v.encode_image(a),
+        v.break_,
+    ]
+    second = [v.break_, *v.encode_image(b), v.break_]
+    assert list(full.tokens) == [*start, *v.encode_text("wider"), *second, *v.encode_text("bolder"), v.break_]
+    assert list(without.tokens) == [*start, v.mask(0), *second, v.mask(1), v.break_]
+    assert list(nothing.tokens) == [v.end, v.mask(0), v.break_]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"template": "edge", "fields": {}}, "did you mean 'edges'"),
+        ({"template": "edges", "fields": {"caption": "x"}}, "needs the field structure"),
+        (
+            {"template": "edges", "fields": {"structure": "x", "caption": "x"}},
+            "structure of the template 'edges' is an",
+        ),
+        ({"template": "question", "fields": {"image": {"image": "a.png"}, "qestion": "x"}}, "no such field qestion"),
+        ({"template": "question", "fields": {"image": {"image": "a.png"}, "question": ["x"]}}, "takes one value"),
+        ({"template": "edits", "fields": {"image": {"image": "a.png"}, "instruction": "x"}}, "takes a list of values"),
+        (
+            {"template": "edits", "fields": {"image": {"image": "a.png"}, "instruction": ["x", "y"]}},
+            "do not fit each other",
+        ),
+        (
+            {"template": "question", "fields": {"image": {"image": "a.png"}, "question": "x"}, "wording": 3},
+            "has 3, counted from 0",
+        ),
+    ],
+)
+def test_what_an_instruction_lacks_is_said(ask, line, message):
+    prompt, *_ = ask
+    with pytest.raises(UserError, match=re.escape(message)):
+        prompt(task="instruction", **line)
+
+
+def test_a_document_goes_on(ask, vocabulary):
+    prompt, _, b = ask
+    v = vocabulary
     assert prompt(task="continue", segments=["x", {"image": "b.png"}]) == prompts.continuation(["x", b], 6, 16, 160, v)
 
 
@@ -178,6 +267,7 @@ def test_what_the_model_is_given(ask, vocabulary):
 def test_retrieved_documents_stand_in_front_of_every_task(ask, task, vocabulary):
     prompt, a, b = ask
     line = {"prompt": "a <mask>" if task == "infill_text" else "a seven", "image": "a.png", "segments": ["a photo"]}
+    line |= {"template": "question", "fields": {"question": "what?", "image": {"image": "a.png"}}}
     line = {name: line[name] for name in TASKS[task][0]}
     texts = ["a two", "a handwritten three"]
     front = []

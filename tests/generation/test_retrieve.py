@@ -34,9 +34,10 @@ def test_texts_find_what_is_to_be_drawn_and_images_what_is_asked_about(tiny_conf
         Request(6, 5, "vqa", prompt="Which?", image=folder / "c.png"),
     ]
     retriever = Recording()
-    found = retrieve(requests, retriever, 2, 8, 1)
+    side, channels = tiny_config.image_tokenizer.resolution, tiny_config.image_tokenizer.in_channels
+    found = retrieve(requests, retriever, 2, tiny_config)
     assert retriever.texts == ["a seven", "a nine"]
-    assert [image.shape for image in retriever.images] == [(8, 8, 1)] * 2
+    assert [image.shape for image in retriever.images] == [(side, side, channels)] * 2
     numbers = {number: [neighbor.document for neighbor in mine] for number, mine in found.items()}
     assert numbers == {0: [0, 0], 3: [1, 1], 1: [100, 100], 5: [101, 101]}
 

@@ -12,6 +12,7 @@ from flax import nnx
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation import decode, prefill, prompts
 from cm3leon_jax.generation.config import SamplingConfig
+from cm3leon_jax.generation.instruction_prompt import instruction_prompt
 from cm3leon_jax.generation.prompts import IMAGE_CODE, Prompt, PromptVariant
 from cm3leon_jax.generation.sampler import Sampler
 from cm3leon_jax.generation.sampling import edit_guided_logits, guided_logits
@@ -71,9 +72,9 @@ def all_prompts(vocabulary) -> list[Prompt]:
         prompts.text_to_image("zero", IMAGE_LENGTH, v, retrieved),
         prompts.text_infill("a <mask> of <mask>", codes, 5, v),
         prompts.text_infill("<mask>", codes, 10, v, retrieved[:1]),
-        prompts.text_after_image(codes, 10, v, "the"),
+        prompts.text_after_image(codes, 10, v),
         prompts.infill("zero", codes, corner.ravel(), v),
-        prompts.edit("make it wide", codes, v),
+        instruction_prompt("edit", {"image": codes, "instruction": "make it wide"}, len(codes), 1, v),
         prompts.continuation(["a photo", codes, "the"], 42, IMAGE_LENGTH, LENGTH, v),
     ]
 

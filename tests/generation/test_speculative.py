@@ -9,6 +9,7 @@ from flax import nnx
 
 from cm3leon_jax.generation import prompts
 from cm3leon_jax.generation.config import SamplingConfig
+from cm3leon_jax.generation.instruction_prompt import instruction_prompt
 from cm3leon_jax.generation.sampler import Sampler
 from cm3leon_jax.models.config import MeshConfig, ModelConfig
 from cm3leon_jax.models.sharding import make_mesh
@@ -36,7 +37,7 @@ def test_greedy_completions_are_identical(vocabulary, mesh, window):
     sampler = sampler_of(vocabulary, mesh)
     codes = np.arange(16)
     asked = [prompts.text_to_image(text, IMAGE_LENGTH, vocabulary) for text in ("zero", "a photo of a seven", "nine")]
-    edit = prompts.edit("bright", codes, vocabulary)
+    edit = instruction_prompt("edit", {"image": codes, "instruction": "bright"}, len(codes), 1, vocabulary)
     asked.append(dataclasses.replace(edit, plan=asked[0].plan, plan_image_positions=asked[0].plan_image_positions))
     one_by_one = SamplingConfig(temperature=0.0, batch_size=4)
     expected = sampler(asked, one_by_one)

@@ -49,10 +49,22 @@ class Run:
     model: Transformer
 
     def export(
-        self, name: str = "exported", dtype: str = "float32", shard_size: str = "2GB", family: str | None = None
+        self,
+        name: str = "exported",
+        dtype: str = "float32",
+        shard_size: str = "2GB",
+        family: str | None = None,
+        materialize_norms: bool = False,
     ) -> Path:
         output = self.workdir / name
-        arguments = Namespace(output=str(output), family=family, dtype=dtype, shard_size=shard_size)
+        arguments = Namespace(
+            output=str(output),
+            format="huggingface",
+            family=family,
+            dtype=dtype,
+            shard_size=shard_size,
+            materialize_norms=materialize_norms,
+        )
         export_command.run(self.config, self.workdir, arguments)
         return output
 
@@ -73,8 +85,27 @@ def logits(model: Transformer, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(whole(parameters, tokens))
 
 
+def greedy(model: Transformer, prompt: list[int], num_tokens: int) -> list[int]:
+    """The likeliest token after each, with a cache, as `generate` decodes."""
+    graph, parameters = nnx.split(model.unstacked())
+
+    @jax.jit
+    def step(parameters, token, index, cache):
+        at = jnp.full((1, 1), index)
+        model = nnx.merge(graph, parameters)
+        hidden, cache = model.extend(token, at, 0 * at, 0 * at, cache, index)
+        return model.logits(hidden)[:, -1:].argmax(-1), cache
+
+    cache, tokens = model.empty_cache(1, len(prompt) + num_tokens), list(prompt)
+    for index in range(len(prompt) + num_tokens - 1):
+        likeliest, cache = step(parameters, jnp.array([[tokens[index]]]), index, cache)
+        if index >= len(prompt) - 1:
+            tokens.append(int(likeliest[0, 0]))
+    return tokens[len(prompt) :]
+
+
 def import_folder(config: Config, workdir: Path, source: Path) -> None:
-    import_command.run(config, workdir, Namespace(source=str(source)))
+    import_command.run(config, workdir, Namespace(source=str(source), image_tokenizer=None))
 
 
 def at(config: Config, workdir: Path) -> Config:

@@ -78,7 +78,7 @@ def is_line(error):
     return str(error).isprintable() and len(str(error)) < 1500
 
 
-@pytest.mark.parametrize("name", ["opt", "llama"])
+@pytest.mark.parametrize("name", ["opt", "llama", "mistral"])
 def test_fields_of_the_config_are_what_they_must_be_or_named(name):
     family = FAMILIES.load(name)
     stored = family.write_config(ModelConfig(ffn_dim=5, embedding_dim=7, num_key_value_heads=2), 128, 8, "float32")

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,9 +12,11 @@ from flax import nnx
 from cm3leon_jax.checkpoints import Checkpoints
 from cm3leon_jax.cli import main
 from cm3leon_jax.errors import UserError
+from cm3leon_jax.huggingface.exporting import with_materialized_norms
 from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
 from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3leon_jax.vocabulary import Vocabulary
+from tests.huggingface.conftest import greedy
 
 SHAPES = [
     dict(),
@@ -47,24 +48,9 @@ def test_greedy_answers_equal_those_of_transformers_token_for_token(make_run, to
     theirs.generation_config.eos_token_id = None
     expected = theirs.generate(torch.tensor(prompt), do_sample=False, max_new_tokens=200)[0, 10:].tolist()
 
-    model = run.model.unstacked()
-    graph, parameters = nnx.split(model)
-
-    @jax.jit
-    def step(parameters, token, place, cache):
-        at = jnp.full((1, 1), place)
-        model = nnx.merge(graph, parameters)
-        hidden, cache = model.extend(token, at, 0 * at, 0 * at, cache, place)
-        return model.logits(hidden)[:, -1:].argmax(-1), cache
-
-    cache, tokens = model.empty_cache(1, 256), prompt[0].tolist()
-    for place in range(209):
-        drawn, cache = step(parameters, jnp.array([[tokens[place]]]), place, cache)
-        if place >= 9:
-            tokens.append(int(drawn[0, 0]))
     assert len(expected) == 200
     assert len(set(expected)) > 20, "an answer that repeats itself shows little"
-    assert tokens[10:] == expected
+    assert greedy(run.model, prompt[0].tolist(), 200) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -138,20 +124,48 @@ def test_what_the_folder_holds_beside_weights(make_run, image_tokenizer):
 
 
 def test_the_model_card_says_what_it_is_and_its_example_runs(make_run, monkeypatch, torch, transformers):
-    run = make_run()
+    run = make_run(sequence_length=64)
     (run.workdir / "evaluation.json").write_text('{"step": 5, "eval_loss": 1.25}')
     folder = run.export()
     card = (folder / "README.md").read_text()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(run.model)))
     assert f"| parameters | {parameters:,} |" in card
-    assert "| steps | 7 |" in card and "| tokens | 1,792 (8 sequences of 32 per step) |" in card
+    assert "| steps | 7 |" in card and "| tokens | 3,584 (8 sequences of 64 per step) |" in card
     assert "| captions | 1 | 40 |" in card and "| started from | random numbers |" in card
     assert "| eval_loss | 1.25 |" in card and "Measured at step 5" in card
     monkeypatch.chdir(folder)
-    example = "\n".join(card.split("```")[i].removeprefix("python") for i in (1, 3))
+    # The last one needs vllm.
+    *examples, _ = [part.removeprefix("python") for part in card.split("```")[1::2]]
     values: dict = {}
-    exec(example, values)
+    exec("\n".join(examples), values)
     assert values["images"].shape == (1, 8, 8, 1)
+    assert len(values["codes"]) == 16 and all(0 <= code < 32 for code in values["codes"])
+    caption = values["tokenizer"](values["caption"])["input_ids"]
+    assert run.vocabulary.is_text(np.array(caption, np.int64)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        (dict(), "OPTForCausalLM"),
+        (dict(biases=True, norm_position="sum"), "OPTForCausalLM"),
+        (dict(norm="rms", gated=True, activation="silu", positions="rotary"), "LlamaForCausalLM"),
+    ],
+)
+def test_norms_that_are_materialized_change_nothing(make_run, torch, transformers, changes, name):
+    run = make_run(**changes)
+    folder = run.export(materialize_norms=True, shard_size="20KB")
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert type(theirs).__name__ == name and not any(info[each] for each in info), info
+    scales = [weight for key, weight in theirs.named_parameters() if "norm" in key and key.endswith("weight")]
+    assert len(scales) == 4 + (changes.get("norm_position") != "sum") and all((scale == 1).all() for scale in scales)
+    tokens = np.random.default_rng(0).integers(0, run.vocabulary.size, (3, 32))
+    with torch.no_grad():
+        expected = theirs.eval()(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(run.logits(tokens), expected, atol=1e-4)
+    # Learned ones are what they are.
+    learned = dataclasses.replace(run.config.model, norm_scale_and_bias=True)
+    assert with_materialized_norms(learned) == learned == with_materialized_norms(run.config.model)
 
 
 def test_what_opt_cannot_express_is_refused_by_name(make_run, tmp_path, capsys):
@@ -160,6 +174,9 @@ def test_what_opt_cannot_express_is_refused_by_name(make_run, tmp_path, capsys):
         run.export(family="opt")
     for field in ("positions is 'learned+rotary'", "gated is True", "layer_norm_epsilon is 1e-06"):
         assert f"config.model.{field}" in str(refused.value)
+    run = make_run(positions="rotary", gated=True, norm="rms", norm_scale_and_bias=True, activation="silu")
+    with pytest.raises(UserError, match=r"\(opt\) cannot express.*positions is 'rotary'.*; --family=llama can$"):
+        run.export(family="opt")
     command = ["export", "--config=examples/digits/demo.py", f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}"]
     assert main(command) == 2
     error = capsys.readouterr().err

@@ -107,6 +107,7 @@ def test_another_architecture_is_refused_field_by_field(make_run, tmp_path):
         model=dataclasses.replace(config.model, num_layers=3, num_heads=2, biases=False, positions="rotary"),
         vocabulary=dataclasses.replace(config.vocabulary, num_masks=9),
         batch=dataclasses.replace(config.batch, sequence_length=64),
+        image_tokenizer=dataclasses.replace(config.image_tokenizer, encoder="patch"),
     )
     with pytest.raises(UserError) as refused:
         import_folder(wrong, tmp_path / "there", folder)
@@ -119,9 +120,10 @@ def test_another_architecture_is_refused_field_by_field(make_run, tmp_path):
         "config.model.positions is 'rotary', the folder has 'learned'",
         "config.vocabulary.num_masks is 9, the folder has 8",
         "config.batch.sequence_length is 64, the folder has 32",
+        "config.image_tokenizer.encoder is 'patch', the folder has 'convolutional'",
     ):
         assert phrase in message
-    assert message.count("config.") == 6
+    assert message.count("config.") == 7
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ LLAMA = dict(norm="rms", gated=True, positions="rotary", tied_embeddings=False, 
 MODELS = {
     "opt": ModelConfig(**SIZES, biases=True, embedding_dim=8),
     "llama": ModelConfig(**SIZES, **LLAMA),
+    "qwen3": ModelConfig(**SIZES, **LLAMA, query_key_norm="rms", head_size=6),
     "chameleon": ModelConfig(**SIZES, **LLAMA, query_key_norm="layer", query_key_norm_per_head=True),
 }
 TABLES = {name: FAMILIES.load(name).tensors for name in MODELS}

@@ -105,6 +105,28 @@ def test_the_schema_of_kubernetes_finds_mistakes():
             kubernetes_validate.validate(job | {"spec": job["spec"] | {name: value}}, KUBERNETES, strict=True)
 
 
+@pytest.mark.parametrize("template", ["gke_jobset.yaml", "gke_job.yaml"])
+@pytest.mark.parametrize("claim", ["", "claim"])
+def test_a_volume_is_mounted_where_there_is_one_and_copies_of_buckets_have_a_folder(template, claim):
+    command = ("train", "--workdir=gs://bucket/data/run", "--config=/database.py")
+    *_, found = rendered(template, *JOBS["a slice"], f"CLAIM={claim}", "ACCOUNT=reader", command=command)
+    job = found["spec"]
+    if template == "gke_jobset.yaml":
+        (workers,) = job["replicatedJobs"]
+        job = workers["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]} == {
+        "/copies": {"name": "copies", "emptyDir": {}},
+        **({"/data": {"name": "data", "persistentVolumeClaim": {"claimName": claim}}} if claim else {}),
+    }
+    assert {"name": "CM3LEON_CACHE", "value": "/copies"} in container["env"]
+    # The image's user: test_dockerfile.py.
+    assert pod["securityContext"]["fsGroup"] == 1000
+    assert pod["serviceAccountName"] == "reader"
+
+
 def started_by(pod: dict, folder: Path, **environment: str) -> dict[str, str]:
     """What the container's command gives cm3leon: its arguments, and the variables of JAX."""
     program = folder / "cm3leon"
@@ -176,7 +198,10 @@ def test_arguments_come_through_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("NAME=run", "--", "train"), "no value of IMAGE and CLAIM: add IMAGE=VALUE"),
+        (("NAME=run", "--", "train"), "no value of IMAGE: add IMAGE=VALUE"),
+        (("ACCELERATOR=nvidia-l4", "--", "train"), "no value of IMAGE and HOSTS: add IMAGE=VALUE"),
+        (("IMAGE=image", "--", "train", "--workdir=/data/run"), "no CLAIM, and --workdir=/data/run is on its volume"),
+        (("IMAGE=image", "--", "train", "--workdir", "/data"), "no CLAIM, and /data is on its volume"),
         ((*WHERE, "ACCELERATOR=nvidia-l4", "--", "train"), "no value of HOSTS"),
         ((*WHERE, "SLICE=2", "--", "train"), "no variable SLICE: there are NAME, IMAGE"),
         ((*WHERE, "SLICES=two", "--", "train"), "SLICES is 'two'"),

@@ -9,7 +9,7 @@ import pytest
 
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.models import fused_attention
-from cm3leon_jax.models.attention import attention, rotary_angles, rotate
+from cm3leon_jax.models.attention import attention
 from cm3leon_jax.models.config import MeshConfig
 from cm3leon_jax.models.sharding import make_mesh
 
@@ -100,31 +100,3 @@ def test_splash_names_a_length_it_cannot_take():
     assert fused_attention.splash_block(4224) == 384
     with pytest.raises(UserError, match="sequence_length 4100 is no multiple of 128"):
         fused_attention.splash_block(4100)
-
-
-def turned_score(at: tuple[int, int], key_at: tuple[int, int], with_images: bool):
-    """The product of a query and a key, each at a position and an image place."""
-    turned = []
-    for seed, (position, place) in enumerate((at, key_at)):
-        x = jax.random.normal(jax.random.key(seed), (1, 1, 2, 8))
-        angles = rotary_angles(jnp.array([[position]]), jnp.array([[place]]) if with_images else None, 8)
-        turned.append(rotate(x, angles))
-    return jnp.einsum("BLHd,BLHd->H", *turned)
-
-
-def test_rotary_scores_depend_on_the_distance_alone():
-    def score(query: int, key: int):
-        return turned_score((query, 7), (key, 3), with_images=False)
-
-    np.testing.assert_allclose(score(9, 4), score(25, 20), atol=1e-4)
-    assert jnp.abs(score(9, 4) - score(9, 5)).max() > 1e-2
-    np.testing.assert_allclose(score(9, 4), turned_score((9, 0), (4, 0), with_images=False))
-    query = jax.random.normal(jax.random.key(0), (1, 1, 2, 8))
-    np.testing.assert_array_equal(rotate(query, rotary_angles(jnp.array([[0]]), None, 8)), query)
-
-
-def test_with_images_scores_depend_on_the_distance_in_the_document_and_that_in_the_images():
-    near = turned_score((90, 12), (20, 11), with_images=True)
-    np.testing.assert_allclose(near, turned_score((80, 5), (10, 4), with_images=True), atol=1e-4)
-    for other in ((90, 12), (20, 10)), ((91, 12), (20, 11)):
-        assert jnp.abs(near - turned_score(*other, with_images=True)).max() > 1e-2

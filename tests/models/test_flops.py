@@ -22,7 +22,14 @@ def test_a_step_of_the_7b_by_hand():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_key_value_heads": 2}, {"gated": True, "ffn_dim": 96}, {"embedding_dim": 16}, {"positions": "rotary"}],
+    [
+        {},
+        {"num_key_value_heads": 2},
+        {"head_size": 6},
+        {"gated": True, "ffn_dim": 96},
+        {"embedding_dim": 16},
+        {"positions": "rotary"},
+    ],
 )
 def test_every_matrix_of_the_model_is_counted(changes):
     config = replace(ModelConfig(num_layers=3, model_dim=32, num_heads=4, positions="rotary"), **changes)

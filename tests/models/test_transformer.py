@@ -114,6 +114,9 @@ def test_scanned_looped_and_rematerialized_layers_agree(tiny_model, remat):
         dict(query_key_norm="layer", biases=True, gated=True, num_key_value_heads=1),
         dict(query_key_norm="rms", positions="rotary", rotary_base=500_000.0, tied_embeddings=False),
         dict(norm_position="output", norm="rms", query_key_norm="layer", query_key_norm_per_head=True),
+        dict(query_key_value_biases=True, head_size=6, num_key_value_heads=2),
+        dict(positions="rotary", rotary_scaling="linear", model_dim=36, num_heads=8, head_size=4),
+        dict(positions="rotary", rotary_scaling="llama3", rotary_original_length=8, head_size=16),
     ],
 )
 def test_cached_steps_equal_the_whole_forward(tiny_model, changes):

@@ -22,11 +22,16 @@ def found(datastore: np.ndarray, queries: np.ndarray, count: int) -> Hits:
 def select(
     datastore, queries, own, document_rows=None, selected=None, count=3, max_similarity=0.9, min_similarity=0.0
 ) -> Hits:
-    document_rows = np.full(len(queries), NONE) if document_rows is None else document_rows
+    group_rows = np.zeros((len(queries), 2), np.int64) if document_rows is None else only(document_rows)
     selected = selected or Hits.none(len(queries), 0, DIM)
     return select_neighbors(
-        found(datastore, queries, len(datastore)), document_rows, own, selected, count, max_similarity, min_similarity
+        found(datastore, queries, len(datastore)), group_rows, own, selected, count, max_similarity, min_similarity
     )
+
+
+def only(rows: np.ndarray) -> np.ndarray:
+    """The ranges of single rows."""
+    return np.stack([rows, rows + 1], axis=1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,11 +47,10 @@ def test_every_choice_keeps_the_rules_and_leaves_out_nothing_better(
 ):
     rng = np.random.default_rng(seed)
     datastore, queries, own = (l2_normalize(rng.normal(size=(n, DIM))) for n in (datastore_size, 5, 5))
-    document_rows = rng.integers(-1, datastore_size, 5)
+    first_rows = rng.integers(0, datastore_size, 5)
+    group_rows = np.stack([first_rows, first_rows + rng.integers(0, 4, 5)], axis=1)
     candidates = found(datastore, queries, datastore_size)
-    result = select_neighbors(
-        candidates, document_rows, own, Hits.none(5, 0, DIM), count, max_similarity, min_similarity
-    )
+    result = select_neighbors(candidates, group_rows, own, Hits.none(5, 0, DIM), count, max_similarity, min_similarity)
     for document in range(5):
         expected: list[int] = []
         for row in candidates.rows[document]:
@@ -56,7 +60,7 @@ def test_every_choice_keeps_the_rules_and_leaves_out_nothing_better(
                 *(float(datastore[row] @ datastore[other]) for other in expected),
             ]
             if (
-                row != document_rows[document]
+                not group_rows[document, 0] <= row < group_rows[document, 1]
                 and min_similarity <= score <= max_similarity
                 and max(similarities) <= max_similarity
             ):

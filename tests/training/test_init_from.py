@@ -47,7 +47,9 @@ def setup_in(folder, vocabulary, corpus_path, model, tiny_images, mesh=None, len
     return TransformerTraining.open(config, folder)
 
 
-MODEL = ModelConfig(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="none")
+MODEL = ModelConfig(
+    num_layers=2, model_dim=32, num_heads=4, tied_embeddings=False, compute_dtype="float32", remat="none"
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +105,15 @@ def test_another_vocabulary_and_a_longer_sequence_begin_with_what_both_have(
     )  # fmt: skip
     fresh = jax.device_get(setup.compiled.init()["parameters"])
     found = jax.device_get(started(setup).state["parameters"])
-    table, theirs = found["token_embedding"].get_value(), parameters["token_embedding"].get_value()
     ids = {vocabulary.name(index): index for index in range(vocabulary.size)}
     num_taken = 0
     for index in range(other_vocabulary.size):
         name = other_vocabulary.name(index)
         same = ids.get(name) if not name.startswith(("<id:", "<unused:")) else None
-        expected = fresh["token_embedding"].get_value()[index] if same is None else theirs[same]
-        np.testing.assert_array_equal(table[index], expected, err_msg=name)
+        for each in ("token_embedding", "output_embedding"):
+            table, new, theirs = (tree[each].get_value() for tree in (found, fresh, parameters))
+            expected = new[index] if same is None else theirs[same]
+            np.testing.assert_array_equal(table[index], expected, err_msg=name)
         num_taken += same is not None
     assert num_taken > 256 + 24
     positions = found["position_embedding"].get_value()
@@ -149,8 +152,8 @@ def test_another_shape_is_refused_by_the_name_of_each_field(
     with pytest.raises(UserError) as refused:
         started(setup)
     differing = {name for name in dataclasses.asdict(MODEL) if f"config.model.{name} is" in str(refused.value)}
-    # The width of the other layers follows from the model's where it is not said.
-    assert differing == fields.keys() | ({"ffn_dim", "embedding_dim"} if "model_dim" in fields else set())
+    # The width of the other layers and heads follows from the model's where it is not said.
+    assert differing == fields.keys() | ({"ffn_dim", "embedding_dim", "head_size"} if "model_dim" in fields else set())
 
 
 def test_what_is_no_run_or_lacks_its_vocabulary_is_refused(

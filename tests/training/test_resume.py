@@ -170,7 +170,7 @@ def test_resume_with_another_length_logs_the_new_schedule(setup, saved, folder, 
     # No step of this run was taken yet.
     assert said == [
         f"schedule: the run ends at step {num_steps:,}, not 10: the learning rate is {float(schedule(0)):.3g} from "
-        f"here on, not 0, and decays linearly to {float(schedule(num_steps)):.3g} at the end"
+        f"here on, not 0, and falls to {float(schedule(num_steps)):.3g} at the end"
     ]
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32, Int64, UInt64
+from jaxtyping import Bool, Float32, Int, Int32, Int64, UInt64
 
 from cm3leon_jax import counter_random
 from cm3leon_jax.counter_random import Stream
-from cm3leon_jax.data.batches.config import ObjectiveConfig
+from cm3leon_jax.data.batches.config import LossWeightsConfig, ObjectiveConfig
+from cm3leon_jax.documents import Role
 from cm3leon_jax.vocabulary import Vocabulary
 
 # A masked span costs its sentinel in place, its sentinel at the end of the sequence, and the `<eoss>` after it.
@@ -128,19 +129,50 @@ def apply_span_masks(
       positions: those in images; a moved code keeps its own, a sentinel gets the position that follows it.
       limit: longest result; tokens before the first moved span are dropped for it, and only then the end.
     """
-    both, end = np.stack([tokens, positions]), np.array([[vocabulary.eoss], [0]])
+    moved = mask_spans(np.stack([tokens, positions]), spans, vocabulary, limit)
+    return moved[0], moved[1]
+
+
+def mask_spans(
+    rows: Int[np.ndarray, "k n"], spans: list[Span], vocabulary: Vocabulary, limit: int | None = None
+) -> Int32[np.ndarray, "k m"]:
+    """`apply_span_masks` of rows: tokens, positions in images and, if there is a third, roles.
+
+    A sentinel has the role of what stands before its span, the `<eoss>` that of the span it ends.
+    """
+    num_rows, length = rows.shape
+
+    def column(token: int, position: int, role: int) -> Int[np.ndarray, "k 1"]:
+        return np.array([token, position, role])[:num_rows, None]
+
+    def role_at(index: int) -> int:
+        return int(rows[2, max(0, index)]) if num_rows > 2 else 0
+
     source: list[np.ndarray] = []
     tail: list[np.ndarray] = []
     last = 0
     for index, (start, stop) in enumerate(spans):
-        sentinel = vocabulary.mask(index)
-        source += [both[:, last:start], np.array([[sentinel], [positions[stop - 1]]])]
-        tail += [np.array([[sentinel], [max(0, positions[start] - 1)]]), both[:, start:stop], end]
+        sentinel, outside = vocabulary.mask(index), role_at(start - 1)
+        source += [rows[:, last:start], column(sentinel, int(rows[1, stop - 1]), outside)]
+        end = column(vocabulary.eoss, 0, min(role_at(stop - 1), Role.TARGET))
+        tail += [column(sentinel, max(0, int(rows[1, start]) - 1), outside), rows[:, start:stop], end]
         last = stop
-    source.append(both[:, last:])
+    source.append(rows[:, last:])
     moved = np.concatenate([*source, *tail], axis=1, dtype=np.int32)
     if limit is not None and moved.shape[1] > limit:
-        kept = len(tokens) + sum(1 + start - stop for start, stop in spans)
+        kept = length + sum(1 + start - stop for start, stop in spans)
         first_dropped = max(0, kept - (moved.shape[1] - limit))
         moved = np.concatenate([moved[:, :first_dropped], moved[:, kept:]], axis=1)[:, :limit]
-    return moved[0], moved[1]
+    return moved
+
+
+def role_weights(weights: LossWeightsConfig) -> Float32[np.ndarray, "roles 2"]:
+    """What a token of each role counts in the loss: one that is no image code, and one that is."""
+    by_role = {
+        Role.CONTEXT: weights.context,
+        Role.INSTRUCTION: weights.instruction,
+        Role.TARGET: 1.0,
+        Role.CHANGED: weights.changed,
+        Role.RETRIEVED: weights.retrieved,
+    }
+    return np.array([[by_role[role] * weights.text, by_role[role] * weights.image] for role in Role], np.float32)

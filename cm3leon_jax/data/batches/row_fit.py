@@ -1,7 +1,7 @@
 """What rows keep of documents that are longer than a row, and how many images that loses at a config's row length.
 
-Best-fit packing keeps the first segments of such a document; concat-then-split cuts anywhere and goes on in the next
-row, so nothing is lost. Neighbors give way to the document itself and cost it nothing.
+Best-fit packing keeps the first segments of such a document, and nothing of an instruction; concat-then-split cuts
+anywhere and goes on in the next row, so nothing is lost. Neighbors give way to the document itself and cost it nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from cm3leon_jax.data.batches.config import BatchConfig
 from cm3leon_jax.data.batches.objective import segments
+from cm3leon_jax.data.batches.order import sampling_rates
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.vocabulary import Vocabulary
@@ -87,7 +88,10 @@ def row_losses(corpus: PreparedCorpus, vocabulary: Vocabulary, batch: BatchConfi
     longest = longest_document(batch)
     num_documents = num_cut = num_images = advised = 0
     lost = weighed_lost = weighed = 0.0
-    for name, documents in corpus.splits(split).items():
+    splits = corpus.splits(split)
+    sizes = {name: documents.num_in_epoch for name, documents in splits.items()}
+    rates = sampling_rates(sizes, corpus.rates(), batch.task_sampling)
+    for name, documents in splits.items():
         lengths = documents.lengths
         images = corpus.manifest["tasks"][name]["splits"][split]["num_image_tokens"] // corpus.image_length
         cut = np.flatnonzero(lengths > longest) if longest is not None else np.zeros(0, np.int64)
@@ -95,11 +99,12 @@ def row_losses(corpus: PreparedCorpus, vocabulary: Vocabulary, batch: BatchConfi
         codes_lost = 0
         for index in read.tolist():
             ids = documents.document(index)
-            kept = truncate_document(ids, longest or 0, vocabulary)
+            # An instruction without its target teaches nothing.
+            kept = ids[:0] if documents.template(index) else truncate_document(ids, longest or 0, vocabulary)
             codes_lost += int(vocabulary.is_image(ids[len(kept) :]).sum())
         images_lost = codes_lost / corpus.image_length * len(cut) / max(1, len(read))
         # How often training meets a document of the task.
-        rate = corpus.rates()[name] / len(lengths)
+        rate = rates[name] / len(lengths)
         weighed_lost, weighed = weighed_lost + rate * images_lost, weighed + rate * images
         num_documents, num_cut = num_documents + len(lengths), num_cut + len(cut)
         num_images, lost = num_images + images, lost + images_lost

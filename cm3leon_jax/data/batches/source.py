@@ -10,14 +10,15 @@ from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int
 
 from cm3leon_jax import counter_random
 from cm3leon_jax.data.batches.batch import Batch
 from cm3leon_jax.data.batches.config import BatchConfig, ObjectiveConfig
 from cm3leon_jax.data.batches.objective import (
-    apply_span_masks,
+    mask_spans,
     positions_in_image,
+    role_weights,
     sample_spans,
     segments_between,
     separator_indices,
@@ -54,6 +55,7 @@ class BatchSource:
         self.planner = RowPlanner(corpus, vocabulary, objective, batch, split, retrieval)
         self.locate = RowLocator(lambda block: len(self.planner.plan(block).rows), start_block).locate
         self._vocabulary, self._config = vocabulary, batch
+        self._role_weights = role_weights(objective.weights)
 
     def __len__(self) -> int:
         return 1 << 62
@@ -85,29 +87,45 @@ class BatchSource:
         tokens = np.concatenate(parts, dtype=np.int32)
         image_positions = positions_in_image(tokens, self._vocabulary)
         separators = separator_indices(tokens, self._vocabulary)
+        columns = [tokens, image_positions]
+        if self.planner.has_roles:
+            columns.append(np.concatenate([part for _, sequence in sequences for part in sequence.roles or ()]))
+        found = np.stack(columns)
         rng = counter_random.generator(0)
         ends = [0] * (first + len(rows))
         offset = 0
         for row, sequence in sequences:
             start, stop = offset + sequence.start, offset + sequence.stop
             offset += sum(map(len, sequence.parts))
-            found = tokens[start:stop], image_positions[start:stop]
+            own = found[:, start:stop]
             if count := int(sequence.masks.counts[sequence.mask]):
-                counter_random.restart(rng, sequence.masks.keys[sequence.mask])
-                segments = segments_between(separators, start, stop)
-                is_whole = bool(sequence.masks.is_whole[sequence.mask])
-                spans = sample_spans(stop - start, segments, count, is_whole, rng)
-                found = apply_span_masks(*found, spans, self._vocabulary, self._config.sequence_length + 1)
-            ends[row] = _write_sequence(*found, batch, row, ends[row])
+                spans = sequence.spans
+                if spans is None:
+                    counter_random.restart(rng, sequence.masks.keys[sequence.mask])
+                    segments = segments_between(separators, start, stop)
+                    is_whole = bool(sequence.masks.is_whole[sequence.mask])
+                    spans = sample_spans(stop - start, segments, count, is_whole, rng)
+                own = mask_spans(own, spans[:count], self._vocabulary, self._config.sequence_length + 1)
+            weights = self._weights(own) if self.planner.has_roles else 1
+            ends[row] = _write_sequence(own, weights, batch, row, ends[row])
+
+    def _weights(self, rows: Int[np.ndarray, "k n"]) -> Float32[np.ndarray, "n-1"]:
+        """What each token after the first counts in the loss, from tokens, positions and roles."""
+        is_image = self._vocabulary.is_image(rows[0, 1:]).astype(np.int64)
+        return self._role_weights[rows[2, 1:], is_image]
 
 
 def _write_sequence(
-    tokens: Int32[np.ndarray, "n"], image_positions: Int32[np.ndarray, "n"], batch: Batch, row: int, start: int
+    rows: Int[np.ndarray, "k n"], weights: Float32[np.ndarray, "n-1"] | int, batch: Batch, row: int, start: int
 ) -> int:
-    """Writes a sequence into a row from `start` on; returns where it ends. Its last token is only a target."""
+    """Writes tokens and positions in images into a row from `start` on; returns where they end.
+
+    The last token is only a target.
+    """
+    tokens, image_positions = rows[0], rows[1]
     stop = start + len(tokens) - 1
     batch.tokens[row, start:stop], batch.targets[row, start:stop] = tokens[:-1], tokens[1:]
-    batch.weights[row, start:stop] = 1
+    batch.weights[row, start:stop] = weights
     batch.positions[row, start:stop] = np.arange(stop - start, dtype=np.int32)
     batch.document_start[row, start:stop] = start
     batch.image_positions[row, start:stop] = image_positions[:-1]

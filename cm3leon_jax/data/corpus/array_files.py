@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import atomic_write
 from cm3leon_jax.records import Checksum, Name, read_record, write_record
+from cm3leon_jax.storage.mirror import fetch_arrays
 
 _BLOCK = 1 << 22
 
@@ -29,6 +30,7 @@ class ArrayFiles(TypedDict):
 def file_checksum(file: Path) -> int:
     """CRC-32 of a whole file."""
     found = 0
+    fetch_arrays([file])
     with file.open("rb") as opened:
         while block := opened.read(_BLOCK):
             found = zlib.crc32(block, found)

@@ -13,6 +13,14 @@ from cm3leon_jax.records import Checksum, Count, Name, PositiveCount
 _NumShards = Annotated[int, Field(ge=1, le=100_000)]
 
 
+class InstructionFiles(TypedDict):
+    """The templates in a shard, in the order of their numbers, and the checksums of the files about them."""
+
+    names: list[str]
+    templates: Checksum
+    fields: Checksum
+
+
 class ShardFiles(TypedDict):
     """What the files of a shard hold, and the checksum of each."""
 
@@ -21,12 +29,16 @@ class ShardFiles(TypedDict):
     tokens: Checksum
     offsets: Checksum
     checksums: Checksum
+    instructions: NotRequired[InstructionFiles]
+    groups: NotRequired[Checksum]
 
 
 class SkippedCounts(TypedDict):
-    """Documents that were skipped, by reason; the first of them one by one."""
+    """Documents that were skipped, or images left out of documents, by reason; the first of them one by one."""
 
     by_reason: dict[str, Count]
+    # Of them, those that are sound, but that the config does not want.
+    num_unwanted: NotRequired[Count]
     first: list[dict[str, Any]]
 
 
@@ -45,6 +57,7 @@ class ShardRecord(TokenCounts):
     num_examples: Count
     num_images: Count
     skipped: SkippedCounts
+    omitted: NotRequired[SkippedCounts]
     last: bool
     files: ShardFiles
 
@@ -53,6 +66,7 @@ class SplitEntry(TokenCounts):
     num_shards: _NumShards
     shards: list[ShardFiles]
     skipped: SkippedCounts
+    omitted: NotRequired[SkippedCounts]
 
 
 class TaskEntry(TypedDict):

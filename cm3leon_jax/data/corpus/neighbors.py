@@ -111,6 +111,14 @@ class DatastoreDocuments:
         """The index of a task's first document; None if the task is not in the datastore."""
         return self._first[self.tasks.index(task)] if task in self.tasks else None
 
+    def groups(self, task: str, documents: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n 2"]:
+        """Where the groups of documents of a task begin and end, by datastore index (alternatives.py)."""
+        found, first = self._splits[task].alternatives, self.first_index(task) or 0
+        if found is None:
+            return np.stack([documents, documents + 1], axis=1) + first
+        number = np.searchsorted(found.starts, documents, "right")
+        return np.stack([found.starts[number - 1], found.starts[number]], axis=1) + first
+
     def origin(self, index: int) -> tuple[str, int]:
         """The task of a document, and its index there."""
         task = bisect_right(self._first, index) - 1

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cm3leon_jax.data.corpus.config import CorpusConfig
-from cm3leon_jax.data.corpus.document_tokenizer import ImageEncoder
+from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
 from cm3leon_jax.data.corpus.manifest import CorpusPlan
+from cm3leon_jax.data.corpus.pair_scores import LoadEncoder, load_scorer
 from cm3leon_jax.data.corpus.prepared import FORMAT_VERSION
 from cm3leon_jax.data.sources.reading import TaskReader, source_changes
 from cm3leon_jax.data.sources.skipped import printable
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.records import read_record
-from cm3leon_jax.vocabulary import Vocabulary
 
 
 def check_splits(corpus: CorpusConfig, tasks: Sequence[TaskReader]) -> None:
@@ -34,9 +36,17 @@ def check_splits(corpus: CorpusConfig, tasks: Sequence[TaskReader]) -> None:
 
 
 def make_plan(
-    corpus: CorpusConfig, vocabulary: Vocabulary, image_tokenizer: ImageEncoder, tasks: Sequence[TaskReader]
+    corpus: CorpusConfig, tokens: DocumentTokenizer, tasks: Sequence[TaskReader], load_encoder: LoadEncoder
 ) -> dict[str, Any]:
     """All that the tokens on disk depend on."""
+    vocabulary, image_tokenizer = tokens.vocabulary, tokens.image_tokenizer
+    is_cut = tokens.max_length is not None and any(task.min_images is not None for task in tasks)
+    if is_cut and image_tokenizer.config.image_length > tokens.max_length:
+        raise UserError(
+            f"documents are cut into parts of at most {tokens.max_length:,} tokens, which hold no image of "
+            f"{image_tokenizer.config.image_length:,} codes: raise config.corpus.max_document_length, or "
+            "config.batch.sequence_length where that is None"
+        )
     if vocabulary.num_image_codes != image_tokenizer.config.codebook_size:
         raise UserError(
             f"the vocabulary has {vocabulary.num_image_codes} image codes, the image tokenizer "
@@ -49,6 +59,7 @@ def make_plan(
         "train_split": corpus.train_split,
         "held_out_split": corpus.held_out_split,
         "examples_per_shard": corpus.examples_per_shard,
+        **({"max_document_length": tokens.max_length} if is_cut else {}),
         "vocabulary": {
             "fingerprint": vocabulary.fingerprint,
             "size": vocabulary.size,
@@ -63,6 +74,9 @@ def make_plan(
             "grid": image_tokenizer.config.grid,
             "image_length": image_tokenizer.config.image_length,
         },
+        "curation": _curation(corpus, tasks, load_encoder),
+        "squaring": tokens.squaring.description(),
+        "sampled captions": ", ".join(task.name for task in tasks if task.is_sampled),
         "sources": {task.name: provenance for task in tasks if (provenance := task.provenance())},
     }
 
@@ -74,7 +88,8 @@ def check_plan(path: Path, plan: dict[str, Any], tasks: Sequence[TaskReader]) ->
     plan_then = read_record(path / "plan.json", "the plan of the corpus", CorpusPlan, fix)
     found = _identity(plan_then)
     for name, now in _identity(plan).items():
-        if (was := found.get(name)) != now:
+        # An older plan lacks a description, for which the default is meant.
+        if (was := found.get(name) or "") != (now or ""):
             raise UserError(
                 f"the corpus {path} was prepared with another {name} ({was}, now it is {now}): "
                 "delete that folder, or choose another config.corpus.path"
@@ -94,6 +109,16 @@ def check_sources(stored: dict[str, Any], tasks: Sequence[TaskReader], path: Pat
                 "delete that folder to prepare it again, or choose another config.corpus.path"
                 f"{hint if 'times' in changes else ''}"
             )
+
+
+def _curation(corpus: CorpusConfig, tasks: Sequence[TaskReader], load_encoder: LoadEncoder) -> str:
+    """What the config asks of documents; empty if nothing."""
+    asked = {task.name: description for task in tasks if (description := task.curator.description())}
+    if corpus.duplicates.any:
+        asked["duplicates"] = json.dumps(asdict(corpus.duplicates))
+    if any(task.curator.min_clip_score is not None for task in tasks):
+        asked["encoder"] = load_scorer(load_encoder).fingerprint
+    return "; ".join(f"{name}: {description}" for name, description in asked.items())
 
 
 def _identity(plan: dict[str, Any]) -> dict[str, Any]:

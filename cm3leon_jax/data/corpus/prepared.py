@@ -5,7 +5,8 @@
     CORPUS/TASK/SPLIT/offsets-00000.npy     int64 [documents + 1]: where each document starts
     CORPUS/TASK/SPLIT/checksums-00000.npy   uint32 [documents]: CRC-32 of each document's bytes
 
-A document is stored as its segments with `<break>` between them. Shards are memory-mapped: a random read costs
+A document is stored as its segments with `<break>` between them, an instruction in the first wording of its template
+(instructions.py says where its fields are). Shards are memory-mapped: a random read costs
 microseconds and no memory. Opening a corpus checks its manifest, offsets and checksums, about 1% of its bytes, and all
 tokens of a small one; a document is checked the first time it is read.
 """
@@ -24,11 +25,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, UInt
 
+from cm3leon_jax.data.corpus.alternatives import Alternatives, open_groups
 from cm3leon_jax.data.corpus.array_files import check_file, open_array
+from cm3leon_jax.data.corpus.instructions import Instructions, InstructionShard
 from cm3leon_jax.data.corpus.manifest import Manifest, ShardFiles
+from cm3leon_jax.data.templates import TEMPLATES
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import check_format, read_object
 from cm3leon_jax.records import read_record
+from cm3leon_jax.storage.mirror import fetch_arrays
 from cm3leon_jax.vocabulary import Vocabulary
 
 FORMAT_VERSION = 2
@@ -65,7 +70,13 @@ class TaskSplit:
     def __init__(self, folder: Path, shards: Sequence[ShardFiles], dtype: np.dtype, first_shard: int = 0) -> None:
         self.dtype, self._folder, self._first_shard = dtype, folder, first_shard
         self._offsets, self._tokens, self._checksums = [], [], []
+        self._instructions: list[InstructionShard | None] = []
+        self._groups = list[np.ndarray]()
+        numbers = range(first_shard, first_shard + len(shards))
+        fetch_arrays([file(folder, shard) for shard in numbers for file in (tokens_file, offsets_file, checksums_file)])
         for shard, entry in enumerate(shards, first_shard):
+            self._instructions.append(_instructions(folder, shard, entry))
+            self._groups.append(_groups(folder, shard, entry))
             self._offsets.append(_offsets(offsets_file(folder, shard), entry))
             self._checksums.append(_checksums(checksums_file(folder, shard), entry))
             self._tokens.append(_tokens(tokens_file(folder, shard), entry, dtype))
@@ -85,9 +96,30 @@ class TaskSplit:
     @cached_property
     def lengths(self) -> Int[np.ndarray, "documents"]:
         """Tokens of each document, int32."""
-        return np.concatenate(
-            [np.diff(offsets).astype(np.int32) for offsets in self._offsets] or [np.zeros(0, np.int32)]
-        )
+        lengths = [
+            np.diff(offsets).astype(np.int32) if instructions is None else instructions.lengths
+            for offsets, instructions in zip(self._offsets, self._instructions, strict=True)
+        ]
+        return np.concatenate(lengths or [np.zeros(0, np.int32)])
+
+    @cached_property
+    def instructions(self) -> Instructions | None:
+        """The templates and fields of the documents; None where no document has a template."""
+        if not any(self._instructions):
+            return None
+        num_documents = [len(checksums) for checksums in self._checksums]
+        return Instructions.joined(list(zip(self._instructions, num_documents, strict=True)))
+
+    @cached_property
+    def alternatives(self) -> Alternatives | None:
+        """Which documents an epoch takes; None where it takes all."""
+        found = Alternatives.joined(self._groups) if self._groups else None
+        return found if found is not None and len(found) < self.num_documents else None
+
+    @property
+    def num_in_epoch(self) -> int:
+        """How many documents an epoch takes."""
+        return self.num_documents if self.alternatives is None else len(self.alternatives)
 
     def stored(self, index: int, recheck: bool = False) -> UInt[np.ndarray, "n"]:
         """The tokens of one document in the type of the file, not copied.
@@ -97,8 +129,27 @@ class TaskSplit:
         Raises:
           UserError: if they are not those that were written.
         """
+        shard, row = self._shard_of(index)
+        tokens, instructions = self._stored(shard, row, recheck), self._instructions[shard]
+        return tokens if instructions is None else tokens[: int(instructions.lengths[row])]
+
+    def template(self, index: int) -> str:
+        """The template of a document; empty of one without."""
+        stored = self.instructions
+        number = -1 if stored is None else int(stored.templates[index])
+        return "" if stored is None or number < 0 else stored.names[number]
+
+    def fields(self, index: int) -> list[UInt[np.ndarray, "_"]]:
+        """The ids of the stored fields of an instruction, not copied; nothing of other documents."""
+        shard, row = self._shard_of(index)
+        instructions = self._instructions[shard]
+        return [] if instructions is None else instructions.values(row, self._stored(shard, row))
+
+    def _shard_of(self, index: int) -> tuple[int, int]:
         shard = bisect_right(self._first_document, index) - 1
-        row = index - self._first_document[shard]
+        return shard, index - self._first_document[shard]
+
+    def _stored(self, shard: int, row: int, recheck: bool = False) -> UInt[np.ndarray, "n"]:
         start, stop = self._offsets[shard][row : row + 2].tolist()
         tokens = self._tokens[shard][start:stop]
         if recheck or not self._is_checked[shard][row]:
@@ -134,10 +185,24 @@ class PreparedCorpus:
     def identity(self) -> dict[str, Any]:
         """What decides every batch besides the config: rates, numbers of documents, and both tokenizers."""
         tasks = {
-            name: {"rate": task["rate"]} | {split: found["num_documents"] for split, found in task["splits"].items()}
+            name: {"rate": task["rate"]}
+            | {split: found["num_documents"] for split, found in task["splits"].items()}
+            # Corpora without groups have the identity that they had before there were any.
+            | {f"{split} groups": True for split, found in task["splits"].items() if _has_groups(found["shards"])}
             for name, task in self.manifest["tasks"].items()
         }
         return {"tasks": tasks, "image_tokenizer": self.manifest["image_tokenizer"].get("fingerprint")}
+
+    def templates(self) -> dict[str, str]:
+        """The templates of the instructions in it, each with the fingerprint of its wordings as they are now."""
+        shards = [
+            shard
+            for task in self.manifest["tasks"].values()
+            for split in task["splits"].values()
+            for shard in split["shards"]
+        ]
+        names = sorted({name for shard in shards if "instructions" in shard for name in shard["instructions"]["names"]})
+        return {name: TEMPLATES.load(name).fingerprint for name in names}
 
     @property
     def image_length(self) -> int:
@@ -178,6 +243,24 @@ def read_manifest(path: Path) -> dict[str, Any]:
             if len(entry["shards"]) != entry["num_shards"]:
                 raise UserError(f"{what} is damaged: {file}: {name}.{split} does not list its shards; {fix}")
     return manifest
+
+
+def _instructions(folder: Path, shard: int, entry: ShardFiles) -> InstructionShard | None:
+    if "instructions" not in entry:
+        return None
+    fix = fix_shard(tokens_file(folder, shard))
+    return InstructionShard(folder, shard, entry["instructions"], entry["num_documents"], fix)
+
+
+def _groups(folder: Path, shard: int, entry: ShardFiles) -> np.ndarray:
+    if "groups" not in entry:
+        return np.full(entry["num_documents"], -1, np.int64)
+    fix = fix_shard(tokens_file(folder, shard))
+    return open_groups(folder, shard, entry["groups"], entry["num_documents"], fix)
+
+
+def _has_groups(shards: Sequence[ShardFiles]) -> bool:
+    return any("groups" in shard for shard in shards)
 
 
 # Plain arrays over the mapped files: a slice of np.memmap costs ten times as much.

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from cm3leon_jax.data.corpus.alternatives import groups_file
 from cm3leon_jax.data.corpus.array_files import save_array
 from cm3leon_jax.data.corpus.document_tokenizer import DecodedDocument, DocumentTokenizer
-from cm3leon_jax.data.corpus.manifest import ShardFiles, ShardRecord
+from cm3leon_jax.data.corpus.instructions import InstructionWriter, StoredInstruction
+from cm3leon_jax.data.corpus.manifest import ShardFiles, ShardRecord, SkippedCounts
 from cm3leon_jax.data.corpus.prepared import checksums_file, offsets_file, tokens_file
 from cm3leon_jax.data.sources.reading import SkippedExample
 from cm3leon_jax.files import atomic_write
@@ -45,6 +47,7 @@ class TokenFile:
         self._folder, self._number, self._dtype = folder, number, dtype
         self._offsets, self._checksums = array("q", [0]), array("I")
         self._checksum = 0
+        self._instructions, self._groups = InstructionWriter(), array("q")
         self._open_files = ExitStack()
 
     def __enter__(self) -> TokenFile:
@@ -55,7 +58,12 @@ class TokenFile:
     def __exit__(self, *exception: Any) -> None:
         self._open_files.__exit__(*exception)
 
-    def add(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> None:
+    def add(
+        self, ids: Sequence[int] | Int[np.ndarray, "n"], instruction: StoredInstruction | None = None, group: int = -1
+    ) -> None:
+        """Takes the tokens of a document; of an instruction, they are its `tokens`. -1 stands for no group."""
+        self._groups.append(group)
+        self._instructions.add(len(ids), instruction)
         data = np.asarray(ids, self._dtype).tobytes()
         self._file.write(data)
         self._offsets.append(self._offsets[-1] + len(ids))
@@ -65,12 +73,44 @@ class TokenFile:
     def close(self) -> ShardFiles:
         """Gives the files their names; returns what they hold."""
         self._open_files.close()
-        return {
+        files: ShardFiles = {
             "num_documents": len(self._checksums),
             "num_tokens": self._offsets[-1],
             "tokens": self._checksum,
             "offsets": save_array(offsets_file(self._folder, self._number), np.array(self._offsets, "<i8")),
             "checksums": save_array(checksums_file(self._folder, self._number), np.array(self._checksums, "<u4")),
+        }
+        if (instructions := self._instructions.close(self._folder, self._number)) is not None:
+            files["instructions"] = instructions
+        if (groups := np.array(self._groups, "<i8")).max(initial=-1) >= 0:
+            files["groups"] = save_array(groups_file(self._folder, self._number), groups)
+        return files
+
+
+@dataclass
+class Reasons:
+    """Counts by reason, with the first of them one by one."""
+
+    _counts: Counter[str] = field(default_factory=Counter)
+    _first: list[dict[str, Any]] = field(default_factory=list)
+    # Of all, those that are no fault, but that the config does not want.
+    _num_unwanted: int = 0
+
+    def add(self, reason: str, index: int, where: str, is_fault: bool = True) -> None:
+        """Counts one, whose kind is the text before the first colon."""
+        self._counts[reason.partition(":")[0]] += 1
+        self._num_unwanted += not is_fault
+        if len(self._first) < NUM_LISTED:
+            self._first.append({"index": index, **({"where": where} if where else {}), "reason": reason})
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def entry(self) -> SkippedCounts:
+        return {
+            "by_reason": dict(sorted(self._counts.items())),
+            "num_unwanted": self._num_unwanted,
+            "first": self._first,
         }
 
 
@@ -85,8 +125,8 @@ class ShardWriter:
     # How many of its first images are kept as samples.
     num_samples: int
     _counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_COUNTED, 0)))
-    _skipped: Counter[str] = field(default_factory=Counter)
-    _listed: list[dict[str, Any]] = field(default_factory=list)
+    _skipped: Reasons = field(default_factory=Reasons)
+    _omitted: Reasons = field(default_factory=Reasons)
     _documents: deque[DecodedDocument] = field(default_factory=deque)
     _images: list[np.ndarray] = field(default_factory=list)
     # Ids of images whose document still waits for others.
@@ -96,15 +136,18 @@ class ShardWriter:
     def num_tokens(self) -> int:
         return self._counts["num_tokens"]
 
-    def add(self, index: int, document: DecodedDocument | SkippedExample) -> None:
-        """Takes one example: a document, or one to be counted as skipped."""
+    def add(self, index: int, document: DecodedDocument | SkippedExample, where: str = "") -> None:
+        """Takes one example: a document, which may be cut into several, or one to be counted as skipped."""
         self._counts["num_examples"] += 1
         if isinstance(document, SkippedExample):
-            self._skipped[document.reason.partition(":")[0]] += 1
-            if len(self._listed) < NUM_LISTED:
-                where = {"where": document.where} if document.where else {}
-                self._listed.append({"index": index, **where, "reason": document.reason})
+            self._skipped.add(document.reason, index, where, document.is_fault)
             return
+        for reason in document.omitted:
+            self._omitted.add(reason, index, where)
+        for part in self.tokens.parts(document):
+            self._add(part)
+
+    def _add(self, document: DecodedDocument) -> None:
         for number, image in enumerate(document.images, self._counts["num_images"]):
             if number < self.num_samples:
                 with atomic_write(self.folder / "samples" / f"{number:05d}.png") as temporary:
@@ -127,7 +170,8 @@ class ShardWriter:
         record = {
             **self._counts,
             "num_image_tokens": self._counts["num_images"] * self.tokens.image_tokenizer.config.image_length,
-            "skipped": {"by_reason": dict(sorted(self._skipped.items())), "first": self._listed},
+            "skipped": self._skipped.entry(),
+            **({"omitted": self._omitted.entry()} if self._omitted else {}),
             "last": last,
             "files": self.file.close(),
         }
@@ -142,4 +186,8 @@ class ShardWriter:
         while self._documents and len(self._documents[0].images) <= len(self._codes):
             document = self._documents.popleft()
             codes = (self._codes.popleft() for _ in document.images)
-            self.file.add(self.tokens.concatenate(document, codes))
+            if document.template:
+                instruction = self.tokens.instruction(document, codes)
+                self.file.add(instruction.tokens, instruction)
+            else:
+                self.file.add(self.tokens.concatenate(document, codes), group=document.group)

@@ -15,6 +15,9 @@ from tqdm import tqdm
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.data.corpus.manifest import OfVocabulary
 from cm3leon_jax.data.sources.reading import current_changes, provenance_of
+from cm3leon_jax.data.templates import TEMPLATES
+from cm3leon_jax.data.templates.template import Template
+from cm3leon_jax.documents import Document, TextSegment
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_json, write_json
 from cm3leon_jax.records import read_record
@@ -84,9 +87,21 @@ def _texts(corpus: CorpusConfig, num_documents: int) -> Iterator[str]:
     from cm3leon_jax.data.sources.reading import read_documents
 
     documents = islice(read_documents(corpus, corpus.train_split), num_documents)
-    for document in tqdm(documents, unit=" documents", desc="texts", disable=None):
-        if document.text.strip():
-            yield document.text
+    for number, document in enumerate(tqdm(documents, unit=" documents", desc="texts", disable=None)):
+        if (text := _text(document, number)).strip():
+            yield text
+
+
+def _text(document: Document, number: int) -> str:
+    """The text of a document; of an instruction in one of its wordings, each as often, as batches will have it."""
+    if not document.template:
+        return document.text
+    template: Template = TEMPLATES.load(document.template)
+    if template.fields_of(len(document.segments)) is None:
+        # `prepare` skips it.
+        return ""
+    values = [segment.text if isinstance(segment, TextSegment) else "" for segment in document.segments]
+    return template.text(values, number % len(template.wordings))
 
 
 def _origin(corpus: CorpusConfig, config: VocabularyConfig) -> dict[str, Any]:

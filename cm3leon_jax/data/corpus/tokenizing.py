@@ -11,8 +11,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,13 @@ import numpy as np
 from tqdm import tqdm
 
 import cm3leon_jax
+from cm3leon_jax.data.corpus.alternatives import groups_file
 from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
+from cm3leon_jax.data.corpus.dropped import DroppedExamples, find_dropped
+from cm3leon_jax.data.corpus.instructions import fields_file, templates_file
+from cm3leon_jax.data.corpus.manifest import SkippedCounts
+from cm3leon_jax.data.corpus.pair_scores import LoadEncoder
 from cm3leon_jax.data.corpus.plan import check_plan, check_splits, listed, make_plan
 from cm3leon_jax.data.corpus.prepared import checksums_file, offsets_file, read_manifest, token_dtype, tokens_file
 from cm3leon_jax.data.corpus.shard_writer import (
@@ -42,7 +46,7 @@ from cm3leon_jax.data.sources.reading import (
 )
 from cm3leon_jax.distributed import all_processes, barrier, is_coordinator
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import wait_for, write_json
+from cm3leon_jax.files import remove, size_of, wait_for, write_json
 from cm3leon_jax.records import write_record
 from cm3leon_jax.threads import mapped_ahead
 
@@ -54,7 +58,7 @@ log = logging.getLogger(__name__)
 _COUNTS = ("num_documents", "num_tokens", "num_text_tokens", "num_image_tokens")
 
 
-def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer) -> dict[str, Any]:
+def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer, load_encoder: LoadEncoder) -> dict[str, Any]:
     """Writes the missing shards of `corpus.path`; returns the manifest. All processes call this, and wait for all.
 
     Raises:
@@ -64,7 +68,7 @@ def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer) -> dict[
     path = Path(corpus.path)
     tasks = open_mixture(corpus)
     check_splits(corpus, tasks)
-    plan = make_plan(corpus, tokens.vocabulary, tokens.image_tokenizer, tasks)
+    plan = make_plan(corpus, tokens, tasks, load_encoder)
     check_plan(path, plan, tasks)
     if is_coordinator():
         _drop_incomplete(path, token_dtype(tokens.vocabulary.size))
@@ -83,7 +87,8 @@ def write_token_shards(corpus: CorpusConfig, tokens: DocumentTokenizer) -> dict[
     # Each process has read the sources on its own.
     check_plan(path, plan, tasks)
     begun = time.time()
-    manifest = _write_splits(corpus, path, plan, tasks, tokens)
+    dropped = find_dropped(corpus, path, tasks, tokens, load_encoder)
+    manifest = _write_splits(corpus, path, plan, tasks, tokens, dropped)
     wait_for(path / "manifest.json")
     if is_coordinator():
         log.info(f"the corpus is at {path}")
@@ -104,30 +109,40 @@ def _drop_incomplete(path: Path, dtype: np.dtype) -> None:
     """Forgets shards that lack a file or some tokens, and a manifest that lists them: they are written again."""
     for record in sorted(path.glob("*/*/shard-*.json")):
         folder, number = record.parent, int(record.stem.removeprefix("shard-"))
-        tokens, size = tokens_file(folder, number), read_shard_record(record)["files"]["num_tokens"] * dtype.itemsize
-        files = (tokens, offsets_file(folder, number), checksums_file(folder, number))
-        absent = [file for file in files if not file.exists()]
-        if absent or tokens.stat().st_size != size:
+        entry = read_shard_record(record)["files"]
+        tokens, size = tokens_file(folder, number), entry["num_tokens"] * dtype.itemsize
+        files = [tokens, offsets_file(folder, number), checksums_file(folder, number)]
+        if "instructions" in entry:
+            files += [templates_file(folder, number), fields_file(folder, number)]
+        if "groups" in entry:
+            files.append(groups_file(folder, number))
+        absent = [file for file in files if size_of(file) is None]
+        if absent or size_of(tokens) != size:
             log.info(f"{(absent or [tokens])[0]} is missing or cut: its shard is written again")
-            record.unlink()
+            remove(record)
     if not (path / "manifest.json").exists():
         return
     for name, task in read_manifest(path)["tasks"].items():
         for split, entry in task["splits"].items():
             folder = path / name / split
             if not all(shard_metadata_file(folder, number).exists() for number in range(entry["num_shards"])):
-                (path / "manifest.json").unlink(missing_ok=True)
+                remove(path / "manifest.json")
 
 
 def _write_splits(
-    corpus: CorpusConfig, path: Path, plan: dict[str, Any], tasks: Sequence[TaskReader], tokens: DocumentTokenizer
+    corpus: CorpusConfig,
+    path: Path,
+    plan: dict[str, Any],
+    tasks: Sequence[TaskReader],
+    tokens: DocumentTokenizer,
+    dropped: Mapping[tuple[str, str], DroppedExamples],
 ) -> dict[str, Any]:
     splits = {
         task: [split for split in (corpus.train_split, corpus.held_out_split) if split in task.splits] for task in tasks
     }
     pairs = [(task, split) for task in tasks for split in splits[task]]
     for first, (task, split) in enumerate(pairs):
-        _write_own_shards(task, split, path / task.name / split, tokens, corpus, first)
+        _write_own_shards(task, split, path / task.name / split, tokens, corpus, first, dropped[task.name, split])
     manifest: dict[str, Any] = {
         "created_by": f"cm3leon_jax {cm3leon_jax.__version__}",
         **{name: value for name, value in plan.items() if name != "sources"},
@@ -159,7 +174,8 @@ def _check_num_skipped(corpus: CorpusConfig, task: TaskReader, entry: dict[str, 
     for split in splits:
         by_reason.update(split["skipped"]["by_reason"])
     num_documents = sum(split["num_documents"] for split in splits)
-    num_skipped = task.skipped().num_documents + sum(split["skipped"]["total"] for split in splits)
+    num_faults = sum(split["skipped"]["total"] - split["skipped"]["num_unwanted"] for split in splits)
+    num_skipped = task.skipped().num_documents + num_faults
     skipped = [entry for split in splits for entry in split["skipped"]["first"]]
     first = [f"{entry.get('where', entry['index'])}: {entry['reason']}" for entry in skipped]
     kinds = ", ".join(f"{count:,} for {reason}" for reason, count in by_reason.most_common())
@@ -167,7 +183,13 @@ def _check_num_skipped(corpus: CorpusConfig, task: TaskReader, entry: dict[str, 
 
 
 def _write_own_shards(
-    task: TaskReader, split: str, folder: Path, tokens: DocumentTokenizer, corpus: CorpusConfig, first: int
+    task: TaskReader,
+    split: str,
+    folder: Path,
+    tokens: DocumentTokenizer,
+    corpus: CorpusConfig,
+    first: int,
+    dropped: DroppedExamples,
 ) -> None:
     """Writes this process's missing shards of a split: every `process_count`-th, the first process's from `first`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +210,7 @@ def _write_own_shards(
     examples = mapped_ahead(
         # While images are encoded, others are decoded in threads.
         tokens.decode,
-        ((index, document) for index, document in numbered if is_read(index)),
+        ((index, dropped.kept(index, document)) for index, document in numbered if is_read(index)),
         num_ahead=2 * tokens.batch_size,
     )
     shards = itertools.groupby(examples, key=lambda example: example[0] // size)
@@ -210,9 +232,8 @@ def _write_own_shards(
             with TokenFile(folder, number, token_dtype(tokens.vocabulary.size)) as file:
                 shard = ShardWriter(folder, number, file, tokens, num_samples)
                 for index, document in upcoming[1] if upcoming is not None and upcoming[0] == number else ():
-                    if isinstance(document, SkippedExample):
-                        document = replace(document, where=task.where(split, index))
-                    shard.add(index, document)
+                    is_named = isinstance(document, SkippedExample) or document.omitted
+                    shard.add(index, document, task.where(split, index) if is_named else "")
                     progress.update()
                     if not progress.disable:
                         progress.set_postfix_str(f"{shard.num_tokens:,} tokens in shard {number}", refresh=False)
@@ -236,23 +257,34 @@ def _all_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def _split_entry(records: list[dict[str, Any]]) -> dict[str, Any]:
-    by_reason: Counter[str] = Counter()
-    for record in records:
-        by_reason.update(record["skipped"]["by_reason"])
-    first = [entry for record in records for entry in record["skipped"]["first"]][:NUM_LISTED]
+    omitted = _summed([record["omitted"] for record in records if "omitted" in record])
     return {
         **{name: sum(record[name] for record in records) for name in _COUNTS},
         "num_shards": len(records),
         "shards": [record["files"] for record in records],
-        "skipped": {"total": by_reason.total(), "by_reason": dict(sorted(by_reason.items())), "first": first},
+        "skipped": _summed([record["skipped"] for record in records]),
+        **({"omitted": omitted} if omitted["total"] else {}),
+    }
+
+
+def _summed(counts: list[SkippedCounts]) -> dict[str, Any]:
+    by_reason: Counter[str] = Counter()
+    for each in counts:
+        by_reason.update(each["by_reason"])
+    first = [entry for each in counts for entry in each["first"]][:NUM_LISTED]
+    return {
+        "total": by_reason.total(),
+        "num_unwanted": sum(each.get("num_unwanted", 0) for each in counts),
+        "by_reason": dict(sorted(by_reason.items())),
+        "first": first,
     }
 
 
 def summary(manifest: dict[str, Any]) -> str:
-    """A table of what the corpus holds, and a line for what was skipped."""
+    """A table of what the corpus holds, a line for what was skipped, and one for what documents go on without."""
     header = ("task", "split", "rate", "documents", "text tokens", "image tokens", "shards", "skipped")
     rows = [header]
-    skipped: Counter[str] = Counter()
+    skipped, omitted = Counter[str](), Counter[str]()
     for name, task in manifest["tasks"].items():
         skipped.update(task.get("skipped", {}).get("by_reason", {}))
         for split, entry in task["splits"].items():
@@ -260,10 +292,12 @@ def summary(manifest: dict[str, Any]) -> str:
             total = entry["skipped"]["total"]
             rows.append((name, split, f"{task['rate']:g}", *(f"{count:,}" for count in (*counts, total))))
             skipped.update(entry["skipped"]["by_reason"])
+            omitted.update(entry.get("omitted", {}).get("by_reason", {}))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     line = "  ".join(f"{{:{'<' if column < 2 else '>'}{width}}}" for column, width in enumerate(widths))
     lines = [line.format(*row) for row in rows]
-    if skipped:
-        reasons = ", ".join(f"{count:,} for {reason}" for reason, count in sorted(skipped.items()))
-        lines.append(f"skipped {skipped.total():,} ({reasons}); the first are listed in manifest.json")
+    for what, reasons in (("skipped", skipped), ("left out of documents", omitted)):
+        if reasons:
+            listed_reasons = ", ".join(f"{count:,} for {reason}" for reason, count in sorted(reasons.items()))
+            lines.append(f"{what} {reasons.total():,} ({listed_reasons}); the first are listed in manifest.json")
     return "\n".join(lines)

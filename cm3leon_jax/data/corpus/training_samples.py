@@ -11,9 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +21,15 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from cm3leon_jax.child_process import call_in_child
 from cm3leon_jax.data.corpus.config import CorpusConfig
 from cm3leon_jax.data.sources.reading import current_changes, provenance_of
 from cm3leon_jax.documents import Document, ImageSegment
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.files import atomic_write, read_json, write_json
+from cm3leon_jax.files import atomic_write, read_json, remove, size_of, write_json
 from cm3leon_jax.images import UnreadableImage, decode_image
 from cm3leon_jax.log_handler import show_messages
+from cm3leon_jax.storage.mirror import fetch_arrays
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,8 @@ class SampleSpec:
     resolution: int
     channels: int
     with_texts: bool
+    # How they became squares, where it is another way than by default.
+    squaring: str = ""
 
 
 def load_image_sample(
@@ -66,26 +68,38 @@ def load_image_sample(
 
     They are taken on the first call, in a process of their own, so that TensorFlow never enters the caller's.
     """
-    spec = SampleSpec(corpus.mixture, corpus.train_split, count, resolution, channels, with_texts=False)
+    spec = _spec(corpus, count, resolution, channels, with_texts=False)
     _take_if_needed(corpus, folder, spec)
-    return np.load(folder / "images.npy", mmap_mode="r")
+    return _images_of(folder)
 
 
 def load_pair_sample(corpus: CorpusConfig, folder: Path, count: int, resolution: int) -> PairSample:
     """The same of pairs: documents with a text and exactly one image, which has three channels."""
-    spec = SampleSpec(corpus.mixture, corpus.train_split, count, resolution, channels=3, with_texts=True)
+    spec = _spec(corpus, count, resolution, channels=3, with_texts=True)
     _take_if_needed(corpus, folder, spec)
     texts = [json.loads(line) for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
-    return PairSample(texts, np.load(folder / "images.npy", mmap_mode="r"))
+    return PairSample(texts, _images_of(folder))
+
+
+def _spec(corpus: CorpusConfig, count: int, resolution: int, channels: int, with_texts: bool) -> SampleSpec:
+    squaring = corpus.squaring.description()
+    return SampleSpec(corpus.mixture, corpus.train_split, count, resolution, channels, with_texts, squaring)
+
+
+def _images_of(folder: Path) -> UInt8[np.ndarray, "n R R C"]:
+    fetch_arrays([folder / "images.npy"])
+    return np.load(folder / "images.npy", mmap_mode="r")
 
 
 def _take_if_needed(corpus: CorpusConfig, folder: Path, spec: SampleSpec) -> None:
     wanted, file = dataclasses.asdict(spec), folder / "sample.json"
     names = ["images.npy", *(["texts.jsonl"] if spec.with_texts else [])]
     record = read_json(file, "the sample") if file.exists() else {}
-    if {name: record.get(name) for name in wanted} != wanted or not all((folder / name).exists() for name in names):
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
-            child.submit(_take_in_child, corpus, folder, spec).result()
+    # An older record has no squaring, for which the default is meant.
+    if {name: record.get(name, "") for name in wanted} != wanted or any(
+        size_of(folder / name) is None for name in names
+    ):
+        call_in_child(_take_in_child, corpus, folder, spec)
     elif changes := current_changes(corpus, record):
         log.info(f"the sample is of an older state of the documents ({changes}); delete {folder} to take it again")
 
@@ -105,7 +119,7 @@ def take_sample(corpus: CorpusConfig, folder: Path, spec: SampleSpec) -> None:
     seen: set[bytes] = set()
     unreadable = 0
     # The record is deleted first and written last, so that images are never next to the record of others.
-    (folder / "sample.json").unlink(missing_ok=True)
+    remove(folder / "sample.json")
     with ExitStack() as stack:
         images = stack.enter_context(stack.enter_context(atomic_write(folder / "images.npy")).open("wb"))
         texts: IO[str] | None = None
@@ -122,7 +136,7 @@ def take_sample(corpus: CorpusConfig, folder: Path, spec: SampleSpec) -> None:
             if digest in seen:
                 continue
             try:
-                pixels = decode_image(image.encoded, spec.resolution, spec.channels)
+                pixels = decode_image(image.encoded, spec.resolution, spec.channels, corpus.squaring)
             except UnreadableImage:
                 unreadable += 1
                 continue

@@ -10,53 +10,28 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
+from cm3leon_jax.data.curation.config import CurationConfig
+from cm3leon_jax.data.curation.curator import Curator
 from cm3leon_jax.data.sources.captions import LONGEST, BadCaption, captions_in, cleaned
-from cm3leon_jax.data.sources.config import FolderConfig
+from cm3leon_jax.data.sources.config import FolderConfig, RowsConfig
 from cm3leon_jax.data.sources.listing import METADATA_FILES, UNSUPPORTED, Listing, list_files, same_name, stem_of
 from cm3leon_jax.data.sources.metadata import BadLine, read_metadata
 from cm3leon_jax.data.sources.skipped import Skipped, printable
+from cm3leon_jax.data.sources.splits import SPLIT_NAMES, assign_splits, hash_of
+from cm3leon_jax.data.sources.texts import Texts
+from cm3leon_jax.data.sources.unchanged import read_unchanged
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.images import IMAGE_SUFFIXES
-
-# Names of top folders that are splits, as Hugging Face's imagefolder knows them.
-_SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-
-
-class UnreadableFile(Exception):
-    """A file that is not, or no longer, what the folder's listing says; the text says why."""
-
-
-class Texts:
-    """Texts in a file of their own, so that memory does not grow with them."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this object
-        self._ends = array("q", [0])
-
-    def append(self, text: str) -> None:
-        self._ends.append(self._ends[-1] + self._file.write(text.encode()))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> str:
-        start, end = self._ends[index], self._ends[index + 1]
-        self._file.flush()
-        return os.pread(self._file.fileno(), end - start, start).decode()
 
 
 @dataclass(frozen=True)
@@ -83,18 +58,8 @@ class FolderDocuments:
     def image(self, split: str, index: int) -> bytes:
         """The image file of a document; an `UnreadableFile` if it is not the file that was listed."""
         number = self.images[self.splits[split][index]]
-        try:
-            # Should there be a pipe now, this does not wait for its other end.
-            descriptor = os.open(self.folder / self.listing.images[number], os.O_RDONLY | os.O_NONBLOCK)
-            with os.fdopen(descriptor, "rb") as file:
-                status = os.fstat(descriptor)
-                if (status.st_size, status.st_mtime_ns) != (self.listing.sizes[number], self.listing.times[number]):
-                    raise UnreadableFile("image that was edited meanwhile")
-                return file.read()
-        except FileNotFoundError:
-            raise UnreadableFile("image that was removed meanwhile") from None
-        except OSError as error:
-            raise UnreadableFile(f"file that cannot be read: {error.strerror}") from None
+        name = self.folder / self.listing.images[number]
+        return read_unchanged(name, self.listing.sizes[number], self.listing.times[number])
 
     def provenance(self) -> dict[str, str]:
         """What the documents follow from: names and sizes of the images, the captions and splits, times of change."""
@@ -131,8 +96,14 @@ class FolderDocuments:
         return max(status.st_mtime, status.st_ctime)
 
 
-def read_folder(folder: Path, config: FolderConfig) -> FolderDocuments:
+def read_folder(
+    folder: Path, config: FolderConfig, rows: RowsConfig | None = None, curation: CurationConfig | None = None
+) -> FolderDocuments:
     """Finds the captioned images of a folder and of all folders below.
+
+    Args:
+      rows: says what the columns of metadata are.
+      curation: says which rows of metadata are wanted.
 
     Raises:
       UserError: if there is no such folder, no image with a caption in it, or metadata without a column for captions.
@@ -142,9 +113,9 @@ def read_folder(folder: Path, config: FolderConfig) -> FolderDocuments:
     skipped = Skipped()
     listing = list_files(folder, skipped)
     _sort_images(listing)
-    collected = _Collected(folder, config, listing, skipped)
+    collected = _Collected(folder, config, listing, skipped, Curator(curation or CurationConfig()))
     for name in _one_per_folder(listing.metadata, skipped):
-        collected.add_metadata(name)
+        collected.add_metadata(name, rows or RowsConfig())
     collected.add_caption_files()
     if not len(collected.captions):
         raise UserError(_without_documents(folder, listing, skipped))
@@ -176,10 +147,13 @@ def _one_per_folder(names: Iterable[str], skipped: Skipped) -> Iterator[str]:
 class _Collected:
     """Documents while they are found."""
 
-    def __init__(self, folder: Path, config: FolderConfig, listing: Listing, skipped: Skipped) -> None:
+    def __init__(
+        self, folder: Path, config: FolderConfig, listing: Listing, skipped: Skipped, curator: Curator
+    ) -> None:
         self.images = array("q")
         self.captions = Texts()
         self._folder, self._config, self._listing, self._skipped = folder, config, listing, skipped
+        self._curator = curator
         self._numbers = {name: number for number, name in enumerate(listing.images)}
         # Of the names that systems compose in different ways.
         self._by_form = {same_name(name): number for name, number in self._numbers.items() if not name.isascii()}
@@ -187,14 +161,16 @@ class _Collected:
         # Images that metadata name, whether or not their captions are sound.
         self._named = np.zeros(len(listing.images), bool)
 
-    def add_metadata(self, name: str) -> None:
+    def add_metadata(self, name: str, rows: RowsConfig) -> None:
         """Takes the lines of a metadata file."""
         parent = name.rpartition("/")[0]
         lost = {*self._listing.lost_stems, *map(stem_of, self._listing.unsupported)}
-        for line in read_metadata(self._folder / name, self._config):
+        for line in read_metadata(self._folder / name, rows, self._curator.columns):
             location = f"{name}:{line.number}"
             if isinstance(line, BadLine):
-                self._skipped.add(line.kind, location)
+                self._skipped.add(line.kind, location, is_document=not line.unwanted)
+                if line.unwanted and (image := self._find(parent, line.unwanted)) is not None:
+                    self._named[image] = True
                 continue
             image = self._find(parent, line.image)
             if image is None:
@@ -204,7 +180,7 @@ class _Collected:
                 continue
             self._named[image] = True
             for caption in line.captions:
-                self._add(image, location, map(cleaned, [caption]))
+                self._add(image, location, map(cleaned, [caption]), line.row)
 
     def add_caption_files(self) -> None:
         """Takes the caption files of the images that no metadata name, and counts what has no counterpart."""
@@ -218,7 +194,7 @@ class _Collected:
             if self._named[number]:
                 continue
             if (file := files.get(stem)) is not None:
-                self._add(number, file, self._captions_of(file))
+                self._add(number, file, self._captions_of(file), {})
             elif stem not in listing.lost_captions:
                 self._skipped.add("image without a caption", name)
         for name in listing.unsupported:
@@ -237,7 +213,10 @@ class _Collected:
         except OSError:
             raise BadCaption("file that cannot be read") from None
 
-    def _add(self, image: int, location: str, captions: Iterable[str]) -> None:
+    def _add(self, image: int, location: str, captions: Iterable[str], row: Mapping[str, Any]) -> None:
+        if unwanted := self._curator.of_row(row):
+            self._skipped.add_unwanted(unwanted, location)
+            return
         try:
             for caption in captions:
                 digest = hashlib.blake2b(b"%d %s" % (image, caption.encode()), digest_size=8).digest()
@@ -273,28 +252,10 @@ def _without_documents(folder: Path, listing: Listing, skipped: Skipped) -> str:
 
 
 def _splits(names: list[str], held_out_fraction: float) -> dict[str, Int64[np.ndarray, "n"]]:
-    """Documents by split: those of the folders named after splits where all are in such, else chosen by a hash."""
-    tops = [_SPLIT_FOLDERS.get(name.partition("/")[0].lower()) if "/" in name else None for name in names]
-    own = {split: [index for index, top in enumerate(tops) if top == split] for split in dict.fromkeys(tops)}
-    if None in own or "train" not in own:
-        return _held_out(names, range(len(names)), held_out_fraction)
-    splits = {split: _in_order(names, documents)[0] for split, documents in sorted(own.items()) if split}
-    return splits if "validation" in splits else splits | _held_out(names, own["train"], held_out_fraction)
+    """Documents by split; the captions of an image, and images of one stem, are on the same side.
 
-
-def _held_out(names: list[str], documents: Iterable[int], fraction: float) -> dict[str, Int64[np.ndarray, "n"]]:
-    """Training and held-out documents; the captions of an image, and images of one stem, are on the same side."""
-    ordered, positions = _in_order(names, documents)
-    first_train = int(np.searchsorted(positions, np.uint64(int(fraction * 2**64)) if fraction else np.uint64(0)))
-    if fraction > 0 and positions[0] != positions[-1]:
-        first_train = max(first_train, int(np.searchsorted(positions, positions[0], "right")))
-    return {"train": ordered[first_train:], "validation": ordered[:first_train]}
-
-
-def _in_order(names: list[str], documents: Iterable[int]) -> tuple[Int64[np.ndarray, "n"], np.ndarray]:
-    """Documents by a hash of their image's name, so that the first n are a fair sample; with the hashes."""
-    numbers = np.array(list(documents), np.int64)
-    stems = [stem_of(names[number]).encode("utf-8", "surrogateescape") for number in numbers.tolist()]
-    hashes = np.array([int.from_bytes(hashlib.sha256(stem).digest()[:8], "big") for stem in stems], np.uint64)
-    order = np.argsort(hashes, kind="stable")
-    return numbers[order], hashes[order]
+    Those of the folders named after splits where all are in such, else chosen by a hash.
+    """
+    own = [SPLIT_NAMES.get(name.partition("/")[0].lower()) if "/" in name else None for name in names]
+    stems = (stem_of(name).encode("utf-8", "surrogateescape") for name in names)
+    return assign_splits(np.array([hash_of(stem) for stem in stems], np.uint64), own, held_out_fraction)

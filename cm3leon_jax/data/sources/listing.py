@@ -48,7 +48,7 @@ class Listing:
 def list_files(folder: Path, skipped: Skipped) -> Listing:
     """Finds the files, each folder once however many links lead there; what is odd is counted in `skipped`."""
     found = Listing()
-    for name, entry in _entries(folder, skipped):
+    for name, entry in entries_below(folder, skipped):
         suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
         is_metadata = entry.name.lower() in METADATA_FILES
         if suffix in UNSUPPORTED_IMAGE_SUFFIXES:
@@ -70,7 +70,7 @@ def list_files(folder: Path, skipped: Skipped) -> Listing:
     return found
 
 
-def _entries(folder: Path, skipped: Skipped) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def entries_below(folder: Path, skipped: Skipped) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """All that is no folder and not hidden, with its name from `folder` on; real folders come before links to them."""
     seen: set[object] = set()
     real, links = [""], list[str]()

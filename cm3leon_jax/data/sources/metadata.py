@@ -5,21 +5,22 @@ Each line names an image, from the file's own folder on, and its caption or capt
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cm3leon_jax.data.sources.captions import encoding_of
-from cm3leon_jax.data.sources.config import FolderConfig
+from cm3leon_jax.data.sources.config import RowsConfig
+from cm3leon_jax.data.sources.examples import BadRow, UnwantedRow
+from cm3leon_jax.data.sources.rows import CAPTION_COLUMNS, captions_of, chosen, find_column, value_at
 from cm3leon_jax.data.sources.skipped import printable
+from cm3leon_jax.data.sources.tables import texts_of
 from cm3leon_jax.errors import UserError
 
 # Characters of a line, and of a cell of a CSV file; longer ones are passed over unread.
 _LONGEST_LINE = 1 << 22
-_CAPTION_COLUMNS = ("text", "caption", "texts", "captions")
 _IMAGE_COLUMN = "file_name"
 _DELIMITERS = ",;\t"
 
@@ -34,6 +35,7 @@ class MetadataLine(NamedTuple):
     number: int
     image: str
     captions: tuple[str, ...]
+    row: Mapping[str, Any]
 
 
 class BadLine(NamedTuple):
@@ -41,10 +43,15 @@ class BadLine(NamedTuple):
 
     number: int
     kind: str
+    # Of a line without a fault that the config does not want: its image's name.
+    unwanted: str = ""
 
 
-def read_metadata(file: Path, config: FolderConfig) -> Iterator[MetadataLine | BadLine]:
+def read_metadata(file: Path, config: RowsConfig, others: Sequence[str] = ()) -> Iterator[MetadataLine | BadLine]:
     """The lines of a metadata file, numbered from 1; the first of a CSV file are its columns.
+
+    Args:
+      others: columns that are read, too, where they are there.
 
     Raises:
       UserError: if it has no columns of images and captions, or a Parquet file needs pyarrow.
@@ -52,7 +59,7 @@ def read_metadata(file: Path, config: FolderConfig) -> Iterator[MetadataLine | B
     suffix = file.suffix.lower()
     try:
         if suffix == ".parquet":
-            yield from _read_parquet(file, config)
+            yield from _read_parquet(file, config, others)
             return
         with file.open("rb") as opened:
             encoding = encoding_of(opened.read(4))
@@ -65,7 +72,7 @@ def read_metadata(file: Path, config: FolderConfig) -> Iterator[MetadataLine | B
         yield BadLine(0, UNREADABLE)
 
 
-def _read_jsonl(text: IO[str], file: Path, config: FolderConfig) -> Iterator[MetadataLine | BadLine]:
+def _read_jsonl(text: IO[str], file: Path, config: RowsConfig) -> Iterator[MetadataLine | BadLine]:
     for number, line in _lines(text):
         if line is None:
             yield BadLine(number, TOO_LONG)
@@ -76,10 +83,10 @@ def _read_jsonl(text: IO[str], file: Path, config: FolderConfig) -> Iterator[Met
                 found = None
             record = found if isinstance(found, dict) else {}
             columns = _columns(list(record), file, config)
-            yield _line(number, *(record.get(column or "") for column in columns))
+            yield _line(number, record, columns, config)
 
 
-def _read_csv(text: IO[str], file: Path, config: FolderConfig) -> Iterator[MetadataLine | BadLine]:
+def _read_csv(text: IO[str], file: Path, config: RowsConfig) -> Iterator[MetadataLine | BadLine]:
     too_long = list[int]()
 
     def bounded() -> Iterator[str]:
@@ -92,7 +99,7 @@ def _read_csv(text: IO[str], file: Path, config: FolderConfig) -> Iterator[Metad
     header = next(lines, "")
     delimiter = max(_DELIMITERS, key=header.count)
     names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
-    columns = [names.index(column) for column in _both_columns(names, file, config)]
+    columns = _both_columns(names, file, config)
     # Without `strict` a quotation mark that is never closed takes in all lines after it.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
@@ -106,11 +113,10 @@ def _read_csv(text: IO[str], file: Path, config: FolderConfig) -> Iterator[Metad
         if cells is None:
             return
         if cells:
-            found = [cells[column] if column < len(cells) else None for column in columns]
-            yield _line(1 + reader.line_num, *found)
+            yield _line(1 + reader.line_num, dict(zip(names, cells, strict=False)), columns, config)
 
 
-def _read_parquet(file: Path, config: FolderConfig) -> Iterator[MetadataLine | BadLine]:
+def _read_parquet(file: Path, config: RowsConfig, others: Sequence[str]) -> Iterator[MetadataLine | BadLine]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -119,64 +125,56 @@ def _read_parquet(file: Path, config: FolderConfig) -> Iterator[MetadataLine | B
     number = 0
     try:
         opened = parquet.ParquetFile(file)
-        names = _both_columns(opened.schema_arrow.names, file, config)
+        columns = _both_columns(opened.schema_arrow.names, file, config)
+        wanted = (*columns, config.language_column, *others)
+        either = {*wanted, *(name.partition(".")[0] for name in wanted)}
+        names = [name for name in opened.schema_arrow.names if name in either]
         for batch in opened.iter_batches(batch_size=1024, columns=names):
-            for cells in zip(*(_texts(batch.column(name), pyarrow) for name in names), strict=True):
+            for cells in zip(*(texts_of(batch.column(name)) for name in names), strict=True):
                 number += 1
-                yield _line(number, *cells)
+                yield _line(number, dict(zip(names, cells, strict=True)), columns, config)
     except pyarrow.ArrowException:
         yield BadLine(number + 1, UNREADABLE)
 
 
-def _texts(column: Any, pyarrow: Any) -> Iterator[Any]:
-    """A column's strings, or lists of strings; bytes that are not UTF-8 stay recognizable."""
-    for kind in (pyarrow.large_binary(), pyarrow.large_list(pyarrow.large_binary())):
-        with contextlib.suppress(pyarrow.ArrowNotImplementedError):
-            column = column.cast(kind)
-            break
-    return (_decoded(value) for value in column.to_pylist())
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    return [_decoded(each) for each in value] if isinstance(value, list) else value
-
-
-def _line(number: int, image: Any, caption: Any) -> MetadataLine | BadLine:
-    captions = caption if isinstance(caption, list) else [caption]
-    if not isinstance(image, str) or not captions or not all(isinstance(each, str) for each in captions):
+def _line(
+    number: int, row: dict[str, Any], columns: tuple[str | None, str | None], config: RowsConfig
+) -> MetadataLine | BadLine:
+    image, caption = columns
+    name = value_at(row, image) if image else None
+    try:
+        captions = captions_of(row, caption or "", config)
+    except UnwantedRow as error:
+        return BadLine(number, str(error), name if isinstance(name, str) else "")
+    except BadRow:
         return BadLine(number, MALFORMED)
-    return MetadataLine(number, image, tuple(captions))
+    if not isinstance(name, str) or not all(isinstance(each, str) for each in captions):
+        return BadLine(number, MALFORMED)
+    return MetadataLine(number, name, tuple(chosen(captions, config.captions, name)), row)
 
 
-def _both_columns(names: Sequence[str], file: Path, config: FolderConfig) -> list[str]:
+def _both_columns(names: Sequence[str], file: Path, config: RowsConfig) -> tuple[str, str]:
     """The columns of images and captions, of a file whose lines all have the same."""
     image, caption = _columns(names, file, config)
     if image is not None and caption is not None:
-        return [image, caption]
+        return image, caption
     what, field = ("the images", "image") if image is None else ("their captions", "caption")
     raise UserError(
         f"{file} has the columns {', '.join(map(printable, names)) or '(none)'}: none of them is known to name {what}; "
-        f"name it with config.corpus.folder.{field}_column"
+        f"name it with config.corpus.rows.{field}_column"
     )
 
 
-def _columns(names: Sequence[str], file: Path, config: FolderConfig) -> tuple[str | None, str | None]:
+def _columns(names: Sequence[str], file: Path, config: RowsConfig) -> tuple[str | None, str | None]:
     """The columns of images and captions among a file's, None where there is none; of several there may be but one."""
-    by_lower = {name.strip().lower(): name.strip() for name in reversed(names) if isinstance(name, str)}
-    caption = next((by_lower[name] for name in _CAPTION_COLUMNS if name in by_lower), None)
-    image = by_lower.get(_IMAGE_COLUMN)
-    if config.caption_column:
-        caption = config.caption_column if config.caption_column in names else None
-    if config.image_column:
-        image = config.image_column if config.image_column in names else None
-    elif image is None:
-        ending = [name for lower, name in by_lower.items() if lower.endswith(f"_{_IMAGE_COLUMN}")]
+    caption = find_column(names, config.caption_column, CAPTION_COLUMNS)
+    image = find_column(names, config.image_column, (_IMAGE_COLUMN,))
+    if image is None and not config.image_column:
+        ending = [name for name in names if isinstance(name, str) and name.lower().endswith(f"_{_IMAGE_COLUMN}")]
         if len(ending) > 1:
             raise UserError(
                 f"{file} names images in several columns ({', '.join(map(printable, sorted(ending)))}): "
-                "choose one with config.corpus.folder.image_column"
+                "choose one with config.corpus.rows.image_column"
             )
         image = ending[0] if ending else None
     return image, caption

@@ -8,10 +8,13 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from cm3leon_jax.data.corpus.config import CorpusConfig
+from cm3leon_jax.data.curation.curator import Curator
 from cm3leon_jax.data.sources.registry import SOURCES, named_source
 from cm3leon_jax.data.sources.skipped import Skipped, printable
 from cm3leon_jax.documents import Document, ImageSegment, TextSegment
@@ -20,13 +23,21 @@ from cm3leon_jax.registry import import_module
 
 log = logging.getLogger(__name__)
 
+# Examples that cross from TensorFlow at a time, and how many times as many wait.
+_EXAMPLES_AT_ONCE = 16
+_BATCHES_AHEAD = 2
+# Examples that are read one after the other of those that are spread over a split.
+_SPREAD_BLOCK = 100
+
 
 @dataclass(frozen=True)
 class SkippedExample:
-    """An example that is no document, why, and, where the source says so, which file it is."""
+    """An example that is no document, why, and, of one that a source passes over beforehand, where it is."""
 
     reason: str
     where: str = ""
+    # Else it is sound, but the config does not want it.
+    is_fault: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,8 @@ class TaskReader:
     name: str
     rate: float
     splits: tuple[str, ...]
+    # Says which documents are wanted.
+    curator: Curator
     _task: Any
 
     def num_examples(self, split: str) -> int | None:
@@ -75,6 +88,24 @@ class TaskReader:
     def num_documents(self) -> int:
         """How many examples there are in all splits, as far as the task says so."""
         return sum(self.num_examples(split) or 0 for split in self.splits)
+
+    @property
+    def min_images(self) -> int | None:
+        """How many images its documents have to have where they are interleaved (`Document.min_images`)."""
+        return getattr(self._task.source, "min_images", None)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether an epoch takes one of the documents of a row (`RowsConfig.captions`)."""
+        return bool(getattr(self._task.source, "is_sampled", False))
+
+    def check_sampled(self) -> None:
+        """Refuses captions to be sampled where preprocessors make documents of their own, which have no groups."""
+        if self.is_sampled and not self._is_of_source:
+            raise UserError(
+                f"the task {self.name} has preprocessors, after which nobody knows which captions are of one image: "
+                "set config.corpus.rows.captions to another value than 'sampled', or leave them out"
+            )
 
     def skipped(self) -> Skipped:
         """What the data source passed over before there were examples."""
@@ -94,21 +125,61 @@ class TaskReader:
 
     def numbered(self, split: str, part: ShardSlice) -> Iterator[tuple[int, Document | SkippedExample]]:
         """A part of the documents, each with its number among all of the split's."""
+        found = self._of_source(split, part) if self._is_of_source else self._of_task(split, part)
+        return ((index, self._wanted(document)) for index, document in found)
+
+    @property
+    def _is_of_source(self) -> bool:
+        """Whether the documents are those that a `DocumentSource` gives: they need not go through TensorFlow."""
+        return hasattr(self._task.source, "documents") and not self._task.preprocessors
+
+    def _of_source(self, split: str, part: ShardSlice) -> Iterator[tuple[int, Document | SkippedExample]]:
+        for start, stop in part.ranges(self.num_examples(split) or 0):
+            index = start - 1
+            try:
+                for index, document in enumerate(self._task.source.documents(split, start, stop), start):
+                    yield index, _of_whole_characters(document)
+            except (OSError, ValueError) as error:
+                raise self._unreadable(split, part, index, f"{type(error).__name__}: {error}") from error
+
+    def _of_task(self, split: str, part: ShardSlice) -> Iterator[tuple[int, Document | SkippedExample]]:
         import tensorflow as tf
 
         index = part.first * part.size - 1
-        faults = getattr(self._task.source, "faults", {})
         try:
             for dataset in self._datasets(split, part):
-                for number, example in dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
-                    index = int(number)
-                    fault = faults.pop((split, index), None)
-                    yield index, SkippedExample(fault) if fault else _document(self.name, index, example)
+                for index, example in _examples(dataset):
+                    found = _document(self.name, index, example)
+                    if self.min_images is not None and isinstance(found, Document):
+                        found = replace(found, min_images=self.min_images)
+                    yield index, found
         except tf.errors.OpError as error:
             lines = [line for line in str(error.message).splitlines() if line.strip()]
             reason = next((line for line in lines if "Error:" in line), lines[0] if lines else type(error).__name__)
-            where = f"example {index + 1}" if part.step == 1 else f"an example from {index + 1} on"
-            raise UserError(f"the task {self.name} cannot read {where} of {split!r}: {reason.strip()}") from None
+            raise self._unreadable(split, part, index, reason) from None
+
+    def _unreadable(self, split: str, part: ShardSlice, last: int, reason: str) -> UserError:
+        """What to say of an example, the next one after number `last`, that raises an error."""
+        where = f"example {last + 1}" if part.step == 1 else f"an example from {last + 1} on"
+        return UserError(f"the task {self.name} cannot read {where} of {split!r}: {reason.strip()}")
+
+    def spread(self, split: str, count: int) -> Iterator[tuple[int, Document | SkippedExample]]:
+        """At least `count` examples, or all, with their numbers: from all over the split if its ranges can be read."""
+        size = self.num_examples(split) or 0
+        num_blocks = max(1, count // _SPREAD_BLOCK)
+        if not hasattr(self._task.source, "between") or num_blocks == 1:
+            yield from self.numbered(split, ShardSlice(1))
+            return
+        part = ShardSlice(_SPREAD_BLOCK, 0, max(1, size // (num_blocks * _SPREAD_BLOCK)))
+        for index, document in self.numbered(split, part):
+            if index // part.size % part.step == 0:
+                yield index, document
+
+    def _wanted(self, document: Document | SkippedExample) -> Document | SkippedExample:
+        if isinstance(document, SkippedExample):
+            return document
+        found = self.curator.curated(document)
+        return SkippedExample(found, is_fault=False) if isinstance(found, str) else found
 
     def _datasets(self, split: str, part: ShardSlice) -> Iterator[Any]:
         """Datasets of a part's examples with their numbers, one after the other."""
@@ -127,6 +198,41 @@ class TaskReader:
         """Documents of a range of the source's examples, where that is a `SlicedSource`."""
         dataset = self._task.preprocess_precache(self._task.source.between(split, start, stop))
         return self._task.preprocess_postcache(dataset, sequence_length=None)
+
+
+def _examples(dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The examples of a dataset with their numbers, many at a time: each step from TensorFlow to Python is slow."""
+    import tensorflow as tf
+
+    done = 0
+    for at_once in (_EXAMPLES_AT_ONCE, 1):
+        try:
+            batches = dataset.skip(done).map(_features).ragged_batch(at_once).prefetch(_BATCHES_AHEAD)
+            for numbers, features in batches.as_numpy_iterator():
+                columns = {name: _rows(column) for name, column in features.items()}
+                for row, number in enumerate(numbers):
+                    done += 1
+                    yield int(number), {name: column[row] for name, column in columns.items()}
+            return
+        except tf.errors.OpError:
+            # One of many cannot be read: they are read one by one up to that.
+            if at_once == 1:
+                raise
+
+
+def _features(number: Any, example: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What documents are made of, in a form that batches."""
+    import tensorflow as tf
+
+    found = {name: tf.ensure_shape(example[name], [None]) for name in ("segments", "is_image")}
+    return number, found | ({"template": example["template"]} if "template" in example else {})
+
+
+def _rows(column: Any) -> Any:
+    """The values of each example of a batch."""
+    if not hasattr(column, "row_splits"):
+        return column
+    return np.split(column.values, column.row_splits[1:-1])
 
 
 def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
@@ -153,19 +259,33 @@ def open_mixture(corpus: CorpusConfig) -> tuple[TaskReader, ...]:
             f"config.corpus.mixture is {name!r}, but no Mixture or Task of that name is registered by "
             f"{', '.join(corpus.modules) or 'config.corpus.modules, which is empty'}: name {_choice(seqio)}"
         ) from None
-    if set(found.output_features) != {"segments", "is_image"}:
+    if not _is_of_documents(found):
         raise UserError(
             f"the features of {name!r} are {', '.join(found.output_features)}: a task of documents has `segments` and "
-            "`is_image` (see cm3leon_jax.data.sources.OUTPUT_FEATURES)"
+            "`is_image`, one of instructions also `template` (see cm3leon_jax.data.sources.OUTPUT_FEATURES)"
         )
     tasks_found, rates = (found.tasks, _rates(found)) if isinstance(found, seqio.Mixture) else ([found], {name: 1.0})
     readers = tuple(
-        TaskReader(task.name, rates[task.name], tuple(task.splits), task) for task in tasks_found if rates[task.name]
+        TaskReader(
+            task.name,
+            rates[task.name],
+            tuple(task.splits),
+            Curator(getattr(task.source, "curation", corpus.curation)),
+            task,
+        )
+        for task in tasks_found
+        if rates[task.name]
     )
     for reader in readers:
+        reader.check_sampled()
         skipped = reader.skipped()
         check_num_skipped(corpus, reader.name, reader.num_documents(), skipped.num_documents, skipped.in_one_line())
     return readers
+
+
+def _is_of_documents(found: Any) -> bool:
+    """Whether a Task or Mixture has the features of documents."""
+    return {"segments", "is_image"} <= set(found.output_features) <= {"segments", "is_image", "template"}
 
 
 def check_num_skipped(corpus: CorpusConfig, task: str, num_documents: int, num_skipped: int, kinds: str) -> None:
@@ -271,10 +391,21 @@ def _document(task: str, index: int, example: dict[str, Any]) -> Document | Skip
             tuple(
                 ImageSegment(bytes(segment)) if image else TextSegment(bytes(segment).decode())
                 for segment, image in zip(segments, is_image, strict=True)
-            )
+            ),
+            bytes(example.get("template", b"")).decode(),
         )
     except UnicodeDecodeError as error:
         return SkippedExample(f"text is not UTF-8: {error.reason} at byte {error.start}")
+
+
+def _of_whole_characters(document: Document | SkippedExample) -> Document | SkippedExample:
+    """A document, or why it is none where a text of it has half a character, which no file can hold."""
+    if isinstance(document, Document):
+        try:
+            document.text.encode()
+        except UnicodeEncodeError as error:
+            return SkippedExample(f"text is not UTF-8: {error.reason} at character {error.start}")
+    return document
 
 
 def _import_seqio() -> Any:
@@ -310,9 +441,5 @@ def _silent_stderr() -> Iterator[None]:
 
 def _choice(seqio: Any) -> str:
     registered = (*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names())
-    names = [
-        name
-        for name in sorted(registered)
-        if set(seqio.get_mixture_or_task(name).output_features) == {"segments", "is_image"}
-    ]
+    names = [name for name in sorted(registered) if _is_of_documents(seqio.get_mixture_or_task(name))]
     return f"one of {', '.join([*names, *(f'{kind}:LOCATION' for kind in SOURCES)])}"

@@ -36,6 +36,27 @@ class Skipped:
         if len(locations) < _NUM_LISTED:
             locations.append(printable(location))
 
+    def add_unwanted(self, reason: str, location: str) -> None:
+        """Takes in what a `Curator` does not want, which is no fault."""
+        kind, _, detail = reason.partition(":")
+        self.add(kind, f"{location} ({detail.strip()})" if detail else location, is_document=False)
+
+    def update(self, other: Skipped) -> None:
+        """Takes in what was passed over elsewhere."""
+        self.by_kind.update(other.by_kind)
+        self.num_documents += other.num_documents
+        for kind, locations in other._locations.items():
+            self._locations[kind] = [*self._locations.get(kind, []), *locations][:_NUM_LISTED]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, in a form of JSON."""
+        return {"by_kind": self.by_kind, "num_documents": self.num_documents, "locations": self._locations}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Skipped:
+        """What `to_json` gave."""
+        return cls(Counter(stored["by_kind"]), stored["num_documents"], stored["locations"])
+
     def entry(self) -> dict[str, Any]:
         """What a manifest says of it."""
         listed = [{"where": where, "reason": kind} for kind, found in self._locations.items() for where in found]

@@ -20,6 +20,8 @@ class ClipTrainingConfig(EncoderTrainingConfig):
     peak_learning_rate: NonNegative = 5e-4
     warmup_steps: NonNegativeInt = 500
     final_learning_rate_fraction: Fraction = 0.0
+    # The last part of the steps, over which the rate falls; before, it stays at its peak.
+    decay_fraction: Fraction = 1.0
     beta1: Decay = 0.9
     beta2: Decay = 0.98
     epsilon: Positive = 1e-6

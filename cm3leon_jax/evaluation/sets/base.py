@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.generation.requests import ImageSource
 
@@ -54,41 +52,14 @@ class EvaluationSet(Protocol):
         ...
 
 
-def chosen(items: Iterable[Item], ids: str, count: int, seed: int = 0) -> list[Item]:
-    """Selects the items that a run measures.
-
-    Args:
-      ids: a file with one id per line: those items, in that order; empty: all of them.
-      count: of all, a random sample of so many, as COCO-30k is; 0: all.
-      seed: of that sample.
-
-    Raises:
-      UserError: if the file names what is no item, or nothing is left.
-    """
-    items = list(items)
-    if ids:
-        by_id = {item.id: item for item in items}
-        named = [line.strip() for line in read_text(ids).splitlines() if line.strip()]
-        for name in named:
-            if name not in by_id:
-                raise UserError(f"{ids} names the id {name:.60}, which no item of the evaluation set has")
-        items = [by_id[name] for name in named]
-    if count and count < len(items):
-        order = np.random.default_rng(seed).permutation(len(items))[:count]
-        items = [items[index] for index in sorted(order)]
-    if not items:
-        raise UserError(f"an evaluation set has no items{f' of those that {ids} names' if ids else ''}")
-    return items
-
-
 def read_text(file: str | Path) -> str:
-    """Reads a text file.
+    """Reads a text file, without the byte order mark that it may begin with.
 
     Raises:
       UserError: if there is none, or it is not UTF-8.
     """
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{file} of an evaluation set cannot be read ({why})") from None
@@ -126,13 +97,16 @@ def read_json_lines(file: str | Path) -> list[tuple[int, dict[str, Any]]]:
     return found
 
 
-def field_of(value: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
+def field_of(value: Any, name: str, kind: type, where: str, default: Any = None) -> Any:
     """A field of an object that came from a file.
+
+    Args:
+      default: what it is where the object lacks it; None: it must not.
 
     Raises:
       UserError: if the object has none of that type; begins with `where`.
     """
-    found = value.get(name) if isinstance(value, Mapping) else None
+    found = value.get(name, default) if isinstance(value, Mapping) else None
     if not isinstance(found, kind):
         raise UserError(f"{where} has no field {name} of the published form (it is {found!r:.60})")
     return found

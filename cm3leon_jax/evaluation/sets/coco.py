@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cm3leon_jax.evaluation.sets.base import Item, chosen, field_of, read_json
-from cm3leon_jax.ranges import NonNegativeInt, OneOf
+from cm3leon_jax.evaluation.sets.base import Item, field_of, read_json
+from cm3leon_jax.ranges import OneOf
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,10 @@ class CocoCaptions:
     annotations: str
     images: str
     task: Annotated[str, OneOf("text_to_image", "caption")] = "text_to_image"
-    # A file of the ids to measure, one per line; or how many to sample (30,000 of val2014 are COCO-30k).
-    ids: str = ""
-    count: NonNegativeInt = 0
 
     @property
     def files(self) -> list[str]:
-        return [self.annotations, *([self.ids] if self.ids else [])]
+        return [self.annotations]
 
     def __call__(self) -> list[Item]:
         content, file = read_json(self.annotations), self.annotations
@@ -40,13 +37,12 @@ class CocoCaptions:
             image = field_of(annotation, "image_id", int, where)
             of_image = captions.setdefault(image, [])
             of_image.append((field_of(annotation, "id", int, where), field_of(annotation, "caption", str, where)))
-        items = (
+        return [
             item
             for image, of_image in captions.items()
             if image in names and of_image
             for item in _items(self.task, str(image), Path(self.images) / names[image], of_image)
-        )
-        return chosen(items, self.ids, self.count)
+        ]
 
 
 @dataclass(frozen=True)
@@ -57,12 +53,10 @@ class Karpathy:
     images: str
     split: str = "test"
     task: Annotated[str, OneOf("text_to_image", "caption")] = "caption"
-    ids: str = ""
-    count: NonNegativeInt = 0
 
     @property
     def files(self) -> list[str]:
-        return [self.file, *([self.ids] if self.ids else [])]
+        return [self.file]
 
     def __call__(self) -> list[Item]:
         items: list[Item] = []
@@ -70,13 +64,14 @@ class Karpathy:
             where = f"image {number} of {self.file}"
             if field_of(image, "split", str, where) != self.split:
                 continue
-            path = Path(self.images) / image.get("filepath", "") / field_of(image, "filename", str, where)
+            folder = Path(self.images) / field_of(image, "filepath", str, where, default="")
+            path = folder / field_of(image, "filename", str, where)
             sentences = [
                 (field_of(sentence, "sentid", int, where), field_of(sentence, "raw", str, where))
                 for sentence in field_of(image, "sentences", list, where)
             ]
             items += _items(self.task, str(field_of(image, "cocoid", int, where)), path, sentences)
-        return chosen(items, self.ids, self.count)
+        return items
 
 
 def _items(task: str, image: str, path: Path, captions: list[tuple[int, str]]) -> list[Item]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cm3leon_jax.evaluation.sets.base import Item, chosen, field_of, read_json_lines
-from cm3leon_jax.ranges import NonNegativeInt
+from cm3leon_jax.evaluation.sets.base import Item, field_of, read_json_lines
 
 
 @dataclass(frozen=True)
@@ -16,16 +15,14 @@ class GenEval:
     """
 
     file: str
-    ids: str = ""
-    count: NonNegativeInt = 0
 
     @property
     def files(self) -> list[str]:
-        return [self.file, *([self.ids] if self.ids else [])]
+        return [self.file]
 
     def __call__(self) -> list[Item]:
         items = []
         for number, (line, value) in enumerate(read_json_lines(self.file)):
             prompt = field_of(value, "prompt", str, f"{self.file}, line {line}")
             items.append(Item(f"{number:05d}", {"prompt": prompt}, objects=value))
-        return chosen(items, self.ids, self.count)
+        return items

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from cm3leon_jax.data.sources.splits import split_in
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.evaluation.sets.base import Item, chosen, field_of, read_json
+from cm3leon_jax.evaluation.sets.base import Item, field_of, read_json
 from cm3leon_jax.generation.requests import ImageSource
-from cm3leon_jax.ranges import NonNegativeInt
+from cm3leon_jax.ranges import OneOf
 
 _COLUMNS = ("img_id", "turn_index", "source_img", "mask_img", "instruction", "target_img")
 
@@ -21,30 +22,44 @@ class MagicBrush:
 
     The latter is edit_turns.json, [{input, mask, output, instruction}], beside images/ID/FILE. Each turn is an item
     that begins with the published source, as the benchmark's single-turn setting does; its id is ID-outputTURN.
+    Parquet files of several splits are published in one folder; those that are named after the training split, or any
+    but that of the option, are not read.
     """
 
     folder: str
+    # "validation" for files that are named after it, or after "dev"; empty: all but those to train on.
+    split: Annotated[str, OneOf("", "train", "validation", "test")] = ""
     # The captions of the targets, {ID: {"ID-output1.png": caption}}: global_descriptions.json.
     captions: str = ""
-    ids: str = ""
-    count: NonNegativeInt = 0
 
     @property
     def files(self) -> list[str]:
-        return [str(file) for file in (*self._tables, Path(self.captions), Path(self.ids)) if file != Path()]
+        return [str(file) for file in (*self._tables, Path(self.captions)) if file != Path()]
 
     @property
     def _tables(self) -> list[Path]:
-        return sorted(Path(self.folder).glob("*.parquet")) or [Path(self.folder) / "edit_turns.json"]
+        tables = sorted(Path(self.folder).glob("*.parquet"))
+        if not tables:
+            return [Path(self.folder) / "edit_turns.json"]
+        splits = {table: split_in(table.name) for table in tables}
+        wanted = [table for table, split in splits.items() if (split == self.split if self.split else split != "train")]
+        if not wanted:
+            found = ", ".join(sorted({split or "no split" for split in splits.values()}))
+            raise UserError(
+                f"{self.folder} has no parquet files of the split {self.split or 'to evaluate'}, but of {found}: "
+                "set the option split of the evaluation set"
+            )
+        return wanted
 
     def __call__(self) -> list[Item]:
         captions = read_json(self.captions) if self.captions else {}
         items = []
         for image, target, instruction, (source, mask, edited) in self._turns():
-            caption = captions.get(image, {}).get(f"{target}.png", "")
+            of_image = field_of(captions, image, dict, self.captions, default={})
+            caption = field_of(of_image, f"{target}.png", str, f"{image} of {self.captions}", default="")
             request = {"task": "edit", "prompt": instruction, "image": source}
             items.append(Item(target, request, (caption,) if caption else (), edited, mask))
-        return chosen(items, self.ids, self.count)
+        return items
 
     def _turns(self) -> Iterator[tuple[str, str, str, tuple[Any, ImageSource, ImageSource]]]:
         """(id of the image, id of the turn, instruction, (source, mask, target)) of each turn."""

@@ -6,7 +6,8 @@
 
 Beside the fields of a prompts file: `references` (captions or answers), `choices` (possible answers), `target` (the
 real image of a prompt, or the edited one), `mask` (white where an edit should change), `objects` (GenEval's tag,
-include, exclude). Images are relative to the folder of the file. A line without an id has the number of its line.
+include, exclude; a list of names and boxes is part of the request, and what is true of it). Images are relative to the
+folder of the file. A line without an id has the number of its line.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.evaluation.sets.base import Item, chosen, read_json_lines
-from cm3leon_jax.ranges import NonNegativeInt
+from cm3leon_jax.evaluation.sets.base import Item, read_json_lines
 
 _TRUTH = ("id", "references", "choices", "target", "mask", "objects")
 
@@ -27,17 +27,13 @@ class PromptsFile:
     """A prompts file with references."""
 
     file: str
-    # A file of the ids to measure, one per line; or how many to sample.
-    ids: str = ""
-    count: NonNegativeInt = 0
 
     @property
     def files(self) -> list[str]:
-        return [self.file, *([self.ids] if self.ids else [])]
+        return [self.file]
 
     def __call__(self) -> list[Item]:
-        lines = read_json_lines(self.file)
-        return chosen((self._item(line, value) for line, value in lines), self.ids, self.count)
+        return [self._item(line, value) for line, value in read_json_lines(self.file)]
 
     def _item(self, line: int, value: dict[str, Any]) -> Item:
         where, folder = f"{self.file}, line {line}", Path(self.file).parent
@@ -46,8 +42,11 @@ class PromptsFile:
             if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
                 raise UserError(f"{where}: {name} is {found!r:.60}: give a list of texts")
         objects = value.get("objects", {})
-        if not isinstance(objects, dict):
-            raise UserError(f"{where}: objects is {objects!r:.60}: give an object with tag and include")
+        if not isinstance(objects, dict | list) or objects == []:
+            raise UserError(f"{where}: objects is {objects!r:.60}: give an object with tag and include, or boxes")
+        request = {name: each for name, each in value.items() if name not in _TRUTH}
+        if isinstance(objects, list):
+            request, objects = request | {"objects": objects}, {}
         images = {}
         for name in ("target", "mask"):
             if not isinstance(file := value.get(name, ""), str):
@@ -55,7 +54,7 @@ class PromptsFile:
             images[name] = folder / file if file else None
         return Item(
             id=str(value.get("id", line)),
-            request=_with_folder({name: each for name, each in value.items() if name not in _TRUTH}, folder),
+            request=_with_folder(request, folder),
             references=tuple(texts["references"]),
             choices=tuple(texts["choices"]),
             image=images["target"],

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.evaluation.sets.base import Item, chosen, field_of, read_json
-from cm3leon_jax.ranges import NonNegativeInt
+from cm3leon_jax.evaluation.sets.base import Item, field_of, read_json
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,10 @@ class VqaV2:
     images: str
     # The name of an image's file, with {image_id} in it.
     file_name: str = "COCO_val2014_{image_id:012d}.jpg"
-    ids: str = ""
-    count: NonNegativeInt = 0
 
     @property
     def files(self) -> list[str]:
-        return [self.questions, self.annotations, *([self.ids] if self.ids else [])]
+        return [self.questions, self.annotations]
 
     def __call__(self) -> list[Item]:
         answers: dict[int, tuple[str, ...]] = {}
@@ -47,7 +44,7 @@ class VqaV2:
             path = Path(self.images) / self._file_name(field_of(question, "image_id", int, where))
             request = {"task": "vqa", "prompt": field_of(question, "question", str, where), "image": str(path)}
             items.append(Item(str(name), request, answers[name]))
-        return chosen(items, self.ids, self.count)
+        return items
 
     def _file_name(self, image_id: int) -> str:
         try:

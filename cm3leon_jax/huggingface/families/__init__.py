@@ -12,6 +12,9 @@ FAMILIES = Registry(
     {
         "opt": "cm3leon_jax.huggingface.families.opt:FAMILY",
         "llama": "cm3leon_jax.huggingface.families.llama:FAMILY",
+        "mistral": "cm3leon_jax.huggingface.families.mistral:FAMILY",
+        "qwen2": "cm3leon_jax.huggingface.families.qwen2:FAMILY",
+        "qwen3": "cm3leon_jax.huggingface.families.qwen3:FAMILY",
         "chameleon": "cm3leon_jax.huggingface.families.chameleon:FAMILY",
         "clip": "cm3leon_jax.huggingface.families.clip:FAMILY",
     },

@@ -21,6 +21,8 @@ class VQGANTrainingConfig(ImageTokenizerTrainingConfig):
     warmup_steps: NonNegativeInt = 0
     # The last step's rate, as a fraction of the peak; the fall after the warm-up is linear.
     final_learning_rate_fraction: Fraction = 1.0
+    # The last part of the steps, over which the rate falls; before, it stays at its peak.
+    decay_fraction: Fraction = 1.0
     beta1: Decay = 0.5
     beta2: Decay = 0.9
     # "gradient" moves the codebook by its own loss, "ema" by a running mean of what falls on each code.
@@ -60,6 +62,7 @@ class VQGANConfig(ImageTokenizerConfig):
 
     implementation: ClassVar[str] = "cm3leon_jax.image_tokenizers.vqgan.tokenizer:VQGANTokenizer"
     trainer: ClassVar[str] = "cm3leon_jax.image_tokenizers.vqgan.training:VQGANTrainer"
+    omitted_defaults: ClassVar[tuple[str, ...]] = ("encoder",)
 
     base_channels: PositiveInt = 128
     # One entry per level; each level but the last halves the side.
@@ -67,9 +70,12 @@ class VQGANConfig(ImageTokenizerConfig):
     num_res_blocks: Annotated[int, Range(at_least=0, at_most=10_000)] = 2
     # Sides of the feature map at which residual blocks are followed by attention.
     attention_resolutions: tuple[PositiveInt, ...] = ()
-    # The two blocks and the attention at the lowest resolution. Without them a code describes its own patch alone,
+    # The two blocks and the attention at the lowest resolution. Without them a code describes its surroundings alone,
     # which a small transformer on a small corpus learns far sooner than codes that each depend on the whole image.
     mid_block: bool = True
+    # "patch": each code sees its own patch of `factor` x `factor` pixels alone, so that a change of a part of an image
+    # changes the codes of that part alone. Blocks and attention are then the decoder's only.
+    encoder: Annotated[str, OneOf("convolutional", "patch")] = "convolutional"
     # Most groups of a group normalization; small widths want fewer, since a group of one channel loses its mean.
     norm_groups: PositiveInt = 32
     latent_channels: PositiveInt = 256

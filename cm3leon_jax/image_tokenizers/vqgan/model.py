@@ -1,6 +1,6 @@
 """The VQGAN autoencoder (Esser et al., arXiv 2012.09841): pixels -> latents -> nearest codes -> pixels.
 
-Modules have the names of the taming-transformers release (`encoder.down.0.block.1.norm1`).
+Modules have the names of the taming-transformers release (`encoder.down.0.block.1.norm1`), which has no `PatchEncoder`.
 Feature maps are [B H W C], all parameters float32.
 """
 
@@ -16,10 +16,14 @@ from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
 from cm3leon_jax.named_parameters import named_generator, parameters
 
 
+def num_norm_groups(channels: int, most_groups: int) -> int:
+    """Groups of a group normalization: `most_groups`, or the largest number below it that divides `channels`."""
+    return next(g for g in range(min(most_groups, channels), 0, -1) if channels % g == 0)
+
+
 def group_norm(channels: int, most_groups: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group normalization over `most_groups` groups, or the largest number below it that divides `channels`."""
-    groups = next(g for g in range(min(most_groups, channels), 0, -1) if channels % g == 0)
-    return nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-6, rngs=rngs)
+    """Group normalization over `num_norm_groups` groups."""
+    return nnx.GroupNorm(channels, num_groups=num_norm_groups(channels, most_groups), epsilon=1e-6, rngs=rngs)
 
 
 def conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs) -> nnx.Conv:
@@ -157,6 +161,26 @@ class ConvEncoder(nnx.Module):
         return self.conv_out(nnx.silu(self.norm_out(x)))
 
 
+class PatchEncoder(nnx.Module):
+    """Pixels -> feature map of the code grid, each position from its own patch of pixels alone."""
+
+    def __init__(self, config: VQGANConfig, rngs: nnx.Rngs) -> None:
+        side = config.factor
+        # All that an encoder of one patch has is its width, and at the side of the code grid width is cheap.
+        width = 2 * _widths(config)[-1]
+        self.patch = nnx.Conv(config.in_channels, width, (side, side), strides=side, padding="VALID", rngs=rngs)
+        self.mix = conv(width, width, 1, rngs)
+        self.conv_out = conv(width, config.latent_channels, 1, rngs)
+
+    def __call__(self, pixels: Float[Array, "B R R C"]) -> Float[Array, "B G G Z"]:
+        """[B R R C] in [-1, 1] -> [B G G latent_channels]."""
+        return self.conv_out(nnx.silu(self.mix(nnx.silu(self.patch(pixels)))))
+
+
+# By `VQGANConfig.encoder`.
+_ENCODERS: dict[str, type[ConvEncoder] | type[PatchEncoder]] = {"convolutional": ConvEncoder, "patch": PatchEncoder}
+
+
 class ConvDecoder(nnx.Module):
     """Feature map of the code grid -> pixels; `up[0]` is the level of the full resolution."""
 
@@ -207,7 +231,7 @@ class VQGAN(nnx.Module):
     """The whole autoencoder of one `VQGANConfig`."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs) -> None:
-        self.encoder = ConvEncoder(config, rngs)
+        self.encoder = _ENCODERS[config.encoder](config, rngs)
         self.quant_conv = conv(config.latent_channels, config.embedding_dim, 1, rngs)
         self.quantize = Codebook(config.codebook_size, config.embedding_dim, rngs)
         self.post_quant_conv = conv(config.embedding_dim, config.latent_channels, 1, rngs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -14,6 +14,9 @@ from cm3leon_jax.image_tokenizers.base import ImageTokenizer
 from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
 from cm3leon_jax.image_tokenizers.vqgan.model import abstract_vqgan, from_unit_range, to_unit_range
 from cm3leon_jax.named_parameters import bind, parameters
+
+# Pixels that a CPU takes at a time, and device: then what goes from layer to layer stays in its cache.
+_CPU_PIXELS = 2**16
 
 
 class VQGANTokenizer(ImageTokenizer):
@@ -31,12 +34,20 @@ class VQGANTokenizer(ImageTokenizer):
         return {name: value.shape for name, value in parameters(abstract_vqgan(config)).items()}
 
     def encode_batch(self, images: UInt8[np.ndarray, "B R R C"]) -> Int[np.ndarray, "B L"]:
-        codes = np.asarray(_encode(self.config, self._on_devices, self._sharded(images)))
+        codes = self._in_parts(partial(_encode, self.config, self._on_devices), images)
         return codes.reshape(len(images), self.config.image_length)
 
     def decode_batch(self, codes: Int[np.ndarray, "B L"]) -> UInt8[np.ndarray, "B R R C"]:
         grid = self.config.grid
-        return np.asarray(_decode(self.config, self._on_devices, self._sharded(codes.reshape(-1, grid, grid))))
+        return self._in_parts(partial(_decode, self.config, self._on_devices), codes.reshape(-1, grid, grid))
+
+    def _in_parts(self, function: Callable[[Array], Array], batch: np.ndarray) -> np.ndarray:
+        """A function of images, of as many at a time as the devices are fast with."""
+        size = len(batch)
+        if jax.default_backend() == "cpu":
+            size = min(size, max(1, _CPU_PIXELS // self.config.resolution**2) * self._mesh.size)
+        parts = [np.asarray(function(self._sharded(batch[i : i + size]))) for i in range(0, len(batch), max(1, size))]
+        return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
     def _sharded(self, batch: np.ndarray) -> Array:
         divides = len(batch) % self._mesh.size == 0

@@ -17,6 +17,7 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.data.corpus import tokenizing
 from cm3leon_jax.data.corpus.config import CorpusConfig, VocabularyConfig
 from cm3leon_jax.data.corpus.document_tokenizer import DocumentTokenizer
+from cm3leon_jax.data.corpus.dropped import DroppedExamples
 from cm3leon_jax.data.corpus.prepared import PreparedCorpus
 from cm3leon_jax.data.corpus.shard_writer import ShardWriter
 from cm3leon_jax.data.sources.folder_documents import FolderDocuments
@@ -73,7 +74,7 @@ def config(folder, tmp_path, vocabulary, image_tokenizer):
 
 
 def run(config):
-    return prepare.run(config, Path(), argparse.Namespace())
+    return prepare.run(config, Path(), argparse.Namespace(dry_run=None))
 
 
 def files(path):
@@ -140,12 +141,12 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(config, tmp_path, monke
     again = replace(config, corpus=replace(config.corpus, path=str(tmp_path / "again")))
     taken = 0
 
-    def add(self, index, document):
+    def add(self, index, document, where):
         nonlocal taken
         taken += 1
         if taken > examples_before:
             raise KeyboardInterrupt
-        original(self, index, document)
+        original(self, index, document, where)
 
     original = ShardWriter.add
     monkeypatch.setattr(ShardWriter, "add", add)
@@ -333,7 +334,8 @@ def test_processes_that_write_in_turns_write_what_one_does(
         for process in processes:
             monkeypatch.setattr(tokenizing.jax, "process_index", lambda process=process: process)
             monkeypatch.setattr(tokenizing.jax, "process_count", lambda: len(processes))
-            tokenizing._write_own_shards(task, "validation", tmp_path / folder, tokens, corpus, first=1)
+            none = DroppedExamples(None, {})
+            tokenizing._write_own_shards(task, "validation", tmp_path / folder, tokens, corpus, first=1, dropped=none)
         return files(tmp_path / folder)
 
     whole = written("one", [0])

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax.data.sources.config import FolderConfig
-from cm3leon_jax.data.sources.folder_documents import UnreadableFile, read_folder
+from cm3leon_jax.data.curation.config import CurationConfig
+from cm3leon_jax.data.sources.config import FolderConfig, RowsConfig
+from cm3leon_jax.data.sources.folder_documents import read_folder
+from cm3leon_jax.data.sources.unchanged import UnreadableFile
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.images import IMAGE_SUFFIXES, UNSUPPORTED_IMAGE_SUFFIXES, encode_png
 
@@ -343,3 +345,30 @@ def test_pixels_are_read_as_they_are(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded)
     (tmp_path / "a.txt").write_text("a")
     assert read_folder(tmp_path, FolderConfig()).image("train", 0) == encoded
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_rows_of_metadata_are_chosen_by_their_values_and_languages(tmp_path, kind):
+    rows = [
+        {"file_name": f"{number}.png", "text": f"caption {number}", "score": score, "lang": lang}
+        for number, (score, lang) in enumerate([(6.0, "de"), (4.5, "de"), (7.0, "en")])
+    ]
+    for row in rows:
+        write(tmp_path, row["file_name"])
+    if kind == "jsonl":
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    elif kind == "csv":
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+        (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    else:
+        pyarrow = pytest.importorskip("pyarrow", reason="Parquet is read with pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "metadata.parquet")
+    languages = RowsConfig(language_column="lang", languages=("de",))
+    found = read_folder(
+        tmp_path, FolderConfig(held_out_fraction=0.0), languages, CurationConfig(at_least={"score": 5.0})
+    )
+    assert [found.caption("train", index) for index in range(len(found.images))] == ["caption 0"]
+    assert found.skipped.by_kind == {"score below 5": 1, "caption in another language": 1}
+    assert not found.skipped.num_documents

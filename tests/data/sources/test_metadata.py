@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3leon_jax.data.sources import metadata
-from cm3leon_jax.data.sources.config import FolderConfig
+from cm3leon_jax.data.sources.config import RowsConfig
 from cm3leon_jax.data.sources.metadata import BadLine, MetadataLine, read_metadata
 from cm3leon_jax.errors import UserError
 
@@ -38,7 +38,7 @@ def write_parquet(file, names, rows):
 
 
 def read(file, **config):
-    return list(read_metadata(file, FolderConfig(**config)))
+    return list(read_metadata(file, RowsConfig(**config)))
 
 
 def pairs(lines):
@@ -72,7 +72,7 @@ def test_columns_are_chosen_by_name(tmp_path, kind):
     write = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}[kind]
     names = ("before_file_name", "after_file_name", "label", "text")
     write(file, names, [("a.png", "b.png", "cat", "a cat")])
-    with pytest.raises(UserError, match=r"after_file_name, before_file_name.*config\.corpus\.folder\.image_column"):
+    with pytest.raises(UserError, match=r"after_file_name, before_file_name.*config\.corpus\.rows\.image_column"):
         read(file)
     found = read(file, image_column="after_file_name", caption_column="label")
     assert pairs(found) == [("b.png", "cat")]

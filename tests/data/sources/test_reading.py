@@ -73,18 +73,24 @@ def test_segments_and_flags_must_match():
         list(task.documents("train"))
 
 
-def test_a_failing_source_is_named():
+@pytest.mark.parametrize("num_good", [0, 1, 20, 35])
+def test_a_source_that_fails_is_named_and_what_it_gave_before_is_read(num_good):
     def examples():
-        yield {"segments": [b"a"], "is_image": [False]}
+        for number in range(num_good):
+            yield {"segments": [b"%d" % number], "is_image": [False]}
         raise ValueError("the disk is gone")
 
     class Failing:
         def __iter__(self):
             return examples()
 
-    (task,) = open_mixture(_register("failing", Failing()))
-    with pytest.raises(UserError, match=r"the task failing cannot read example \d of 'train': .*the disk is gone"):
-        list(task.documents("train"))
+    (task,) = open_mixture(_register(f"failing_{num_good}", Failing()))
+    found = []
+    message = rf"the task failing_{num_good} cannot read example {num_good} of 'train': .*the disk is gone"
+    with pytest.raises(UserError, match=message):
+        found.extend(task.documents("train"))
+    # `extend` keeps what came before the error.
+    assert found == [Document((TextSegment(str(number)),)) for number in range(num_good)]
 
 
 @pytest.mark.parametrize(
@@ -171,6 +177,70 @@ def _captioned(folder, many: bool) -> CorpusConfig:
     name = f"many_{folder.name}".replace("-", "_")
     add_task(name, SlicedSource(read, {"train": 40}), image_first=False)
     return CorpusConfig(mixture=name)
+
+
+class _Numbers:
+    """What a source of documents gives: captions, one with half a character, one that is skipped, one that fails."""
+
+    def __init__(self, fails_at: int) -> None:
+        self.fails_at = fails_at
+
+    def __call__(self, start: int, stop: int):
+        for number in range(start, stop):
+            if number == self.fails_at:
+                raise OSError("the disk is gone")
+            if number == 3:
+                yield SkippedExample("number three")
+            else:
+                yield Document((TextSegment("half \ud800" if number == 5 else f"number {number}"),))
+
+
+def _document_task(name: str, found: _Numbers, preprocessors=()):
+    import seqio
+
+    from cm3leon_jax.data.sources import OUTPUT_FEATURES, DocumentSource
+
+    class Source(DocumentSource):
+        def documents(self, split, start, stop):
+            return found(start, stop)
+
+    seqio.TaskRegistry.add(
+        name, source=Source({"train": 12}), preprocessors=list(preprocessors), output_features=OUTPUT_FEATURES
+    )
+    (task,) = open_mixture(CorpusConfig(mixture=name))
+    return task
+
+
+def test_documents_of_a_source_are_the_same_with_and_without_tensorflow(tmp_path):
+    _captioned(tmp_path, many=False)
+    (direct,) = open_mixture(CorpusConfig(mixture=f"folder:{tmp_path}"))
+    import seqio
+
+    from cm3leon_jax.data.sources import OUTPUT_FEATURES
+
+    source = seqio.get_mixture_or_task(direct.name).source
+    seqio.TaskRegistry.add(
+        "through_tensorflow", source=source, preprocessors=[lambda dataset: dataset], output_features=OUTPUT_FEATURES
+    )
+    (detour,) = open_mixture(CorpusConfig(mixture="through_tensorflow"))
+    for part in (ShardSlice(1), ShardSlice(4, 1, 2), ShardSlice(7, 2, 3)):
+        found = list(direct.numbered("train", part))
+        assert found == list(detour.numbered("train", part)) and len(found) > 5
+
+
+def test_an_example_that_is_skipped_and_half_a_character_are_named_and_the_rest_is_read():
+    task = _document_task("numbers_read_alone", _Numbers(fails_at=-1))
+    found = dict(task.numbered("train", ShardSlice(10)))
+    assert found[3] == SkippedExample("number three")
+    assert found[5] == SkippedExample("text is not UTF-8: surrogates not allowed at character 5")
+    assert [index for index, each in found.items() if isinstance(each, Document)] == [0, 1, 2, 4, *range(6, 12)]
+
+
+@pytest.mark.parametrize("fails_at", [0, 7, 11])
+def test_a_source_that_fails_is_said_in_one_line_with_the_example(fails_at):
+    task = _document_task(f"numbers_until_{fails_at}", _Numbers(fails_at))
+    with pytest.raises(UserError, match=rf"cannot read example {fails_at} of 'train': OSError: the disk is gone"):
+        list(task.documents("train"))
 
 
 @settings(deadline=None)

@@ -14,12 +14,14 @@ import pytest
 from PIL import Image
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.evaluation.sets.base import EvaluationSet, Item, chosen, sha256
+from cm3leon_jax.evaluation.sets.base import EvaluationSet, Item, sha256
 from cm3leon_jax.evaluation.sets.coco import CocoCaptions, Karpathy
+from cm3leon_jax.evaluation.sets.configured import CommonSetOptions, ConfiguredSet
 from cm3leon_jax.evaluation.sets.geneval import GenEval
 from cm3leon_jax.evaluation.sets.magicbrush import MagicBrush
 from cm3leon_jax.evaluation.sets.prompts_file import PromptsFile
 from cm3leon_jax.evaluation.sets.vqa import VqaV2
+from cm3leon_jax.images import encode_png
 
 COCO = {
     "info": {"year": 2014},
@@ -117,7 +119,7 @@ def test_magicbrush_as_files_and_as_parquet_agree(tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     table = pa.Table.from_pylist([{**row, "instruction": "add a hat", "target_img": picture}])
     pq.write_table(table, tmp_path / "hub" / "dev-00000-of-00001.parquet")
-    (files,), (hub,) = (MagicBrush(str(tmp_path / name), captions)() for name in ("json", "hub"))
+    (files,), (hub,) = (MagicBrush(str(tmp_path / name), captions=captions)() for name in ("json", "hub"))
     assert files.id == hub.id == "7-output1"
     assert files.references == hub.references == ("a man in a hat",)
     assert files.request["prompt"] == hub.request["prompt"] == "add a hat"
@@ -126,6 +128,52 @@ def test_magicbrush_as_files_and_as_parquet_agree(tmp_path: Path) -> None:
         tmp_path / "json" / "images" / "7" / name for name in ("7-output1.png", "7-mask1.png")
     )
     assert hub.image == hub.mask == hub.request["image"] == buffer.getvalue()
+
+
+def test_magicbrush_of_the_hub_is_not_measured_on_what_is_trained_on(tmp_path: Path) -> None:
+    image = {"bytes": encode_png(np.zeros((4, 4, 3), np.uint8)), "path": "x.png"}
+    parts = dict.fromkeys(("source_img", "mask_img", "target_img"), image)
+    for split in ("train", "dev"):
+        table = pa.Table.from_pylist([{"img_id": split, "turn_index": 1, "instruction": "add a hat", **parts}])
+        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    assert [item.id for item in MagicBrush(str(tmp_path))()] == ["dev-output1"]
+    assert [item.id for item in MagicBrush(str(tmp_path), split="validation")()] == ["dev-output1"]
+    assert [item.id for item in MagicBrush(str(tmp_path), split="train")()] == ["train-output1"]
+    assert [Path(file).name for file in MagicBrush(str(tmp_path)).files] == ["dev-00000-of-00001.parquet"]
+    with pytest.raises(UserError, match="no parquet files of the split test, but of train, validation: set the option"):
+        MagicBrush(str(tmp_path), split="test")()
+    (tmp_path / "dev-00000-of-00001.parquet").unlink()
+    with pytest.raises(UserError, match="no parquet files of the split to evaluate, but of train"):
+        MagicBrush(str(tmp_path))()
+
+
+@pytest.mark.parametrize(
+    ("captions", "where"),
+    [
+        ([], "global.json has no field 7"),
+        ({"7": ["a hat"]}, "global.json has no field 7"),
+        ({"7": {"7-output1.png": None}}, "7 of .*global.json has no field 7-output1.png"),
+        ({"7": {"7-output1.png": ["a", "b"]}}, "7 of .*global.json has no field 7-output1.png"),
+    ],
+)
+def test_captions_of_another_form_are_one_line(tmp_path: Path, captions: Any, where: str) -> None:
+    write(tmp_path / "edit_turns.json", [TURN])
+    file = write(tmp_path / "global.json", captions)
+    with pytest.raises(UserError, match=f"{where} of the published form"):
+        MagicBrush(str(tmp_path), captions=file)()
+
+
+@pytest.mark.parametrize("captions", [{}, {"7": {}}, {"8": {"8-output1.png": "a man"}}])
+def test_an_edit_may_have_no_caption(tmp_path: Path, captions: Any) -> None:
+    write(tmp_path / "edit_turns.json", [TURN])
+    assert MagicBrush(str(tmp_path), captions=write(tmp_path / "global.json", captions))()[0].references == ()
+
+
+@pytest.mark.parametrize("folder", [3, None, ["val2014"]])
+def test_a_folder_of_another_form_is_one_line(tmp_path: Path, folder: Any) -> None:
+    image = {**KARPATHY["images"][0], "filepath": folder}  # type: ignore[dict-item]
+    with pytest.raises(UserError, match=r"image 0 of .*has no field filepath of the published form"):
+        Karpathy(write(tmp_path / "dataset_coco.json", {"images": [image]}), images="")()
 
 
 def test_geneval_numbers_prompts_as_the_benchmark_does(tmp_path: Path) -> None:
@@ -138,12 +186,16 @@ def test_json_lines_say_what_is_true_beside_what_is_asked(tmp_path: Path) -> Non
         {"prompt": "an apple", "references": ["a red apple"], "target": "1.png"},
         {"id": "e", "task": "edit", "prompt": "greener", "image": "a/2.png", "target": "3.png", "mask": "m.png"},
         {"id": 5, "task": "continue", "segments": ["like", {"image": "4.png"}]},
+        {"prompt": "a cat", "objects": [{"name": "cat", "box": [0, 0, 4, 4]}]},
     ]
-    first, second, third = PromptsFile(write(tmp_path / "set.jsonl", "\n".join(map(json.dumps, lines))))()
+    first, second, third, fourth = PromptsFile(write(tmp_path / "set.jsonl", "\n".join(map(json.dumps, lines))))()
     assert (first.id, first.request, first.image) == ("1", {"prompt": "an apple"}, tmp_path / "1.png")
     assert second.request == {"task": "edit", "prompt": "greener", "image": str(tmp_path / "a/2.png")}
     assert second.mask == tmp_path / "m.png"
     assert third.request["segments"] == ["like", {"image": str(tmp_path / "4.png")}]
+    assert (
+        fourth.request == {"prompt": "a cat", "objects": [{"name": "cat", "box": [0, 0, 4, 4]}]} and not fourth.objects
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +207,6 @@ def test_json_lines_say_what_is_true_beside_what_is_asked(tmp_path: Path) -> Non
         ('{"references": [1]}', r"line 1: references is \[1\]: give a list of texts"),
         ('{"mask": 3}', r"line 1: mask is 3: give the name of a file"),
         ('{"objects": []}', r"line 1: objects is \[\]: give an object"),
-        ("", r"an evaluation set has no items"),
     ],
 )
 def test_broken_json_lines_are_one_line(tmp_path: Path, content: str, message: str) -> None:
@@ -173,31 +224,22 @@ def test_files_of_another_form_are_one_line(tmp_path: Path, kind: Any, content: 
         VqaV2: lambda: VqaV2(file, file, ""),
         MagicBrush: lambda: MagicBrush(str(tmp_path)),
     }[kind]()
-    with pytest.raises(UserError, match=r"of an evaluation set|of the published form|has no items"):
-        made()
+    with pytest.raises(UserError, match=r"of an evaluation set|of the published form|evaluation set has no items"):
+        _ = ConfiguredSet("mine", made, CommonSetOptions(1)).items
+
+
+@pytest.mark.parametrize("content", [[TURN], {"images": KARPATHY["images"]}, GENEVAL])
+def test_a_byte_order_mark_is_no_content(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "edit_turns.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    file = str(tmp_path / "edit_turns.json")
+    reader = MagicBrush(str(tmp_path)) if isinstance(content, list) else Karpathy(file, "")
+    reader = GenEval(file) if content == GENEVAL else reader
+    assert reader()
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\)"):
         GenEval(str(tmp_path / "none.jsonl"))()
-
-
-def test_ids_choose_items_in_their_order(tmp_path: Path) -> None:
-    items = [Item(str(number), {}) for number in range(10)]
-    ids = write(tmp_path / "ids.txt", "7\n2\n\n5\n")
-    assert [item.id for item in chosen(items, ids, 0)] == ["7", "2", "5"]
-    with pytest.raises(UserError, match="names the id 11, which no item"):
-        chosen(items, write(tmp_path / "more.txt", "11\n"), 0)
-
-
-def test_a_draw_of_items_is_always_the_same_and_in_order() -> None:
-    items = [Item(str(number), {}) for number in range(1000)]
-    drawn = chosen(items, "", 100)
-    assert drawn == chosen(items, "", 100)
-    numbers = [int(item.id) for item in drawn]
-    assert numbers == sorted(set(numbers))
-    assert len(numbers) == 100
-    assert np.mean(numbers) == pytest.approx(500, abs=100)
 
 
 def test_the_hash_of_files_is_that_of_their_bytes(tmp_path: Path) -> None:

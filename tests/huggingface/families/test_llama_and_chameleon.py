@@ -97,10 +97,11 @@ def test_logits_equal_those_of_transformers(tmp_path, family, changes, fields):
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("llama", dict(rope_scaling=dict(rope_type="llama3", factor=8.0)), "rope_type is 'llama3'"),
-        ("llama", dict(rope_scaling=dict(type="linear", factor=2.0)), "cannot express"),
+        ("llama", dict(rope_scaling=dict(rope_type="yarn", factor=8.0)), "rope_scaling.rope_type is 'yarn'"),
+        ("llama", dict(rope_scaling=dict(type="dynamic", factor=2.0)), "rope_scaling.type is 'dynamic'"),
+        ("llama", dict(rope_parameters=dict(rope_type="linear")), "rope_parameters.factor is None"),
         ("llama", dict(attention_bias=True), "mlp_bias is False"),
-        ("llama", dict(head_dim=16), "head_dim is 16"),
+        ("llama", dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
         ("llama", dict(hidden_act="mish"), "hidden_act is 'mish'"),
         ("chameleon", dict(model_parallel_size=4), "model_parallel_size is 4"),
     ],
@@ -132,8 +133,8 @@ def test_a_llama_is_exported_as_one_and_comes_back(make_run, tmp_path, changes):
 def test_export_chooses_the_family_that_fits():
     assert choose_family(ModelConfig()).model_type == "opt"
     assert choose_family(ModelConfig(**LLAMA)).model_type == "llama"
-    with pytest.raises(UserError, match=r"\(llama\) cannot express.*query_key_norm is 'rms' and can only be 'none'"):
-        choose_family(ModelConfig(**LLAMA, query_key_norm="rms"))
+    with pytest.raises(UserError, match=r"\(llama\) cannot express.*query_key_norm is 'layer' and can only be 'none'"):
+        choose_family(ModelConfig(**LLAMA, query_key_norm="layer"))
     with pytest.raises(UserError, match="--family=chameleon can only be imported"):
         choose_family(ModelConfig(), "chameleon")
     with pytest.raises(UserError, match="did you mean 'llama'"):

@@ -1,5 +1,7 @@
 """Shapes follow the config, names follow the published weights, quantization is the nearest code."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,18 @@ def test_names_are_those_of_the_published_weights() -> None:
     assert shapes["decoder.up.0.block.0.conv1.kernel"] == (3, 3, 128, 128)
     assert "decoder.up.0.upsample.conv.kernel" not in shapes
     assert not any(".attn." in name for name in shapes)
+
+
+def test_the_patch_encoder_changes_no_other_part() -> None:
+    shapes, others = (
+        {name: value.shape for name, value in parameters(vqgan.abstract_vqgan(config)).items()}
+        for config in (dataclasses.replace(TINY, encoder="patch"), TINY)
+    )
+    encoder = {name.removeprefix("encoder.") for name in shapes if name.startswith("encoder.")}
+    assert encoder == {f"{layer}.{kind}" for layer in ("patch", "mix", "conv_out") for kind in ("kernel", "bias")}
+    assert {name: shape for name, shape in shapes.items() if not name.startswith("encoder.")} == {
+        name: shape for name, shape in others.items() if not name.startswith("encoder.")
+    }
 
 
 def test_attention_stands_only_where_the_config_asks() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
+from cm3leon_jax.image_tokenizers.base import ImageTokenizer, architecture, load_image_tokenizer
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
 from cm3leon_jax.image_tokenizers.vqgan.config import VQGANConfig
 from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
@@ -55,6 +55,19 @@ def test_codes_do_not_depend_on_neighbors_place_or_padding(tokenizer: ImageToken
     np.testing.assert_array_equal(tokenizer.encode(IMAGES[5:6], 4), codes[5:6])
 
 
+@pytest.mark.parametrize("images_at_a_time", [1, 2, 100])
+def test_codes_and_images_are_the_same_however_few_a_cpu_takes_at_a_time(
+    tokenizer: ImageTokenizer, monkeypatch: pytest.MonkeyPatch, images_at_a_time: int
+) -> None:
+    images = np.random.default_rng(5).integers(0, 256, (37, 8, 8, 1)).astype(np.uint8)
+    codes = np.concatenate([tokenizer.encode(image[None], 1) for image in images])
+    monkeypatch.setattr("cm3leon_jax.image_tokenizers.vqgan.tokenizer._CPU_PIXELS", images_at_a_time * 64)
+    np.testing.assert_array_equal(tokenizer.encode(images, 37), codes)
+    decoded = tokenizer.decode(codes, 37)
+    for index in (0, 15, 36):
+        np.testing.assert_array_equal(tokenizer.decode(codes[index : index + 1], 1)[0], decoded[index])
+
+
 def test_decoded_images_are_bytes_and_reconstruct_is_both_ways(tokenizer: ImageTokenizer) -> None:
     codes = tokenizer.encode(IMAGES, 4)
     decoded = tokenizer.decode(codes, 4)
@@ -87,6 +100,47 @@ def test_the_fingerprint_follows_weights_and_architecture_not_the_path(tokenizer
     changed["quantize.embedding"][0, 0] += 1e-3
     assert moved.fingerprint == tokenizer.fingerprint
     assert len({tokenizer.fingerprint, other_norm.fingerprint, VQGANTokenizer(CONFIG, changed).fingerprint}) == 3
+
+
+def test_the_default_has_the_fingerprint_and_record_of_before_encoders_were_a_choice() -> None:
+    tokenizer = VQGANTokenizer(CONFIG, vqgan.initial_parameters(vqgan.abstract_vqgan(CONFIG), 0))
+    assert tokenizer.fingerprint == "6a81d5ae7c235497"
+    assert "encoder" not in architecture(CONFIG)
+    assert architecture(CONFIG, with_defaults=True)["encoder"] == "convolutional"
+
+
+@pytest.fixture(scope="module")
+def patch_tokenizer() -> ImageTokenizer:
+    config = dataclasses.replace(CONFIG, resolution=12, in_channels=3, channel_multipliers=(1, 1, 2), encoder="patch")
+    weights = vqgan.initial_parameters(vqgan.abstract_vqgan(config), 0)
+    weights["quantize.embedding"] = np.random.default_rng(1).normal(size=(16, 3)).astype(np.float32)
+    return VQGANTokenizer(config, weights)
+
+
+def test_a_patch_decides_its_code_alone(patch_tokenizer: ImageTokenizer) -> None:
+    first, other = np.random.default_rng(2).integers(0, 256, (2, 20, 12, 12, 3)).astype(np.uint8)
+    codes, codes_of_other = patch_tokenizer.encode(first), patch_tokenizer.encode(other)
+    assert ((codes != codes_of_other).sum(0) > 0).all()
+    for index in range(9):
+        row, column = divmod(index, 3)
+        patch = np.s_[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        changed, expected = first.copy(), codes.copy()
+        changed[patch], expected[:, index] = other[patch], codes_of_other[:, index]
+        np.testing.assert_array_equal(patch_tokenizer.encode(changed), expected)
+
+
+def test_a_patch_tokenizer_is_saved_and_loaded(patch_tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+    patch_tokenizer.save(tmp_path)
+    loaded = load_image_tokenizer(tmp_path)
+    assert loaded.config == dataclasses.replace(patch_tokenizer.config, path=str(tmp_path))
+    assert loaded.fingerprint == patch_tokenizer.fingerprint
+    images = np.random.default_rng(3).integers(0, 256, (4, 12, 12, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(loaded.encode(images), patch_tokenizer.encode(images))
+
+
+def test_an_unknown_encoder_is_named() -> None:
+    with pytest.raises(UserError, match=r"config.image_tokenizer.encoder .*'convolutional' or 'patch'"):
+        dataclasses.replace(CONFIG, encoder="conv")
 
 
 def test_a_missing_or_damaged_folder_is_explained(tokenizer: ImageTokenizer, tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def test_training_learns_and_resumes_bit_for_bit(tmp_path: Path, monkeypatch: py
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
+def test_a_patch_encoder_learns(tmp_path: Path) -> None:
+    config = dataclasses.replace(ARCHITECTURE, encoder="patch", path=str(tmp_path), training=TRAINING)
+    trainer.train(training.VQGANTrainer(config).run(SAMPLE, tmp_path, {}, jax.devices()[:1]))
+    logged = metrics(tmp_path)
+    assert logged[-1]["loss"] < 0.8 * logged[0]["loss"]
+    assert logged[-1]["psnr"] > logged[0]["psnr"] + 1
+
+
 def test_a_batch_follows_from_seed_and_step() -> None:
     first = training.batch_at(SAMPLE, TRAINING, 3)
     np.testing.assert_array_equal(first, training.batch_at(SAMPLE, TRAINING, 3))
