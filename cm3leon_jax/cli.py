@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # The exit code that a shell gives to a program ended by SIGPIPE, such as one that writes to `head`.
 _NO_READER = 141
+# Statuses of the runtime's errors when a connection to another process broke.
+_LOST_STATUSES = ("UNKNOWN", "UNAVAILABLE", "INTERNAL", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,8 +151,11 @@ def _code_among_many(error: Exception) -> tuple[int, str]:
     """Exit code and message of an exception in one of several processes: a collective fails when another is gone."""
     import jax
 
-    lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
-    if lost:
+    status = str(error).partition(":")[0]
+    # A collective that fails at once, not later on the device, raises a ValueError with the runtime's status.
+    if (isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)) or (
+        isinstance(error, ValueError) and status in _LOST_STATUSES
+    ):
         return EXIT_RESTART, "lost another process of the run, most likely; start all of them again to continue"
     return 1, "ended by the error above"
 

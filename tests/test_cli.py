@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import cm3leon_jax
@@ -183,6 +184,31 @@ def test_a_terminal_that_is_not_utf8_shows_what_it_can(locale):
     done = run_in_shell("cm3leon größer", **locale)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "cm3leon gr" in done.stderr and "did you mean" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: Task /job:jax_worker/replica:0/task:1 is gone"), 75),
+        # What a collective raises while it is dispatched.
+        (ValueError("UNKNOWN: Gloo AllGather failed: pair.cc:547 Connection closed by peer [127.0.0.1]:61115"), 75),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes"), 1),
+        (ValueError("INVALID_ARGUMENT: shapes do not match"), 1),
+        (ValueError("operands could not be broadcast together"), 1),
+    ],
+)
+def test_one_of_several_processes_is_restarted_if_another_is_lost(error, code, tmp_path, capsys, monkeypatch):
+    def fails(*_):
+        raise error
+
+    left = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cm3leon_jax.commands.prepare.run", fails)
+    monkeypatch.setattr("cm3leon_jax.cli._is_one_of_many", lambda: True)
+    monkeypatch.setattr("cm3leon_jax.cli._leave", left.append)
+    assert main(["prepare", f"--config={ROOT}/examples/digits/demo.py"]) == code
+    assert left == [code]
+    assert ("lost another process" in capsys.readouterr().err) == (code == 75)
 
 
 def test_output_that_no_encoding_holds(capsys, monkeypatch):

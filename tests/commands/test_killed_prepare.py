@@ -1,5 +1,6 @@
 """`prepare` killed anywhere, and by any number of processes: the same bytes as one undisturbed run."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -113,3 +114,35 @@ def test_two_processes_write_what_one_does(root, undisturbed):
     assert launched.files_below(root / "two" / "corpus") == undisturbed
     said = launched.run(arguments(root, "two"), processes=2)
     assert said[0].count("complete: nothing to do") == 2 and "nothing to do" not in said[1]
+
+
+NUM_TWINS = 12
+DROPPED = ["--config.corpus.duplicates.drop=images", "--config.corpus.duplicates.max_distance=2"]
+
+
+@pytest.fixture(scope="module")
+def with_twins(tmp_path_factory, vocabulary, image_tokenizer) -> Path:
+    """Inputs in which every sixth image comes again, a little brighter and with another caption."""
+    root = tmp_path_factory.mktemp("twins")
+    write_inputs(root, vocabulary, image_tokenizer)
+    for index in range(NUM_TWINS):
+        write_pair(root / "images", f"{6 * index:02d}_again", image_of(6 * index) + 3, f"once more {index}")
+    return root
+
+
+def test_near_twins_are_dropped_alike_by_any_number_of_processes_killed_or_not(with_twins):
+    root = with_twins
+    launched.run([*arguments(root, "one"), *DROPPED])
+    files = launched.files_below(root / "one" / "corpus")
+    manifest = json.loads(files["manifest.json"])
+    (task,) = manifest["tasks"].values()
+    assert task["splits"]["train"]["skipped"]["by_reason"]["duplicate image"] >= NUM_TWINS
+
+    killed = launched.start([*arguments(root, "two"), *DROPPED], processes=2)
+    corpus = root / "two" / "corpus"
+    launched.wait_until(lambda: any("hashes-" in name for name in launched.files_below(corpus)), killed[1])
+    killed[1].kill()
+    (left, said), (code, _) = launched.ended(killed, 60)
+    assert left == EXIT_RESTART and code < 0, said
+    launched.run([*arguments(root, "two"), *DROPPED], processes=3)
+    assert launched.files_below(corpus) == files
