@@ -128,7 +128,11 @@ class ShardWriter:
     _skipped: Reasons = field(default_factory=Reasons)
     _omitted: Reasons = field(default_factory=Reasons)
     _documents: deque[DecodedDocument] = field(default_factory=deque)
+    # Images to be encoded, and how many times each comes in a row.
     _images: list[np.ndarray] = field(default_factory=list)
+    _repeats: list[int] = field(default_factory=list)
+    _last_image: np.ndarray | None = None
+    _last_codes: np.ndarray | None = None
     # Ids of images whose document still waits for others.
     _codes: deque[np.ndarray] = field(default_factory=deque)
 
@@ -157,7 +161,8 @@ class ShardWriter:
         self._counts["num_text_tokens"] += sum(len(segment) for segment in document.segments if segment is not None)
         self._counts["num_tokens"] += self.tokens.length(document)
         self._documents.append(document)
-        self._images.extend(document.images)
+        for image in document.images:
+            self._queue(image)
         while len(self._images) >= self.tokens.batch_size:
             self._encode(self.tokens.batch_size)
         self._write_ready()
@@ -178,9 +183,24 @@ class ShardWriter:
         write_record(shard_metadata_file(self.folder, self.number), record)
         return record
 
+    def _queue(self, image: np.ndarray) -> None:
+        """Puts an image in line; one that comes again at once, as with each of its captions, is encoded once."""
+        if self._last_image is None or not np.array_equal(image, self._last_image):
+            self._images.append(image)
+            self._repeats.append(1)
+            self._last_image = image
+        elif self._images:
+            self._repeats[-1] += 1
+        else:
+            assert self._last_codes is not None
+            self._codes.append(self._last_codes)
+
     def _encode(self, count: int) -> None:
-        self._codes.extend(self.tokens.encode(self._images[:count]))
-        del self._images[:count]
+        encoded = self.tokens.encode(self._images[:count])
+        for codes, repeats in zip(encoded, self._repeats[:count], strict=True):
+            self._codes.extend([codes] * repeats)
+        self._last_codes = encoded[-1]
+        del self._images[:count], self._repeats[:count]
 
     def _write_ready(self) -> None:
         while self._documents and len(self._documents[0].images) <= len(self._codes):

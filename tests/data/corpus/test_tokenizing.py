@@ -77,6 +77,39 @@ def run(config):
     return prepare.run(config, Path(), argparse.Namespace(dry_run=None))
 
 
+def test_an_image_with_several_captions_is_encoded_once(config, tmp_path, vocabulary, image_tokenizer, monkeypatch):
+    folder = tmp_path / "captioned"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for index in range(14):
+        (folder / f"{index:02d}.png").write_bytes(encode_png(rng.integers(0, 256, (8, 8, 1)).astype(np.uint8)))
+        # More than a batch of one image, too.
+        number = 11 if index == 3 else 1 + index % 3
+        rows = [{"file_name": f"{index:02d}.png", "text": [f"image {index}, caption {each}" for each in range(number)]}]
+        with (folder / "metadata.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    rows = replace(config.corpus.rows, captions="all")
+    corpus = replace(config.corpus, mixture=f"folder:{folder}", rows=rows, examples_per_shard=100)
+    encoded = []
+    encode = DocumentTokenizer.encode
+    monkeypatch.setattr(
+        DocumentTokenizer, "encode", lambda self, images: encoded.append(len(images)) or encode(self, images)
+    )
+    assert run(replace(config, corpus=corpus)) == 0
+    prepared = PreparedCorpus.open(corpus.path, vocabulary)
+    (task,) = open_mixture(corpus)
+    num_documents = 0
+    for split in ("train", "validation"):
+        stored = prepared.task_split(task.name, split)
+        for index, document in enumerate(task.documents(split)):
+            pixels = decode_image(document.segments[1].encoded, 8, 1)
+            codes = image_tokenizer.encode(pixels[None], config.corpus.encode_batch_size)[0]
+            np.testing.assert_array_equal(vocabulary.decode_image(stored.document(index)[-len(codes) :]), codes)
+            num_documents += 1
+        assert stored.num_documents == index + 1
+    assert num_documents > 30 and sum(encoded) == 14
+
+
 def files(path):
     """Content of every file below a folder."""
     return {
