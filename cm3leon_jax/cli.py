@@ -197,6 +197,8 @@ def _run(command: str, argv: Sequence[str]) -> int:
 
     workdir = arguments.workdir or config_file.default_workdir(arguments.config)
     config = config_file.load(arguments.config, str(workdir), overrides)
+    # For commands that load further configs.
+    arguments.overrides = overrides
     mirror.refresh(workdir, whole=False)
     config_file.copy_inputs(config, COMMANDS[command].reads)
     _check_writable(COMMANDS[command], config, workdir)

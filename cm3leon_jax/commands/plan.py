@@ -3,6 +3,7 @@
     cm3leon plan --config=configs/cm3leon_7b.py --topology=v5p-1024
     cm3leon plan --config=configs/cm3leon_7b.py --topology=v5e:16x16*2 --config.model.remat=full --json=plan.json
     cm3leon plan --config=configs/cm3leon_7b.py --topology=v6e-256 --search
+    cm3leon plan --config=configs/cm3leon_7b.py --topology=v5p-512,v5e-256 --compare=configs/cm3leon_760m.py@v5e-64
 
 The compiler is the pod's own, and what is compiled is the step that `cm3leon train` runs, so memory and collectives are
 facts. Times are models: a bound of published peaks without any stall, and what published runs of other projects lead
@@ -15,12 +16,14 @@ import argparse
 import functools
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from cm3leon_jax import config_file
 from cm3leon_jax.config import Config
 from cm3leon_jax.errors import EXIT_USER_ERROR, UserError
 from cm3leon_jax.files import write_json
 from cm3leon_jax.paths import output_file
-from cm3leon_jax.planning import report, search, topology
+from cm3leon_jax.planning import comparison, report, search, topology
 from cm3leon_jax.planning.accelerator_types import find_pod
 from cm3leon_jax.planning.compile import CompileError
 from cm3leon_jax.planning.plan import PodPlan, make_plan, size_of_vocabulary
@@ -33,7 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="NAME",
         help="an accelerator type (v5p-1024, v5litepod-256, tpu7x-128, h100-256 ...), or CHIP:SHAPE (v5p:8x8x8, "
-        "h100:32x8 ...); *2 at the end: two slices",
+        "h100:32x8 ...); *2 at the end: two slices; several, with commas between them: side by side",
+    )
+    parser.add_argument(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="CONFIG[@NAME]",
+        help="another config side by side, on topologies of its own or on those of --topology; --config.FIELD=VALUE "
+        "holds for both; may be repeated",
     )
     parser.add_argument("--json", type=output_file("--json"), metavar="FILE", help="write the plan as JSON as well")
     parser.add_argument(
@@ -48,41 +59,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
-    """Runs `cm3leon plan`; the exit code is that of a user error where the step does not fit."""
-    pod = find_pod(arguments.topology)
-    topology.require_compiler(pod)
-    if arguments.search:
-        return _search(config, pod, arguments)
+    """Runs `cm3leon plan`; the exit code is that of a user error where no step fits."""
+    wanted = _wanted(config, arguments)
+    for one in wanted:
+        topology.require_compiler(one.pod)
+    if len(wanted) == 1:
+        planned, record = _plan(wanted[0], arguments.search)
+        if arguments.json:
+            write_json(arguments.json, record)
+        return 0 if planned is not None and planned.compiled.memory.fits else EXIT_USER_ERROR
+    compared = [_compared(one, arguments.search) for one in wanted]
+    print("\n".join(comparison.lines(compared)))
+    if arguments.json:
+        write_json(arguments.json, comparison.as_json(compared))
+    return 0 if any(one.fits for one in compared) else EXIT_USER_ERROR
+
+
+class Wanted(NamedTuple):
+    """A config and the pod that it is to be planned for."""
+
+    file: str
+    config: Config
+    pod: topology.Topology
+
+
+def _wanted(config: Config, arguments: argparse.Namespace) -> list[Wanted]:
+    """Lists what the command line asks for. Raises a `UserError` for the first name that is wrong."""
+    pods = _find_pods(arguments.topology)
+    wanted = [Wanted(arguments.config, config, pod) for pod in pods]
+    for text in arguments.compare:
+        file, at, names = text.rpartition("@")
+        if not at:
+            file, names = text, ""
+        other = config_file.load(file, str(config_file.default_workdir(file)), arguments.overrides)
+        wanted += [Wanted(file, other, pod) for pod in (_find_pods(names) if at else pods)]
+    return wanted
+
+
+def _find_pods(names: str) -> list[topology.Topology]:
+    return [find_pod(name) for name in names.split(",")]
+
+
+def _compared(one: Wanted, most: int) -> comparison.ComparedPlan:
+    """Plans one of several: what is refused is a column as well."""
     try:
-        planned = make_plan(config, size_of_vocabulary(config), pod, _show_status)
+        if not most:
+            return comparison.ComparedPlan(one.file, one.pod, _compile(one))
+        planned, _ = _search(one, most)
+        print()
+        return comparison.ComparedPlan(one.file, one.pod, planned, "" if planned else "no setting that was tried fits")
+    except UserError as error:
+        return comparison.ComparedPlan(one.file, one.pod, None, str(error))
+
+
+def _plan(one: Wanted, most: int) -> tuple[PodPlan | None, dict[str, Any]]:
+    """Makes and prints a plan, or searches for one with at most so many compilations; also returns its JSON."""
+    if most:
+        return _search(one, most)
+    planned = _compile(one)
+    print("\n".join(report.lines(one.file, planned)))
+    return planned, report.as_json(one.file, planned)
+
+
+def _compile(one: Wanted) -> PodPlan:
+    try:
+        return make_plan(one.config, size_of_vocabulary(one.config), one.pod, _show_status)
     except CompileError as error:
-        raise UserError(f"the compiler of {pod.accelerator.name} refused the step: {error}") from None
+        raise UserError(f"the compiler of {one.pod.accelerator.name} refused the step: {error}") from None
     finally:
         _show_status("")
-    print("\n".join(report.lines(arguments.config, planned)))
-    if arguments.json:
-        write_json(arguments.json, report.as_json(arguments.config, planned))
-    return 0 if planned.compiled.memory.fits else EXIT_USER_ERROR
 
 
-def _search(config: Config, pod: topology.Topology, arguments: argparse.Namespace) -> int:
+def _search(one: Wanted, most: int) -> tuple[PodPlan | None, dict[str, Any]]:
     """Compiles settings, printing each result, and prints the best plan with the lines for its config."""
-    vocabulary_size = size_of_vocabulary(config)
-    remaining = search.find_settings(config, vocabulary_size, pod)
-    count = f"{len(remaining)} settings, at most {arguments.search} are compiled"
-    print(f"{arguments.config} on {report.describe(pod)}: {count}\n")
+    vocabulary_size = size_of_vocabulary(one.config)
+    remaining = search.find_settings(one.config, vocabulary_size, one.pod)
+    count = f"{len(remaining)} settings, at most {most} are compiled"
+    print(f"{one.file} on {report.describe(one.pod)}: {count}\n")
     print(f"  {'mesh':<36} {'remat':<15} {'parts':>5} {'memory':>11} {'expected':>9} {'MFU':>6}  {'collectives alone'}")
     tried: list[tuple[search.Setting, PodPlan]] = []
     best = None
-    while remaining and len(tried) < arguments.search:
-        setting = search.next_setting(remaining, tried, pod)
+    while remaining and len(tried) < most:
+        setting = search.next_setting(remaining, tried, one.pod)
         if best is not None and setting.expected_seconds >= best.estimate.seconds:
             break
         remaining.remove(setting)
         mesh, remat = report.mesh_text(setting.mesh), setting.config.model.remat
         say = functools.partial(_show_status, prefix=f"{mesh}, {remat}: ")
         try:
-            planned = make_plan(setting.config, vocabulary_size, pod, say)
+            planned = make_plan(setting.config, vocabulary_size, one.pod, say)
         except (CompileError, UserError) as error:
             print(f"  {mesh:<36} {remat:<15} refused: {str(error)[:60]}")
             continue
@@ -92,18 +157,16 @@ def _search(config: Config, pod: topology.Topology, arguments: argparse.Namespac
         best = search.best_plan([planned for _, planned in tried])
         print(_row(planned))
     plans = [planned for _, planned in tried]
+    short = [report.short_json(planned) for planned in plans]
     if best is None:
         least = min((planned.compiled.memory.total_bytes or 0 for planned in plans), default=0)
         print(f"\nnone of {len(plans)} fits; the least memory of a chip was {report.gibibytes(least)}")
-        return EXIT_USER_ERROR
+        return None, {"best": None, "tried": short}
     print()
-    print("\n".join(report.lines(arguments.config, best)))
+    print("\n".join(report.lines(one.file, best)))
     print("\nthe lines for your config:\n")
     print("\n".join(f"    {line}" for line in search.config_lines(best)))
-    if arguments.json:
-        short = [report.short_json(planned) for planned in plans]
-        write_json(arguments.json, {"best": report.as_json(arguments.config, best), "tried": short})
-    return 0
+    return best, {"best": report.as_json(one.file, best), "tried": short}
 
 
 def _row(planned: PodPlan) -> str:

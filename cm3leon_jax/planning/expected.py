@@ -66,6 +66,8 @@ class StepEstimate:
     seconds: float
     least: float
     most: float
+    # The expected seconds by cause; they add up to all.
+    seconds_by_cause: dict[str, float]
     # What the estimate rests on, for people.
     basis: str
 
@@ -92,10 +94,17 @@ def causes(config: Config, done: Work, traffic: tuple[float, float, float], pod:
     )
 
 
+def seconds_by_cause(
+    found: Causes, constants: dict[str, float], num_slices: int, slowdown_per_doubling: float
+) -> dict[str, float]:
+    """Computes the expected seconds of a step by cause."""
+    slowdown = 1 + slowdown_per_doubling * math.log2(num_slices)
+    return {name: constants[name] * getattr(found, name) * slowdown for name in CAUSES}
+
+
 def step_seconds(found: Causes, constants: dict[str, float], num_slices: int, slowdown_per_doubling: float) -> float:
     """Computes the expected seconds of a step."""
-    base = sum(constants[name] * getattr(found, name) for name in CAUSES)
-    return base * (1 + slowdown_per_doubling * math.log2(num_slices))
+    return sum(seconds_by_cause(found, constants, num_slices, slowdown_per_doubling).values())
 
 
 def family(chip: Accelerator) -> str:
@@ -115,7 +124,8 @@ def calibration(name: str) -> Calibration:
 def estimate(found: Causes, pod: Topology) -> StepEstimate:
     """Estimates a step on `pod`; the range is wider for a kind of chip without published runs."""
     known, chip = calibration(family(pod.accelerator)), pod.accelerator.name
-    seconds = step_seconds(found, known.constants, pod.num_slices, known.slowdown_per_doubling)
+    by_cause = seconds_by_cause(found, known.constants, pod.num_slices, known.slowdown_per_doubling)
+    seconds = sum(by_cause.values())
     total = sum(known.num_runs.values())
     own = known.num_runs.get(chip)
     mean, most = known.shape_errors if own else known.chip_errors
@@ -125,7 +135,7 @@ def estimate(found: Causes, pod: Topology) -> StepEstimate:
         f"those who published them, on synthetic data; with a {what} left out of the fit, off by {mean:.0%} on average "
         f"and {most:.0%} at most, which is the range"
     )
-    return StepEstimate(seconds, seconds / (1 + most), seconds * (1 + most), basis)
+    return StepEstimate(seconds, seconds / (1 + most), seconds * (1 + most), by_cause, basis)
 
 
 def published_runs() -> list[dict[str, Any]]:

@@ -30,6 +30,15 @@ class PodPlan:
         """Fraction of the chip's peak that the model's own FLOPs are expected to reach."""
         return self.work.model_flops / (self.pod.accelerator.bfloat16_flops * self.estimate.seconds)
 
+    @property
+    def expected_days(self) -> tuple[float, float, float]:
+        """Days of all steps of the run: the fewest, the expected and the most."""
+        estimate = self.estimate
+        least, days, most = (
+            self.config.num_steps * seconds / 86400 for seconds in (estimate.least, estimate.seconds, estimate.most)
+        )
+        return least, days, most
+
 
 def size_of_vocabulary(config: Config) -> int:
     """Computes the rows of the embedding table, without a vocabulary."""

@@ -14,6 +14,7 @@ from cm3leon_jax.planning import roofline
 from cm3leon_jax.planning.accelerator_types import accelerator_type
 from cm3leon_jax.planning.collectives import Collective, full_weight_reductions
 from cm3leon_jax.planning.compile import Compiled
+from cm3leon_jax.planning.expected import StepEstimate
 from cm3leon_jax.planning.plan import PodPlan
 from cm3leon_jax.planning.topology import Topology
 
@@ -129,6 +130,22 @@ def _operation(op_name: str) -> str:
     return f"{part}: {named[-1].removeprefix('transpose(').removeprefix('jvp(').rstrip(')')}"
 
 
+# How people call the causes of `expected.py` that have another name there.
+_CAUSE_NAMES = {
+    "updates": "logits and optimizer",
+    "tensor_links": "links of the axis tensor",
+    "network": "network between slices or hosts",
+}
+
+
+def largest_causes(estimate: StepEstimate, most: int) -> str:
+    """Names what takes most of an expected step: `matmuls 61%, activations 21%`."""
+    largest = sorted(estimate.seconds_by_cause.items(), key=lambda cause: -cause[1])[:most]
+    return ", ".join(
+        f"{_CAUSE_NAMES.get(name, name)} {seconds / estimate.seconds:.0%}" for name, seconds in largest if seconds
+    )
+
+
 def describe(pod: Topology) -> str:
     """Describes a pod with its accelerator type: `512 x v5p, torus of 8 x 8 x 8, 128 hosts (v5p-1024)`."""
     kind = accelerator_type(pod)
@@ -236,9 +253,7 @@ def _time_table(planned: PodPlan) -> list[str]:
         ("optimizer", times.optimizer, f"{gibibytes(done.optimizer_bytes)} of memory traffic"),
     ]
     estimate = planned.estimate
-    least, days, most = (
-        config.num_steps * seconds / 86400 for seconds in (estimate.least, estimate.seconds, estimate.most)
-    )
+    least, days, most = planned.expected_days
     bound_days = config.num_steps * times.step / 86400
     chip_hours = amount(days * 24 * planned.pod.num_chips)
     return [
@@ -248,6 +263,7 @@ def _time_table(planned: PodPlan) -> list[str]:
         "\nexpected, an estimate and no measurement",
         f"  {'step':<20} {duration(estimate.seconds):>9}   {duration(estimate.least)} to {duration(estimate.most)}; "
         f"MFU {planned.expected_mfu:.1%}, {estimate.seconds / times.step:.2f} times the bound",
+        f"  {'most of it':<20} {'':>9}   {largest_causes(estimate, most=3)}",
         f"  {'run':<20} {days:>7.1f} d   {least:.1f} to {most:.1f} d, at least {bound_days:.1f}: {config.num_steps:,} "
         f"steps for {amount(config.train.num_tokens)} tokens",
         f"  {'chips':<20} {chip_hours:>9}   chip-hours",
@@ -301,7 +317,9 @@ def as_json(file: str, planned: PodPlan) -> dict[str, Any]:
             "step_seconds": planned.estimate.seconds,
             "step_seconds_range": [planned.estimate.least, planned.estimate.most],
             "mfu": planned.expected_mfu,
-            "run_days": planned.config.num_steps * planned.estimate.seconds / 86400,
+            "seconds_by_cause": planned.estimate.seconds_by_cause,
+            "run_days": planned.expected_days[1],
+            "run_days_range": [planned.expected_days[0], planned.expected_days[2]],
             "basis": planned.estimate.basis,
         },
         "lower_seconds": compiled.lower_seconds,
