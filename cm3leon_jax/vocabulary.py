@@ -26,6 +26,8 @@ from cm3leon_jax.files import atomic_write
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 NUM_SPECIAL = len(SPECIAL_TOKENS)
+# Around the codes of an image, in layouts that have them.
+IMAGE_FRAME = ("<image:begin>", "<image:end>")
 _PADDED_TO = 128
 
 # NumPy's on a host, JAX's in a compiled function.
@@ -49,6 +51,9 @@ class IdSpace:
     eoss: int
     # Rows of the embedding table.
     size: int
+    # What stands before and after the codes of every image; nothing in our own layout.
+    begin_image: tuple[int, ...] = ()
+    end_image: tuple[int, ...] = ()
 
     @classmethod
     def of_names(cls, names: Mapping[str, int]) -> IdSpace:
@@ -64,11 +69,14 @@ class IdSpace:
             )
         if sorted(names.values()) != list(range(len(names))):
             raise UserError(f"the ids of the vocabulary's {len(names):,} tokens are not 0 .. {len(names) - 1:,}")
+        frame = [names[name] for name in IMAGE_FRAME if name in names]
+        if len(frame) == 1:
+            raise UserError(f"the vocabulary has only one of {' and '.join(IMAGE_FRAME)}: images need both or none")
         image_ids, mask_ids = _numbered(names, "image"), _numbered(names, "mask")
         masks = range(mask_ids[0], mask_ids[0] + len(mask_ids))
         if list(masks) != mask_ids:
             raise UserError("the ids of the vocabulary's <mask:0>, <mask:1>, .. do not follow each other")
-        taken = {*image_ids, *mask_ids, *(names[name] for name in special)}
+        taken = {*image_ids, *mask_ids, *frame, *(names[name] for name in special)}
         contiguous = range(image_ids[0], image_ids[0] + len(image_ids))
         start, pad, end, unknown = (names[name] for name in SPECIAL_TOKENS)
         return cls(
@@ -82,6 +90,8 @@ class IdSpace:
             break_=names["<break>"],
             eoss=names["<eoss>"],
             size=-(-len(names) // _PADDED_TO) * _PADDED_TO,
+            begin_image=tuple(frame[:1]),
+            end_image=tuple(frame[1:]),
         )
 
     @cached_property
@@ -95,11 +105,29 @@ class IdSpace:
     def is_image(self, ids: Ids) -> Mask:
         return _is_within(ids, self._image_ranges)
 
-    def encode_image(self, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+    def image_segment_length(self, image_length: int) -> int:
+        """Ids of an image of so many codes in a document."""
+        return len(self.begin_image) + image_length + len(self.end_image)
+
+    def encode_codes(self, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
         """Ids of the image tokenizer's codes."""
         if isinstance(self.image, range):
             return codes.astype(np.int32) + self.image.start
         return np.asarray(self.image, np.int32)[codes]
+
+    def encode_image(self, codes: Int[np.ndarray, "... n"]) -> Int[np.ndarray, "... m"]:
+        """Ids of images as a document has them: of their codes, and what stands around these."""
+        ids = self.encode_codes(codes)
+        if not self.begin_image:
+            return ids
+        frame = (np.array(part, np.int32) for part in (self.begin_image, self.end_image))
+        before, after = (np.broadcast_to(part, (*ids.shape[:-1], 1)) for part in frame)
+        return np.concatenate([before, ids, after], axis=-1)
+
+    def image_of_segment(self, segment: Int[np.ndarray, "n"]) -> Int[np.ndarray, "codes"] | None:
+        """The codes of a segment of a document that is a whole image; None of any other."""
+        codes = self.decode_image(segment[np.asarray(self.is_image(segment))])
+        return codes if len(codes) and np.array_equal(self.encode_image(codes), segment) else None
 
     def decode_image(self, ids: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
         """The image tokenizer's codes of ids that are image codes."""
@@ -154,7 +182,9 @@ class Vocabulary:
         self.first_image_code = self.ids.image[0]
         self.size = self.ids.size
         self.is_text, self.is_image = self.ids.is_text, self.ids.is_image
+        self.begin_image, self.end_image = self.ids.begin_image, self.ids.end_image
         self.encode_image, self.decode_image = self.ids.encode_image, self.ids.decode_image
+        self.image_of_segment, self.image_segment_length = self.ids.image_of_segment, self.ids.image_segment_length
 
     @classmethod
     def train(
@@ -186,33 +216,40 @@ class Vocabulary:
     ) -> Vocabulary:
         """Adds the other ids after the first `num_ids`, those of a BPE, given as the JSON object of `tokenizer.json`.
 
-        `roles` are those of its special tokens that get one of our names in `SPECIAL_TOKENS`, by that name; of these,
-        the ones that it lacks follow first. What it has as special beyond them stays a name of its id, but no text is
+        `roles` are those of its tokens that get one of our names, by that name; of ours, the ones that it lacks follow,
+        those in `SPECIAL_TOKENS` first. What it has as special beyond them stays a name of its id, but no text is
         encoded to it.
         """
         state = copy.deepcopy(text_tokenizer)
         added = state["added_tokens"]
         theirs = state["model"]["vocab"] | {token["content"]: token["id"] for token in added}
         names = {index: name for name, index in theirs.items()}
-        for role, index in (roles or {}).items():
-            taken = next((other for other, name in names.items() if name == role), index)
-            names[taken], names[index] = names[index], role
         # A small corpus yields fewer merges than wanted; the id space keeps its size all the same, so that the
         # shape of the model follows from the config alone.
         names |= {index: f"<unused:{index}>" for index in range(num_ids) if index not in names}
         ids = {name: index for index, name in names.items()}
+        for role, index in (roles or {}).items():
+            name, other = names[index], ids.get(role)
+            names[index], ids[role] = role, index
+            if other is None:
+                del ids[name]
+            else:
+                # What has the name already gets that of the token which takes it.
+                names[other], ids[name] = name, other
         state["model"]["vocab"] = ids
         if (unknown := theirs.get(state["model"].get("unk_token"))) is not None:
             state["model"]["unk_token"] = names[unknown]
-        special = [
-            *(name for name in SPECIAL_TOKENS if name not in ids),
+        own = [name for name in (*SPECIAL_TOKENS, *(roles or {})) if name in ids]
+        wanted = [
+            *SPECIAL_TOKENS,
             *(f"<image:{code}>" for code in range(num_image_codes)),
             *("<break>", "<eoss>"),
             *(f"<mask:{index}>" for index in range(num_masks)),
         ]
-        if taken_names := [name for name in special if name in ids]:
+        special = [name for name in wanted if name not in set(own)]
+        if taken_names := [name for name in (*special, *IMAGE_FRAME) if name in ids and name not in own]:
             raise UserError(f"the tokenizer has a token {taken_names[0]} already, which is to be one of ours")
-        ours = {ids[name]: name for name in SPECIAL_TOKENS if name in ids} | dict(enumerate(special, start=num_ids))
+        ours = {ids[name]: name for name in own} | dict(enumerate(special, start=num_ids))
         as_they_are = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         entries = [{"id": index, "content": name, "special": True, **as_they_are} for index, name in ours.items()]
         plain = [token for token in added if not token["special"] and token["id"] not in ours]

@@ -53,6 +53,15 @@ def vocabulary() -> Vocabulary:
     return Vocabulary.train(CAPTIONS * 4, num_text_tokens=288, num_image_codes=32, num_masks=8, progress=False)
 
 
+@pytest.fixture(scope="session")
+def framed_vocabulary(vocabulary, tmp_path_factory) -> Vocabulary:
+    """One with ids around the codes of an image, in place of two masks."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    vocabulary.save(folder)
+    state = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    return Vocabulary(state.replace("<mask:6>", "<image:end>").replace("<mask:7>", "<image:begin>"))
+
+
 @pytest.fixture
 def tiny_model() -> ModelConfig:
     return ModelConfig(num_layers=2, model_dim=32, num_heads=4, compute_dtype="float32", remat="none", init_std=0.05)

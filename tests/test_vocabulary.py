@@ -1,5 +1,7 @@
 """The id space: any text goes there and back, nothing in a text is read as a mark, and transformers reads the file."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -103,9 +105,43 @@ def test_ids_follow_from_names_wherever_a_layout_has_them():
     np.testing.assert_array_equal(jax.jit(ids.is_image)(everything), ids.is_image(everything))
 
 
+def test_a_layout_may_have_ids_around_the_codes_of_an_image():
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<break>", "<eoss>", "<mask:0>"]
+    ids = in_order([*special, "<image:end>", "a", "<image:0>", "<image:1>", "<image:begin>"])
+    assert (ids.begin_image, ids.end_image, ids.text) == ((11,), (7,), (range(8, 9),))
+    assert ids.encode_image(np.array([[0, 1], [1, 1]])).tolist() == [[11, 9, 10, 7], [11, 10, 10, 7]]
+    assert ids.image_segment_length(2) == 4
+    assert ids.image_of_segment(np.array([11, 9, 10, 7])).tolist() == [0, 1]
+    for other in ([9, 10], [11, 9, 10], [11, 9, 8, 7], [11, 7], [8], []):
+        assert ids.image_of_segment(np.array(other, int)) is None
+    with pytest.raises(UserError, match="only one of <image:begin> and <image:end>"):
+        in_order([*special, "<image:0>", "<image:end>"])
+
+
+def test_roles_name_the_tokens_of_another_tokenizer(vocabulary, tmp_path):
+    vocabulary.save(tmp_path)
+    found = json.loads((tmp_path / "tokenizer.json").read_text())
+    found["added_tokens"] = []
+    found["model"]["vocab"] = {name: id for name, id in found["model"]["vocab"].items() if id < 292}
+    found["model"]["vocab"] |= {"<B>": 292, "<A>": 293, "<eoss>": 294}
+    roles = {"</s>": 0, "<image:1>": 292, "<image:0>": 293, "<image:begin>": 295, "<image:end>": 294}
+    around = Vocabulary.around(found, 296, 3, 2, roles)
+    assert [around.name(id) for id in (0, 2, *range(292, 302))] == [
+        *("</s>", "<s>", "<image:1>", "<image:0>", "<image:end>", "<image:begin>"),
+        *("<image:2>", "<break>", "<eoss>", "<mask:0>", "<mask:1>", "<id:301>"),
+    ]
+    assert around.encode_image(np.array([2, 0])).tolist() == [295, 296, 293, 294]
+    with pytest.raises(UserError, match="has a token <eoss> already"):
+        Vocabulary.around(found, 296, 3, 2)
+
+
 def test_our_layout_has_ranges(vocabulary):
     ids, first = vocabulary.ids, vocabulary.first_image_code
-    assert ids.text == (range(4, first),) and ids.image == range(first, first + vocabulary.num_image_codes)
+    assert (
+        ids.text == (range(4, first),)
+        and ids.begin_image == ids.end_image == ()
+        and ids.image == range(first, first + vocabulary.num_image_codes)
+    )
 
 
 @pytest.mark.parametrize(

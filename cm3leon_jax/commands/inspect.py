@@ -119,7 +119,7 @@ def pieces(
 
     A run has one of the `labels`, of which there is one for each id, if any.
     """
-    edges = {vocabulary.break_, vocabulary.end}
+    edges = {vocabulary.break_, vocabulary.end, *vocabulary.begin_image, *vocabulary.end_image}
     result: list[Piece] = []
     # Where in its image the hole under a mask begins, for the masks met so far.
     holes: dict[int, int | None] = {}

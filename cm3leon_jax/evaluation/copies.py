@@ -40,13 +40,13 @@ def corpus_codes(corpus: PreparedCorpus, split: str, most: int, vocabulary: Voca
         for index in range(documents.num_documents):
             tokens = documents.document(index)
             for start, stop in segments(tokens, vocabulary):
-                if stop > start and vocabulary.is_image(tokens[start:stop]).all():
-                    found.setdefault(tokens[start:stop].tobytes(), tokens[start:stop])
+                if (codes := vocabulary.image_of_segment(tokens[start:stop])) is not None:
+                    found.setdefault(codes.tobytes(), codes)
                 if most and len(found) == most:
-                    return np.stack([vocabulary.decode_image(image) for image in found.values()])
+                    return np.stack([*found.values()])
     if not found:
         raise UserError(f"the split {split!r} of {corpus.path} has no image that a copy could be of")
-    return np.stack([vocabulary.decode_image(image) for image in found.values()])
+    return np.stack([*found.values()])
 
 
 def nearest(

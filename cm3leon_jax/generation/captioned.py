@@ -38,7 +38,7 @@ def captioned_images(
         for index in range(documents.num_documents):
             tokens = documents.document(index)
             parts = [tokens[start:stop] for start, stop in segments(tokens, vocabulary)]
-            images = [part for part in parts if vocabulary.is_image(part).all()]
+            images = [part for part in parts if vocabulary.image_of_segment(part) is not None]
             words = [part for part in parts if not vocabulary.is_image(part).any()]
             # Room for the special tokens, and for as many codes as an infill can ask for.
             fits = len(tokens) + len(images[0] if images else ()) + _MOST_SPECIAL <= longest
@@ -47,7 +47,7 @@ def captioned_images(
             if images[0].tobytes() not in seen:
                 seen.add(images[0].tobytes())
                 texts.append(vocabulary.decode_text(words[0].tolist()))
-                codes.append(vocabulary.decode_image(images[0]))
+                codes.append(vocabulary.decode_image(images[0][vocabulary.is_image(images[0])]))
             if most and len(texts) == most:
                 return CaptionedImages(texts, np.stack(codes))
     if not texts:

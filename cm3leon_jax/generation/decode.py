@@ -2,7 +2,8 @@
 
 A step is bound by what it reads: the weights, the output table, and the cache. So weights are held in the type of the
 activations, logits are computed only for ids that the prompts' plans allow, and the cache grows with the completions.
-An image has as many codes as the image tokenizer gives, stands between breaks, and is begun only where it still fits.
+An image has as many codes as the image tokenizer gives, stands between breaks, in the frame of the vocabulary if it has
+one, and is begun only where it still fits.
 """
 
 from __future__ import annotations
@@ -198,23 +199,28 @@ def legal_tokens(
     """Which of `ids` each row may sample next; for a special token that must come, see `forced_tokens`."""
     v, last, plan = vocabulary, state.token, batch.plan[:, state.step]
     is_code, is_text = v.is_image(ids), v.is_text(ids)
-    tokens_left, in_image = batch.plan_length - state.step, state.image_tokens_left > 0
+    tokens_left, in_image = (
+        batch.plan_length - state.step,
+        (state.image_tokens_left > 0) | _is_one_of(last, v.begin_image),
+    )
 
     def rows(condition: Bool[Array, "B"]) -> Bool[Array, "B 1"]:
         return condition[:, None]
 
     begins = (last == v.break_) | (last == v.end)
-    after_image = _is_image(last, v) & ~in_image
-    fits = begins & (tokens_left >= batch.image_length) & (batch.image_length > 0)
-    anything = jnp.where(
-        rows(in_image),
-        is_code,
+    after_codes = _is_image(last, v) & ~in_image
+    after_image = _is_one_of(last, v.end_image) if v.end_image else after_codes
+    fits = begins & (tokens_left >= v.image_segment_length(0) + batch.image_length) & (batch.image_length > 0)
+    anything = (
         (is_text & rows(~after_image))
-        | (is_code & rows(fits))
+        | ((np.isin(ids, v.begin_image) if v.begin_image else is_code) & rows(fits))
         # A break promises another segment, and needs room for it.
         | ((ids == v.break_) & rows(~begins & (tokens_left >= 2)))
-        | ((ids == v.end) & rows(~begins)),
+        | ((ids == v.end) & rows(~begins))
     )
+    if v.end_image:
+        anything = jnp.where(rows(after_codes), np.isin(ids, v.end_image), anything)
+    anything = jnp.where(rows(in_image), is_code, anything)
     legal = jnp.where(rows(plan == ANYTHING), anything, True)
     legal = jnp.where(rows(plan == TEXT_TOKEN), is_text | (ids == batch.stop[:, None]), legal)
     return jnp.where(rows(plan == IMAGE_CODE), is_code, legal)
@@ -233,6 +239,10 @@ def image_tokens_left_after(
     """`DecodeState.image_tokens_left` once `token` is chosen."""
     left = jnp.where(state.image_tokens_left > 0, state.image_tokens_left, batch.image_length) - 1
     return jnp.where((batch.plan[:, state.step] == ANYTHING) & _is_image(token, vocabulary), left, 0)
+
+
+def _is_one_of(tokens: Int[Array, "B"], ids: tuple[int, ...]) -> Bool[Array, "B"]:
+    return jnp.isin(tokens, np.array(ids, np.int32))
 
 
 def _is_image(tokens: Int[Array, "B"], vocabulary: Vocabulary) -> Bool[Array, "B"]:

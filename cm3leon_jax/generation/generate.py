@@ -210,7 +210,7 @@ def open_retriever(config: Config, vocabulary: Vocabulary, count: int) -> Retrie
     """The retriever of the run's corpus; a `UserError` if `count` documents do not fit beside an image."""
     image_length, length = config.image_tokenizer.image_length, config.batch.sequence_length
     # A text of one token and a break beside each image.
-    most = length // (image_length + 2) - 1
+    most = length // (vocabulary.image_segment_length(image_length) + 2) - 1
     if count > most:
         raise UserError(
             f"--retrieve={count} does not fit: beside an image of {image_length} codes, config.batch.sequence_length "

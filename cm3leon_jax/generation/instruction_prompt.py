@@ -61,10 +61,13 @@ def instruction_prompt(
     if target in template.template.images:
         if not ends_in_target:
             raise UserError(f"the template {name!r} does not end with {{{target}}}: an image is generated at the end")
-        variants = [(*before, *tokens(()))]
+        variants = [(*before, *tokens(v.begin_image))]
         for dropped in template.drops:
             everything = dropped == template.drops[-1]
-            variants.append(before if everything and retrieved else (v.end, *tokens((), dropped)))
+            without = (
+                (*before, *v.begin_image) if everything and retrieved else (v.end, *tokens(v.begin_image, dropped))
+            )
+            variants.append(without)
         return Prompt(
             variants=tuple(PromptVariant.of(variant, v) for variant in variants[:3]),
             plan=(IMAGE_CODE,) * image_length,

@@ -12,7 +12,8 @@ sections 2.2, 3 and 4; arXiv 2201.07520, section 2):
 Questions, edits and everything else that is tuned on instructions have the prompts of their templates
 (instruction_prompt.py).
 
-Retrieved documents, each TEXT <break> IMAGE <break>, follow the first </s>.
+Retrieved documents, each TEXT <break> IMAGE <break>, follow the first </s>. Where the vocabulary has ids around the
+codes of an image, a prompt for an image ends with the first of them.
 """
 
 from __future__ import annotations
@@ -137,7 +138,10 @@ def text_to_image(text: str, image_length: int, vocabulary: Vocabulary, retrieve
     before = prefix(retrieved, v)
     without = before if retrieved else (v.end, v.mask(0), v.break_)
     return Prompt(
-        variants=(PromptVariant.of((*before, *v.encode_text(text), v.break_), v), PromptVariant.of(without, v)),
+        variants=tuple(
+            PromptVariant.of((*each, *v.begin_image), v)
+            for each in ((*before, *v.encode_text(text), v.break_), without)
+        ),
         plan=(IMAGE_CODE,) * image_length,
         plan_image_positions=positions_of_an_image(image_length),
     )
@@ -195,11 +199,9 @@ def infill(
         )
     before = (*prefix(retrieved, v), *v.encode_text(text), v.break_)
     document = np.array([*before, *v.encode_image(codes), v.end])
+    first = len(before) + len(v.begin_image)
     masked_document = apply_span_masks(
-        document,
-        positions_in_image(document, v),
-        [(len(before) + start, len(before) + stop) for start, stop in spans],
-        v,
+        document, positions_in_image(document, v), [(first + start, first + stop) for start, stop in spans], v
     )
     # The prompt ends after the first mask of the tail; the last `<eoss>` ends the completion and need not be sampled.
     prompted = int(np.flatnonzero(masked_document[0] == v.end)[1]) + 2
@@ -227,7 +229,7 @@ def continuation(
         tokens += [v.break_] * (index > 0)
         tokens += v.encode_text(segment) if isinstance(segment, str) else v.encode_image(segment).tolist()
     # Room for one image and one text, each after a break, or what the positions leave of it.
-    most = min(max_text_tokens + image_length + 2, max(1, sequence_length - len(tokens)))
+    most = min(max_text_tokens + v.image_segment_length(image_length) + 2, max(1, sequence_length - len(tokens)))
     return Prompt(
         variants=(PromptVariant.of(tokens, v),),
         plan=(ANYTHING,) * most,
@@ -263,8 +265,9 @@ def split_segments(completion: Sequence[int], vocabulary: Vocabulary) -> list[st
     ids = np.asarray(completion, np.int32)
     parts = np.split(ids, np.flatnonzero(ids == vocabulary.break_))
     parts = [part[part != vocabulary.break_] for part in parts]
+    images = [vocabulary.image_of_segment(part) for part in parts]
     return [
-        vocabulary.decode_image(part) if vocabulary.is_image(part).all() else vocabulary.decode_text(part.tolist())
-        for part in parts
+        vocabulary.decode_text(part.tolist()) if image is None else image
+        for part, image in zip(parts, images, strict=True)
         if len(part)
     ]

@@ -53,6 +53,19 @@ def test_an_image_begins_only_where_it_fits(vocabulary):
     assert not legal(v, last=10, tokens_left=1)[v.break_]
 
 
+def test_an_image_stands_in_the_frame_of_its_vocabulary(framed_vocabulary):
+    v, ids = framed_vocabulary, np.arange(framed_vocabulary.size)
+    text, code, marks = v.is_text(ids), v.is_image(ids), (ids == v.break_) | (ids == v.end)
+    (begin,), (end,), a_code = v.begin_image, v.end_image, v.first_image_code + 3
+    np.testing.assert_array_equal(legal(v, last=10), text | marks)
+    np.testing.assert_array_equal(legal(v, last=v.break_), text | (ids == begin))
+    np.testing.assert_array_equal(legal(v, last=begin), code)
+    np.testing.assert_array_equal(legal(v, last=a_code, image_tokens_left=5), code)
+    np.testing.assert_array_equal(legal(v, last=a_code, image_tokens_left=0), ids == end)
+    np.testing.assert_array_equal(legal(v, last=end), marks)
+    assert legal(v, last=v.break_, tokens_left=18)[begin] and not legal(v, last=v.break_, tokens_left=17)[begin]
+
+
 def test_codes_are_counted_down(vocabulary):
     v = vocabulary
     code, text = jnp.array([v.first_image_code]), jnp.array([10])

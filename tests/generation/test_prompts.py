@@ -10,9 +10,9 @@ from cm3leon_jax.generation import prompts
 TEXT, LENGTH = "a handwritten seven", 16
 
 
-@pytest.fixture
-def parts(vocabulary):
-    v = vocabulary
+@pytest.fixture(params=["vocabulary", "framed_vocabulary"])
+def parts(request):
+    v = request.getfixturevalue(request.param)
     codes = np.arange(LENGTH)
     document = np.array([v.end, *v.encode_text(TEXT), v.break_, *v.encode_image(codes), v.end])
     return v, codes, document, len(v.encode_text(TEXT))
@@ -27,6 +27,7 @@ def names(variant: prompts.PromptVariant, v) -> list[str]:
     """A variant as marks, with images and texts drawn together."""
     ids = np.array(variant.tokens)
     kinds = np.where(v.is_image(ids), "image", np.where(v.is_text(ids), "text", [v.name(t) for t in variant.tokens]))
+    kinds = kinds[~np.isin(ids, (*v.begin_image, *v.end_image))]
     return [kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
 
 
@@ -34,11 +35,13 @@ def test_text_to_image_is_the_document_up_to_its_image(parts):
     v, _, document, n = parts
     prompt = prompts.text_to_image(TEXT, LENGTH, v)
     conditional, unconditional = prompt.variants
-    assert list(conditional.tokens) == document[: n + 2].tolist()
+    frame = len(v.begin_image)
+    assert list(conditional.tokens) == document[: n + 2 + frame].tolist()
     assert len(prompt.plan) == LENGTH
     image_positions = positions_in_image(document, v)
-    assert [*conditional.image_positions, *prompt.plan_image_positions] == image_positions[:-1].tolist()
-    assert list(unconditional.tokens) == masked(document, [(1, n + 1)], v)[0][:3]
+    known = [*conditional.image_positions, *prompt.plan_image_positions]
+    assert known == image_positions[: len(image_positions) - 1 - frame].tolist()
+    assert list(unconditional.tokens) == masked(document, [(1, n + 1)], v)[0][: 3 + frame]
 
 
 def test_a_caption_by_infill_is_the_document_with_its_text_masked(parts):
@@ -70,7 +73,7 @@ def test_texts_are_filled_in_where_they_are_missing(parts):
 @pytest.mark.parametrize("text", ["nothing is missing", "<mask>" * 9])
 def test_a_text_needs_blanks(parts, text):
     v, codes, *_ = parts
-    with pytest.raises(UserError, match="write 1 to 8 where text is missing"):
+    with pytest.raises(UserError, match=rf"write 1 to {v.num_masks} where text is missing"):
         prompts.text_infill(text, codes, 8, v)
 
 
@@ -80,7 +83,7 @@ def test_infill_is_the_document_with_spans_of_its_image_masked(parts):
     mask[[2, 3, 4, 9]] = True
     prompt = prompts.infill(TEXT, codes, mask, v)
     (variant,) = prompt.variants
-    first = n + 2
+    first = n + 2 + len(v.begin_image)
     tokens, image_positions = masked(document, [(first + 2, first + 5), (first + 9, first + 10)], v)
     assert list(variant.tokens) == tokens[: len(variant.tokens)]
     assert [*variant.image_positions, *prompt.plan_image_positions] == image_positions[:-1]

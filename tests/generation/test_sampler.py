@@ -140,8 +140,13 @@ def greedy_without_cache(model, vocabulary, prompt: Prompt, sampling: SamplingCo
     return completion
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=["one device", "eight devices"])
-def test_a_mixed_batch_completions_as_a_loop_without_cache(model, vocabulary, mesh):
+@pytest.mark.parametrize(
+    ("mesh", "layout"),
+    [(MESHES[0], "vocabulary"), (MESHES[1], "vocabulary"), (MESHES[0], "framed_vocabulary")],
+    ids=["one device", "eight devices", "images in frames"],
+)
+def test_a_mixed_batch_completions_as_a_loop_without_cache(model, request, mesh, layout):
+    vocabulary = request.getfixturevalue(layout)
     asked = all_prompts(vocabulary)
     sampling = SamplingConfig(temperature=0.0, batch_size=len(asked))
     completions = sampler_on(model, vocabulary, mesh)(asked, sampling)

@@ -65,6 +65,11 @@ class DocumentTokenizer:
     max_length: int | None = None
     squaring: Squaring = field(default_factory=Squaring)
 
+    @property
+    def image_segment_length(self) -> int:
+        """Ids of an image in a document."""
+        return self.vocabulary.image_segment_length(self.image_tokenizer.config.image_length)
+
     def decode(self, document: Document | SkippedExample) -> DecodedDocument | SkippedExample:
         """Decodes the images and tokenizes the text; the codes of images come later, many at a time."""
         if isinstance(document, SkippedExample):
@@ -129,10 +134,9 @@ class DocumentTokenizer:
         """
         if not document.is_interleaved or self.max_length is None or self.length(document) <= self.max_length:
             return [document]
-        image_length = self.image_tokenizer.config.image_length
         images = iter(document.images)
         parts = list[DecodedDocument]()
-        for segments in cut(document.segments, self.max_length, image_length):
+        for segments in cut(document.segments, self.max_length, self.image_segment_length):
             own = tuple(next(images) for segment in segments if segment is None)
             parts.append(DecodedDocument(tuple(segments), own, is_interleaved=True))
         return parts
@@ -172,24 +176,21 @@ class DocumentTokenizer:
 
     def length(self, document: DecodedDocument) -> int:
         """Tokens of a document; of an instruction in its first wording."""
-        image_length = self.image_tokenizer.config.image_length
-        lengths = [image_length if segment is None else len(segment) for segment in document.segments]
+        lengths = [self.image_segment_length if segment is None else len(segment) for segment in document.segments]
         if document.template:
             return self.template(document.template).length(lengths)
         return sum(lengths) + len(lengths) - 1
 
-    def encode(self, images: list[UInt8[np.ndarray, "R R C"]]) -> Int[np.ndarray, "n image_length"]:
+    def encode(self, images: list[UInt8[np.ndarray, "R R C"]]) -> Int[np.ndarray, "n m"]:
         """Ids of images."""
         return self.vocabulary.encode_image(self.image_tokenizer.encode(np.stack(images), self.batch_size))
 
-    def instruction(
-        self, document: DecodedDocument, codes: Iterator[Int[np.ndarray, " image_length"]]
-    ) -> StoredInstruction:
+    def instruction(self, document: DecodedDocument, codes: Iterator[Int[np.ndarray, " m"]]) -> StoredInstruction:
         """The tokens of an instruction, with the next ids of `codes` for its images."""
         values = [next(codes) if segment is None else np.array(segment, np.int32) for segment in document.segments]
         return to_be_stored(self.template(document.template), values)
 
-    def concatenate(self, document: DecodedDocument, codes: Iterator[Int[np.ndarray, " image_length"]]) -> list[int]:
+    def concatenate(self, document: DecodedDocument, codes: Iterator[Int[np.ndarray, " m"]]) -> list[int]:
         """The ids of a document, `<break>` between its segments, with the next ids of `codes` for its images."""
         ids: list[int] = []
         for number, segment in enumerate(document.segments):
@@ -199,7 +200,7 @@ class DocumentTokenizer:
         return ids
 
 
-def cut(segments: Sequence[list[int] | None], longest: int, image_length: int) -> list[list[list[int] | None]]:
+def cut(segments: Sequence[list[int] | None], longest: int, image_segment_length: int) -> list[list[list[int] | None]]:
     """Cuts a document between segments, so that each part has at most `longest` tokens with `<break>` between them.
 
     Args:
@@ -208,7 +209,7 @@ def cut(segments: Sequence[list[int] | None], longest: int, image_length: int) -
     parts: list[list[list[int] | None]] = []
     room = 0
     for segment in segments:
-        length = image_length if segment is None else len(segment)
+        length = image_segment_length if segment is None else len(segment)
         if not parts or length + 1 > room:
             parts.append([])
             # A part has one `<break>` fewer than segments.

@@ -41,7 +41,7 @@ def make_plan(
     """All that the tokens on disk depend on."""
     vocabulary, image_tokenizer = tokens.vocabulary, tokens.image_tokenizer
     is_cut = tokens.max_length is not None and any(task.min_images is not None for task in tasks)
-    if is_cut and image_tokenizer.config.image_length > tokens.max_length:
+    if is_cut and tokens.max_length is not None and tokens.image_segment_length > tokens.max_length:
         raise UserError(
             f"documents are cut into parts of at most {tokens.max_length:,} tokens, which hold no image of "
             f"{image_tokenizer.config.image_length:,} codes: raise config.corpus.max_document_length, or "

@@ -1,5 +1,6 @@
 """Interleaved documents: holes where images cannot be decoded, and parts that fit a row."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -71,12 +72,33 @@ def test_only_interleaved_documents_are_cut(tokens, interleaved):
     assert whole.parts(found) == [found]
 
 
+def test_an_image_is_stored_with_what_its_vocabulary_has_around_it(tokens, framed_vocabulary):
+    v = framed_vocabulary
+    framed = dataclasses.replace(tokens, vocabulary=v)
+    found = framed.decode(document("a seven", png(1), png(2)))
+    assert isinstance(found, DecodedDocument)
+    images = framed.encode(list(found.images))
+    assert (images[:, 0] == v.begin_image).all() and (images[:, -1] == v.end_image).all()
+    ids = framed.concatenate(found, iter(images))
+    assert len(ids) == framed.length(found) == tokens.length(found) + 4
+    ends = [*v.end_image, v.break_, *v.begin_image]
+    assert ids[:-2].count(v.break_) == 2 and any(ids[i : i + 3] == ends for i in range(len(ids)))
+    codes = tokens.image_tokenizer.encode(np.stack(found.images), 2)
+    np.testing.assert_array_equal([v.image_of_segment(image) for image in images], codes)
+    # Both images fit beside the text without what is around them.
+    edge = (
+        dataclasses.replace(tokens, max_length=tokens.length(found)),
+        dataclasses.replace(framed, max_length=tokens.length(found)),
+    )
+    assert [len(each.parts(found)) for each in edge] == [1, 2]
+
+
 def test_cut_at_any_length():
     rng = np.random.default_rng(0)
     for _ in range(200):
         longest = int(rng.integers(5, 30))
         segments = [None if rng.random() < 0.4 else [1] * int(rng.integers(1, longest + 1)) for _ in range(12)]
-        parts = cut(segments, longest, image_length=5)
+        parts = cut(segments, longest, image_segment_length=5)
         assert list(itertools.chain(*parts)) == segments
 
         def length(part):
