@@ -110,6 +110,7 @@ setup(
             "commands/inspect.html.jinja",
             "huggingface/model_card.md.jinja",
             "huggingface/model_card_use.md.jinja",
+            "huggingface/model_card_use_chameleon.md.jinja",
             "planning/calibration.json",
             "planning/published_runs.json",
         ]

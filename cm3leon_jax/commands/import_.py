@@ -1,7 +1,8 @@
 """Start a run from a Hugging Face folder: one that `cm3leon export` wrote, or another of a family that is known.
 
-A decoder (opt, llama, chameleon) becomes the checkpoint of step 0, from which `cm3leon train` starts; its vocabulary
-and image tokenizer are written to where the config says. A CLIP becomes the run's encoder, at config.encoder.path.
+A decoder (opt, llama, chameleon, ..) becomes the checkpoint of step 0, from which `cm3leon train` starts; its
+vocabulary and image tokenizer are written to where the config says. A CLIP becomes the run's encoder, at
+config.encoder.path.
 
 --image-tokenizer takes the image tokenizer from weights of another project instead, alone or beside --from: a folder of
 diffusers, Janus or Chameleon, or a file of taming-transformers, Chameleon (vqgan.ckpt) or LlamaGen.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from cm3leon_jax.huggingface.new_rows import sample_rows
 from cm3leon_jax.huggingface.reading_weights import Index, StoredTensor, open_weights, weight_files
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.huggingface.tensor_map import Shape, TensorMap, check_tensors
-from cm3leon_jax.huggingface.tokenizer_files import read_vocabulary
+from cm3leon_jax.huggingface.tokenizer_files import TokenRoles, read_vocabulary
+from cm3leon_jax.huggingface.writing_weights import LazyTensor
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer, architecture, load_image_tokenizer
 from cm3leon_jax.lock import lock
 from cm3leon_jax.models.config import ModelConfig
@@ -55,6 +56,26 @@ def _no_window(stored: StoredConfig) -> None:
     return None
 
 
+def exported_image_tokenizer(config: Config, folder: Path) -> ImageTokenizer | None:
+    """The image tokenizer that `cm3leon export` wrote beside the weights; None of a folder from elsewhere."""
+    del config
+    path = folder / IMAGE_TOKENIZER_FOLDER
+    return load_image_tokenizer(path) if path.exists() else None
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherParts:
+    """What a folder holds besides its decoder."""
+
+    # Fields of config.json.
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tensors: Sequence[LazyTensor] = ()
+
+
+def _no_parts(vocabulary: Vocabulary, image_tokenizer: ImageTokenizer | None) -> OtherParts:
+    return OtherParts()
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderFamily:
     """What another project calls the values and the parameters of our transformer."""
@@ -70,6 +91,12 @@ class DecoderFamily:
     ignored: tuple[str, ...] = ()
     # How many tokens, itself included, a token attends to by a config.json, at least in some layers; None: to all.
     attention_window: Callable[[StoredConfig], int | None] = _no_window
+    # Which tokens of its tokenizers are image codes and special tokens of ours; None: no image codes.
+    token_roles: TokenRoles | None = None
+    # The image tokenizer that a folder brings; the second argument is the folder.
+    read_image_tokenizer: Callable[[Config, Path], ImageTokenizer | None] = exported_image_tokenizer
+    # What else is written, of the run's vocabulary and image tokenizer.
+    write_parts: Callable[[Vocabulary, ImageTokenizer | None], OtherParts] = _no_parts
 
     def model_fields(self, stored: StoredConfig) -> dict[str, Any]:
         """Every field of ModelConfig that says what a model is; refuses what no field says."""
@@ -146,9 +173,8 @@ def _import_folder(family: DecoderFamily, config: Config, workdir: Path, folder:
     if not any(name.startswith(_PREFIX) for name in weights):
         weights = {_PREFIX + name: tensor for name, tensor in weights.items()}
     _check_table(family, weights, rows, folder)
-    vocabulary = read_vocabulary(folder, rows, config)
-    path = folder / IMAGE_TOKENIZER_FOLDER
-    image_tokenizer = load_image_tokenizer(path) if path.exists() else None
+    vocabulary = read_vocabulary(folder, rows, config, family.token_roles)
+    image_tokenizer = family.read_image_tokenizer(config, folder)
     _check_architecture(config, fields, vocabulary, image_tokenizer, record, folder)
     if record is not None:
         fingerprint = None if image_tokenizer is None else image_tokenizer.fingerprint

@@ -92,12 +92,18 @@ def export_run(
         parameters = checkpoints.streamed_parameters(step, abstract)
         _, written = abstract_model(model, vocabulary.size, length, image_length)
         shapes = {name: leaf.shape for name, leaf in flat(nnx.to_pure_dict(written)).items()}
+        parts = family.write_parts(vocabulary, image_tokenizer)
         tensors = [
             *lazy_tensors(family.tensors, parameters),
             *norm_tensors(family.tensors, shapes, parameters.shapes()),
+            *parts.tensors,
         ]
         assert family.write_config is not None
-        stored = family.write_config(model, vocabulary.size, length, dtype) | token_ids(vocabulary)
+        stored = {
+            **family.write_config(model, vocabulary.size, length, dtype),
+            **token_ids(vocabulary),
+            **parts.fields,
+        }
         with atomic_write_folder(output) as folder:
             write_json(folder / "config.json", stored)
             write_json(folder / "generation_config.json", token_ids(vocabulary))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ _CHARACTERS = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(256 + n) for
 _BYTES_OF_TEXTS = (*range(0xC0), *range(0xC2, 0xF5))
 log = logging.getLogger(__name__)
 
+# Which tokens of a tokenizer get names of ours: from its ids by name, and the folder, to ids by our names.
+TokenRoles = Callable[[Mapping[str, int], Path], dict[str, int]]
+
 
 def write_tokenizer(folder: Path, vocabulary: Vocabulary, sequence_length: int) -> None:
     """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
@@ -54,19 +57,20 @@ def token_ids(vocabulary: Vocabulary) -> dict[str, int]:
     return {"bos_token_id": vocabulary.end, "eos_token_id": vocabulary.end, "pad_token_id": vocabulary.pad}
 
 
-def read_vocabulary(folder: Path, rows: int, config: Config) -> Vocabulary:
+def read_vocabulary(folder: Path, rows: int, config: Config, token_roles: TokenRoles | None = None) -> Vocabulary:
     """The vocabulary of a folder; its first ids are the rows of the folder's embedding table.
 
     One that `cm3leon export` wrote is taken as it is. Any other must be a BPE that can write any text, by bytes; it is
     followed by the ids of images and special tokens that the config wants, and ids without a token become `<unused:i>`.
     Documents begin and end with `</s>`: so OPT's is called, and in others the token that the tokenizer puts before a
-    text gets that name (Llama's `<s>`), or, where it puts none there, its end of text (`<|endoftext|>`).
+    text gets that name (Llama's `<s>`), or, where it puts none there, its end of text (`<|endoftext|>`). A family whose
+    tokenizer has image codes and special tokens of ours already says by `token_roles` which they are.
 
     Raises a `UserError` if it is missing, damaged or none of these.
     """
     found = _read(folder)
     try:
-        return _vocabulary(found, folder, rows, config)
+        return _vocabulary(found, folder, rows, config, token_roles)
     except UserError:
         raise
     # Nothing but its own reader knows which objects are a tokenizer, and that raises a bare Exception.
@@ -76,7 +80,9 @@ def read_vocabulary(folder: Path, rows: int, config: Config) -> Vocabulary:
         ) from None
 
 
-def _vocabulary(found: dict[str, Any], folder: Path, rows: int, config: Config) -> Vocabulary:
+def _vocabulary(
+    found: dict[str, Any], folder: Path, rows: int, config: Config, token_roles: TokenRoles | None
+) -> Vocabulary:
     names = {token["content"] for token in found["added_tokens"]}
     # A text is never truncated, whatever another program stored.
     found |= {"truncation": None, "padding": None}
@@ -107,7 +113,10 @@ def _vocabulary(found: dict[str, Any], folder: Path, rows: int, config: Config) 
             f"{folder}: its first tokens are not OPT's, {', '.join(SPECIAL_TOKENS)}, and without a tokenizer.json "
             f"nothing says how texts are split into words: {_HOW_TO_MAKE_IT}"
         )
-    roles = {} if is_opt else {_END: _separator(found, ids, folder)}
+    if token_roles is not None:
+        roles = token_roles(ids, folder)
+    else:
+        roles = {} if is_opt else {_END: _separator(found, ids, folder)}
     if not any(not token["special"] for token in found["added_tokens"]):
         _prepend_to_every_segment(found.get("pre_tokenizer"))
     num_ids = rows + len(bytes_without_token)

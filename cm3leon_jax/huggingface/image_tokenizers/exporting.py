@@ -28,7 +28,7 @@ def export_image_tokenizer(path: Path, output: Path, name: str, dtype: str, shar
     layout: ImageTokenizerLayout = LAYOUTS.load(name)
     assert layout.writer is not None
     tokenizer = load_image_tokenizer(path)
-    config, norm_groups = _checked(layout, layout.writer, tokenizer)
+    config, norm_groups = checked_config(layout, layout.writer, tokenizer)
     tensors = list(lazy_tensors(layout, config, tokenizer))
     with atomic_write_folder(output) as folder:
         write_json(folder / layout.writer.config_file, layout.writer.write_config(config, norm_groups))
@@ -38,8 +38,13 @@ def export_image_tokenizer(path: Path, output: Path, name: str, dtype: str, shar
     log.info(f"exported the image tokenizer {tokenizer.fingerprint} to {output}: {size / 1e6:,.1f} MB of {dtype}")
 
 
-def _checked(layout: ImageTokenizerLayout, writer: LayoutWriter, tokenizer: ImageTokenizer) -> tuple[VQGANConfig, int]:
-    """The config of a tokenizer that the layout can express, and the groups of its norms."""
+def checked_config(
+    layout: ImageTokenizerLayout, writer: LayoutWriter, tokenizer: ImageTokenizer
+) -> tuple[VQGANConfig, int]:
+    """The config of a tokenizer that the layout can express, and the groups of its norms.
+
+    Raises a `UserError` that names all that it cannot.
+    """
     config = tokenizer.config
     if not isinstance(config, VQGANConfig):
         raise UserError(f"an image tokenizer of the family {config.family!r} is no {layout.title}: only a 'vqgan' is")

@@ -103,7 +103,6 @@ def test_logits_equal_those_of_transformers(tmp_path, family, changes, fields):
         ("llama", dict(attention_bias=True), "mlp_bias is False"),
         ("llama", dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
         ("llama", dict(hidden_act="mish"), "hidden_act is 'mish'"),
-        ("chameleon", dict(model_parallel_size=4), "model_parallel_size is 4"),
     ],
 )
 def test_what_no_field_says_is_refused(family, changes, message):
@@ -134,8 +133,10 @@ def test_export_chooses_the_family_that_fits():
     assert choose_family(ModelConfig()).model_type == "opt"
     assert choose_family(ModelConfig(**LLAMA)).model_type == "llama"
     with pytest.raises(UserError, match=r"\(llama\) cannot express.*query_key_norm is 'layer' and can only be 'none'"):
-        choose_family(ModelConfig(**LLAMA, query_key_norm="layer"))
-    with pytest.raises(UserError, match="--family=chameleon can only be imported"):
-        choose_family(ModelConfig(), "chameleon")
+        choose_family(ModelConfig(**LLAMA, query_key_norm="layer"), "llama")
+    with pytest.raises(UserError, match="--family=clip can only be imported"):
+        choose_family(ModelConfig(), "clip")
+    chameleon = ModelConfig(**LLAMA, query_key_norm="layer", query_key_norm_per_head=True)
+    assert choose_family(chameleon).model_type == "chameleon"
     with pytest.raises(UserError, match="did you mean 'llama'"):
         choose_family(ModelConfig(), "lama")
