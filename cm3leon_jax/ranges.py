@@ -143,5 +143,20 @@ def whole_number(name: str, allowed: Range) -> Callable[[str], int]:
     return checked
 
 
+def number(name: str, allowed: Range) -> Callable[[str], float]:
+    """The `type` of the command-line argument `name`, a number in a range."""
+
+    def checked(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise UserError(f"{name}={text}: a number, {allowed}") from None
+        if fault := allowed.fault(value, float):
+            raise UserError(f"{name}={text}: {fault}")
+        return value
+
+    return checked
+
+
 def _shown(value: int | float | str) -> str:
     return f"about 2**{value.bit_length()}" if isinstance(value, int) and abs(value) >= 2**64 else repr(value)

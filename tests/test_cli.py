@@ -125,7 +125,10 @@ def test_the_paths_above_are_all():
 
 @pytest.mark.parametrize(
     ("command", "argument"),
-    [("inspect", "--count"), ("plan", "--search"), ("export", "--shard-size"), ("plan", "--topology")],
+    [
+        *(("inspect", "--count"), ("plan", "--search"), ("export", "--shard-size"), ("plan", "--topology")),
+        *(("plan", "--storage-rate"), ("plan", "--mtbf")),
+    ],
 )
 def test_numbers_that_make_no_sense_are_one_line(command, argument, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -26,8 +26,10 @@ from cm3leon_jax.paths import output_file
 from cm3leon_jax.planning import comparison, report, search, topology
 from cm3leon_jax.planning.accelerator_types import find_pod
 from cm3leon_jax.planning.compile import CompileError
+from cm3leon_jax.planning.costs import Rates
 from cm3leon_jax.planning.plan import PodPlan, make_plan, size_of_vocabulary
-from cm3leon_jax.ranges import Range, whole_number
+from cm3leon_jax.planning.units import duration, gibibytes
+from cm3leon_jax.ranges import Range, number, whole_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +48,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="another config side by side, on topologies of its own or on those of --topology; --config.FIELD=VALUE "
         "holds for both; may be repeated",
     )
+    parser.add_argument(
+        "--price",
+        type=number("--price", Range(at_least=0, at_most=1e6)),
+        metavar="DOLLARS",
+        help="of a chip-hour: what the run costs",
+    )
+    parser.add_argument(
+        "--storage-rate",
+        type=number("--storage-rate", Range(above=0, at_most=1e6)),
+        metavar="GB/S",
+        help="between a host and the storage of checkpoints: what a save takes",
+    )
+    parser.add_argument(
+        "--mtbf",
+        type=number("--mtbf", Range(above=0, at_most=1e9)),
+        metavar="HOURS",
+        help="mean time between failures of one chip, with its part of a host: expected goodput, and how often to save",
+    )
+    parser.add_argument(
+        "--restart",
+        type=number("--restart", Range(at_least=0, at_most=1e6)),
+        default=10.0,
+        metavar="MINUTES",
+        help="from a failure to the next step, reading the checkpoint aside (10)",
+    )
     parser.add_argument("--json", type=output_file("--json"), metavar="FILE", help="write the plan as JSON as well")
     parser.add_argument(
         "--search",
@@ -60,19 +87,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> int:
     """Runs `cm3leon plan`; the exit code is that of a user error where no step fits."""
-    wanted = _wanted(config, arguments)
+    wanted, rates = _wanted(config, arguments), _rates(arguments)
     for one in wanted:
         topology.require_compiler(one.pod)
     if len(wanted) == 1:
-        planned, record = _plan(wanted[0], arguments.search)
+        planned, record = _plan(wanted[0], arguments.search, rates)
         if arguments.json:
             write_json(arguments.json, record)
         return 0 if planned is not None and planned.compiled.memory.fits else EXIT_USER_ERROR
-    compared = [_compared(one, arguments.search) for one in wanted]
-    print("\n".join(comparison.lines(compared)))
+    compared = [_compared(one, arguments.search, rates) for one in wanted]
+    print("\n".join(comparison.lines(compared, rates)))
     if arguments.json:
-        write_json(arguments.json, comparison.as_json(compared))
+        write_json(arguments.json, comparison.as_json(compared, rates))
     return 0 if any(one.fits for one in compared) else EXIT_USER_ERROR
+
+
+def _rates(arguments: argparse.Namespace) -> Rates:
+    """Reads what the user says about prices, storage and failures."""
+    storage = arguments.storage_rate
+    if arguments.mtbf is not None and storage is None:
+        raise UserError("--mtbf: goodput depends on what a save takes: add --storage-rate=GB/S, of one host")
+    return Rates(arguments.price, None if storage is None else 1e9 * storage, arguments.mtbf, arguments.restart)
 
 
 class Wanted(NamedTuple):
@@ -100,25 +135,25 @@ def _find_pods(names: str) -> list[topology.Topology]:
     return [find_pod(name) for name in names.split(",")]
 
 
-def _compared(one: Wanted, most: int) -> comparison.ComparedPlan:
+def _compared(one: Wanted, most: int, rates: Rates) -> comparison.ComparedPlan:
     """Plans one of several: what is refused is a column as well."""
     try:
         if not most:
             return comparison.ComparedPlan(one.file, one.pod, _compile(one))
-        planned, _ = _search(one, most)
+        planned, _ = _search(one, most, rates)
         print()
         return comparison.ComparedPlan(one.file, one.pod, planned, "" if planned else "no setting that was tried fits")
     except UserError as error:
         return comparison.ComparedPlan(one.file, one.pod, None, str(error))
 
 
-def _plan(one: Wanted, most: int) -> tuple[PodPlan | None, dict[str, Any]]:
+def _plan(one: Wanted, most: int, rates: Rates) -> tuple[PodPlan | None, dict[str, Any]]:
     """Makes and prints a plan, or searches for one with at most so many compilations; also returns its JSON."""
     if most:
-        return _search(one, most)
+        return _search(one, most, rates)
     planned = _compile(one)
-    print("\n".join(report.lines(one.file, planned)))
-    return planned, report.as_json(one.file, planned)
+    print("\n".join(report.lines(one.file, planned, rates)))
+    return planned, report.as_json(one.file, planned, rates)
 
 
 def _compile(one: Wanted) -> PodPlan:
@@ -130,7 +165,7 @@ def _compile(one: Wanted) -> PodPlan:
         _show_status("")
 
 
-def _search(one: Wanted, most: int) -> tuple[PodPlan | None, dict[str, Any]]:
+def _search(one: Wanted, most: int, rates: Rates) -> tuple[PodPlan | None, dict[str, Any]]:
     """Compiles settings, printing each result, and prints the best plan with the lines for its config."""
     vocabulary_size = size_of_vocabulary(one.config)
     remaining = search.find_settings(one.config, vocabulary_size, one.pod)
@@ -160,26 +195,26 @@ def _search(one: Wanted, most: int) -> tuple[PodPlan | None, dict[str, Any]]:
     short = [report.short_json(planned) for planned in plans]
     if best is None:
         least = min((planned.compiled.memory.total_bytes or 0 for planned in plans), default=0)
-        print(f"\nnone of {len(plans)} fits; the least memory of a chip was {report.gibibytes(least)}")
+        print(f"\nnone of {len(plans)} fits; the least memory of a chip was {gibibytes(least)}")
         return None, {"best": None, "tried": short}
     print()
-    print("\n".join(report.lines(one.file, best)))
+    print("\n".join(report.lines(one.file, best, rates)))
     print("\nthe lines for your config:\n")
     print("\n".join(f"    {line}" for line in search.config_lines(best)))
-    return best, {"best": report.as_json(one.file, best), "tried": short}
+    return best, {"best": report.as_json(one.file, best, rates), "tried": short}
 
 
 def _row(planned: PodPlan) -> str:
     memory, times = planned.compiled.memory, planned.times
-    needed = report.gibibytes(memory.total_bytes) if memory.total_bytes else "too much"
+    needed = gibibytes(memory.total_bytes) if memory.total_bytes else "too much"
     start = (
         f"  {report.mesh_text(planned.compiled.placement.mesh):<36} {planned.config.model.remat:<15} "
         f"{planned.config.train.num_microbatches:>5} {needed:>11} "
     )
     if not memory.fits:
         return f"{start}does not fit"
-    alone = report.duration(times.exposed_links + times.exposed_network)
-    return f"{start}{report.duration(planned.estimate.seconds):>9} {planned.expected_mfu:>6.1%}  {alone}"
+    alone = duration(times.exposed_links + times.exposed_network)
+    return f"{start}{duration(planned.estimate.seconds):>9} {planned.expected_mfu:>6.1%}  {alone}"
 
 
 def _show_status(text: str, prefix: str = "") -> None:

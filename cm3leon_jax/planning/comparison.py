@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cm3leon_jax.planning import report
+from cm3leon_jax.planning import costs, report
 from cm3leon_jax.planning.plan import PodPlan
 from cm3leon_jax.planning.topology import Topology
+from cm3leon_jax.planning.units import amount, duration, gibibytes
 
 _WIDTH = 100
 
@@ -27,14 +28,14 @@ class ComparedPlan:
         return self.planned is not None and self.planned.compiled.memory.fits
 
 
-def lines(compared: Sequence[ComparedPlan]) -> list[str]:
+def lines(compared: Sequence[ComparedPlan], rates: costs.Rates) -> list[str]:
     """Formats the plans as columns, named A, B and so on; as many next to each other as fit in a line."""
     names = [_letters(index) for index in range(len(compared))]
     text = [
         *(f"{name}  {one.file} on {report.describe(one.pod)}" for name, one in zip(names, compared, strict=True)),
         *(f"   {name} refused: {one.refusal}" for name, one in zip(names, compared, strict=True) if one.refusal),
     ]
-    columns = [{"": name, **_cells(one)} for name, one in zip(names, compared, strict=True)]
+    columns = [{"": name, **_cells(one, rates)} for name, one in zip(names, compared, strict=True)]
     rows = list(dict.fromkeys(row for column in columns for row in column))
     columns = [{row: column.get(row, "-") for row in rows} for column in columns]
     names_width = max(map(len, rows))
@@ -47,16 +48,16 @@ def lines(compared: Sequence[ComparedPlan]) -> list[str]:
     return [*text, "", "Bounds are of published peaks; expected times are estimates, with their range."]
 
 
-def _cells(one: ComparedPlan) -> dict[str, str]:
+def _cells(one: ComparedPlan, rates: costs.Rates) -> dict[str, str]:
     """Formats the cells of one column by their rows; those of times only where it fits."""
     planned = one.planned
     if planned is None:
         return {"verdict": "refused"}
     memory, limit, config = planned.compiled.memory, one.pod.accelerator.hbm_bytes, planned.config
-    needed = "more" if memory.total_bytes is None else report.gibibytes(memory.total_bytes)
+    needed = "more" if memory.total_bytes is None else gibibytes(memory.total_bytes)
     cells = {
         "verdict": "fits" if memory.fits else "DOES NOT FIT",
-        "memory of a device": f"{needed} of {report.gibibytes(limit)}",
+        "memory of a device": f"{needed} of {gibibytes(limit)}",
         "mesh": report.mesh_text(planned.compiled.placement.mesh),
         "remat, microbatches": f"{config.model.remat}, {config.train.num_microbatches}",
     }
@@ -65,13 +66,14 @@ def _cells(one: ComparedPlan) -> dict[str, str]:
     estimate = planned.estimate
     least, days, most = planned.expected_days
     return cells | {
-        "step, at least": report.duration(planned.times.step),
+        "step, at least": duration(planned.times.step),
         "bound by": planned.times.bound_by,
-        "step, expected": f"{report.duration(estimate.seconds)} ({estimate.least:.3g} to {estimate.most:.3g} s)",
+        "step, expected": f"{duration(estimate.seconds)} ({estimate.least:.3g} to {estimate.most:.3g} s)",
         "most of it": report.largest_causes(estimate, most=1),
         "MFU, expected": f"{planned.expected_mfu:.1%}",
         "run, expected": f"{days:.1f} d ({least:.1f} to {most:.1f})",
-        "chip-hours": report.amount(days * 24 * one.pod.num_chips),
+        "chip-hours": amount(days * 24 * one.pod.num_chips),
+        **costs.cells(planned, rates),
     }
 
 
@@ -95,11 +97,11 @@ def _letters(index: int) -> str:
     return (_letters(before - 1) if before else "") + chr(ord("A") + last)
 
 
-def as_json(compared: Sequence[ComparedPlan]) -> dict[str, Any]:
+def as_json(compared: Sequence[ComparedPlan], rates: costs.Rates) -> dict[str, Any]:
     """Collects all plans for programs, in the order of the table."""
     return {
         "plans": [
-            report.as_json(one.file, one.planned)
+            report.as_json(one.file, one.planned, rates)
             if one.planned
             else {"config": one.file, "topology": one.pod.name, "refused": one.refusal}
             for one in compared

@@ -61,6 +61,8 @@ class Placement:
     weights: dict[str, int]
     # Bytes of parameters and optimizer state on a chip.
     state_bytes: int
+    # Bytes of a checkpoint's arrays: the same state, once.
+    checkpoint_bytes: int
     num_parameters: int
     compiler_options: dict[str, Any]
 
@@ -248,6 +250,7 @@ def _placement(step: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
         "coordinates": [list(coordinates(topology, device)) for device in mesh.devices.flatten()],
         "weights": weights,
         "state_bytes": sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in state),
+        "checkpoint_bytes": sum(leaf.dtype.itemsize * leaf.size for leaf in state),
         "num_parameters": sum(leaf.size for _, leaf in leaves),
         "compiler_options": compiler_options(mesh.devices.flat[0].device_kind, mesh.size),
     }

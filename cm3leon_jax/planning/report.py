@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from cm3leon_jax.models.flops import FLOP_RULE
-from cm3leon_jax.planning import roofline
+from cm3leon_jax.planning import costs, roofline
 from cm3leon_jax.planning.accelerator_types import accelerator_type
 from cm3leon_jax.planning.collectives import Collective, full_weight_reductions
 from cm3leon_jax.planning.compile import Compiled
 from cm3leon_jax.planning.expected import StepEstimate
 from cm3leon_jax.planning.plan import PodPlan
 from cm3leon_jax.planning.topology import Topology
+from cm3leon_jax.planning.units import amount, duration, gibibytes
 
 _WIDTH = 100
 # Rows of the table of collectives below this fraction of the first are summed up in one line.
@@ -37,29 +38,6 @@ class Traffic:
     is_hidden: bool = False
     is_asynchronous: bool = False
     is_between_slices: bool = False
-
-
-def gibibytes(size: float | int) -> str:
-    """Formats bytes: `12.81 GiB`, or MiB and KiB where it is small."""
-    for unit, scale, least in (("TiB", 2**40, 1.0), ("GiB", 2**30, 0.1), ("MiB", 2**20, 0.1)):
-        if size >= least * scale:
-            return f"{size / scale:,.2f} {unit}" if size < 100 * scale else f"{size / scale:,.0f} {unit}"
-    return f"{size / 2**10:,.1f} KiB"
-
-
-def duration(seconds: float) -> str:
-    """Formats seconds: `1.93 s`, `43.1 ms`."""
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.1f} us"
-
-
-def amount(number: float | int) -> str:
-    """Formats a count: `6.73 B`, `2.4 T`."""
-    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.4g} {unit}"
-    return f"{number:.4g}"
 
 
 def mesh_text(mesh: dict[str, int]) -> str:
@@ -152,7 +130,7 @@ def describe(pod: Topology) -> str:
     return f"{pod.describe()} ({kind})" if kind else pod.describe()
 
 
-def lines(file: str, planned: PodPlan) -> list[str]:
+def lines(file: str, planned: PodPlan, rates: costs.Rates) -> list[str]:
     """Formats the whole plan as text."""
     config, compiled, pod = planned.config, planned.compiled, planned.pod
     model, batch, parts = config.model, config.batch, config.train.num_microbatches
@@ -175,7 +153,11 @@ def lines(file: str, planned: PodPlan) -> list[str]:
     if not compiled.memory.fits:
         fix = "fix: more config.train.num_microbatches, a config.model.remat that keeps less, or --search"
         return [*text, "", fix]
-    text += [*_collectives_table(planned.collectives, compiled, pod), *_time_table(planned)]
+    text += [
+        *_collectives_table(planned.collectives, compiled, pod),
+        *_time_table(planned),
+        *costs.lines(planned, rates),
+    ]
     return [*text, "", *textwrap.wrap(f"MFU counts {FLOP_RULE}.", _WIDTH)]
 
 
@@ -276,7 +258,7 @@ def _line(name: str, text: str) -> str:
     return f"  {name:<12} {text}"
 
 
-def as_json(file: str, planned: PodPlan) -> dict[str, Any]:
+def as_json(file: str, planned: PodPlan, rates: costs.Rates) -> dict[str, Any]:
     """Collects the whole plan for programs: bytes, seconds and counts, per device where not said otherwise."""
     compiled, times = planned.compiled, planned.times
     seconds = {name: value for name, value in dataclasses.asdict(times).items() if name != "mfu"}
@@ -322,6 +304,7 @@ def as_json(file: str, planned: PodPlan) -> dict[str, Any]:
             "run_days_range": [planned.expected_days[0], planned.expected_days[2]],
             "basis": planned.estimate.basis,
         },
+        "run": costs.as_json(planned, rates),
         "lower_seconds": compiled.lower_seconds,
         "compile_seconds": compiled.compile_seconds,
     }
@@ -329,7 +312,7 @@ def as_json(file: str, planned: PodPlan) -> dict[str, Any]:
 
 def short_json(planned: PodPlan) -> dict[str, Any]:
     """Collects what a search reports of each plan."""
-    whole = as_json("", planned)
+    whole = as_json("", planned, costs.Rates())
     return {
         **{name: whole[name] for name in ("mesh", "remat", "microbatches")},
         **{name: whole["memory"][name] for name in ("fits", "bytes")},

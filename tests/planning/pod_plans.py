@@ -30,6 +30,7 @@ def make_pod_plan(topology: str, fits: bool = True, config: Config = CONFIG, **p
         coordinates=[],
         weights={},
         state_bytes=2**30,
+        checkpoint_bytes=pod.num_devices * 2**30,
         num_parameters=7 * 10**9,
         compiler_options={},
     )

@@ -10,6 +10,8 @@ from cm3leon_jax.errors import UserError
 from cm3leon_jax.planning import comparison, report
 from cm3leon_jax.planning.accelerator_types import find_pod
 from cm3leon_jax.planning.comparison import ComparedPlan
+from cm3leon_jax.planning.costs import Rates
+from cm3leon_jax.planning.units import amount
 from tests.planning.pod_plans import make_pod_plan
 
 
@@ -25,7 +27,7 @@ def cells(text, name):
 
 def test_every_plan_is_a_column_with_the_numbers_of_its_own_report():
     found = compared("v5p-1024", "h100-256")
-    text = comparison.lines(found)
+    text = comparison.lines(found, Rates())
     assert text[0].startswith("A  a.py on 512 x v5p")
     assert text[1].startswith("B  a.py on 256 x h100")
     steps = [one.planned.estimate for one in found]
@@ -34,12 +36,12 @@ def test_every_plan_is_a_column_with_the_numbers_of_its_own_report():
     days = [one.planned.config.num_steps * one.planned.estimate.seconds / 86400 for one in found]
     assert [cell.split()[0] for cell in cells(text, "run, expected")] == [f"{one:.1f}" for one in days]
     hours = [day * 24 * chips for day, chips in zip(days, (512, 256), strict=True)]
-    assert [cell.strip() for cell in cells(text, "chip-hours")] == [report.amount(hour) for hour in hours]
+    assert [cell.strip() for cell in cells(text, "chip-hours")] == [amount(hour) for hour in hours]
 
 
 def test_many_plans_are_several_tables_that_fit_the_width():
     found = compared(*["v5p-1024", "v5e-256", "v6e-256", "h100-256", "b200-256", "v4-128"] * 5)
-    text = comparison.lines(found)
+    text = comparison.lines(found, Rates())
     assert max(map(len, text)) <= 120
     assert len([cell.strip() for cell in cells(text, "mesh")]) == 30
     headers = " ".join(line for line in text if line.startswith("   ")).split()
@@ -53,11 +55,11 @@ def test_what_does_not_fit_or_is_refused_has_no_times():
         ComparedPlan("b.py", pod, make_pod_plan("v5e-256", fits=False)),
         ComparedPlan("c.py", pod, None, "the batch does not divide"),
     ]
-    text = comparison.lines(found)
+    text = comparison.lines(found, Rates())
     assert [cell.strip() for cell in cells(text, "verdict")] == ["fits", "DOES NOT FIT", "refused"]
     assert [cell.strip() for cell in cells(text, "run, expected")][1:] == ["-", "-"]
     assert "   C refused: the batch does not divide" in text
-    plans = comparison.as_json(found)["plans"]
+    plans = comparison.as_json(found, Rates())["plans"]
     assert [one.get("refused") for one in plans] == [None, None, "the batch does not divide"]
     assert plans[0]["expected"]["run_days"] == found[0].planned.expected_days[1]
 
