@@ -4,6 +4,8 @@ A decoder (opt, llama, chameleon, ..) becomes the checkpoint of step 0, from whi
 vocabulary and image tokenizer are written to where the config says. A CLIP becomes the run's encoder, at
 config.encoder.path.
 
+Chameleon's folders may be those of transformers or Meta's own (`models/7b`, beside `tokenizer`).
+
 --image-tokenizer takes the image tokenizer from weights of another project instead, alone or beside --from: a folder of
 diffusers, Janus or Chameleon, or a file of taming-transformers, Chameleon (vqgan.ckpt) or LlamaGen.
 """
@@ -17,6 +19,7 @@ from cm3leon_jax.config import Config
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import read_object
 from cm3leon_jax.huggingface.families import FAMILIES
+from cm3leon_jax.huggingface.families.chameleon_of_meta import PARAMS_FILE, import_of_meta, is_of_meta
 from cm3leon_jax.huggingface.image_tokenizers.importing import import_image_tokenizer
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.paths import input_path
@@ -47,6 +50,10 @@ def run(config: Config, workdir: Path, arguments: argparse.Namespace) -> None:
         import_image_tokenizer(config, Path(image_tokenizer))
     if source is not None:
         folder = Path(source)
-        stored = read_object(folder / "config.json", f"the config.json of --from={folder}")
-        model_type = StoredConfig(stored, f"{folder}/config.json").choice("model_type", FAMILIES)
+        name = PARAMS_FILE if is_of_meta(folder) else "config.json"
+        stored = read_object(folder / name, f"the {name} of --from={folder}")
+        if name == PARAMS_FILE:
+            import_of_meta(config, workdir, folder, stored)
+            return
+        model_type = StoredConfig(stored, f"{folder}/{name}").choice("model_type", FAMILIES)
         FAMILIES.load(model_type).import_folder(config, workdir, folder, stored)

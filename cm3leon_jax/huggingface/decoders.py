@@ -31,7 +31,7 @@ from cm3leon_jax.huggingface.new_rows import sample_rows
 from cm3leon_jax.huggingface.reading_weights import Index, StoredTensor, open_weights, weight_files
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.huggingface.tensor_map import Shape, TensorMap, check_tensors
-from cm3leon_jax.huggingface.tokenizer_files import TokenRoles, read_vocabulary
+from cm3leon_jax.huggingface.tokenizer_files import read_vocabulary
 from cm3leon_jax.huggingface.writing_weights import LazyTensor
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer, architecture, load_image_tokenizer
 from cm3leon_jax.lock import lock
@@ -91,8 +91,12 @@ class DecoderFamily:
     ignored: tuple[str, ...] = ()
     # How many tokens, itself included, a token attends to by a config.json, at least in some layers; None: to all.
     attention_window: Callable[[StoredConfig], int | None] = _no_window
-    # Which tokens of its tokenizers are image codes and special tokens of ours; None: no image codes.
-    token_roles: TokenRoles | None = None
+    # The file that says a folder's values.
+    config_file: str = "config.json"
+    # All tensors of a folder but those of such names.
+    open_tensors: Callable[[Path, tuple[str, ...]], dict[str, StoredTensor]] = open_weights
+    # The vocabulary of a folder, whose embedding table has so many rows.
+    read_vocabulary: Callable[[Path, int, Config], Vocabulary] = read_vocabulary
     # The image tokenizer that a folder brings; the second argument is the folder.
     read_image_tokenizer: Callable[[Config, Path], ImageTokenizer | None] = exported_image_tokenizer
     # What else is written, of the run's vocabulary and image tokenizer.
@@ -112,15 +116,15 @@ class DecoderFamily:
         ]
 
     def import_folder(self, config: Config, workdir: Path, folder: Path, stored: Mapping[str, Any]) -> None:
-        """Starts a run in `workdir` from a folder, whose config.json is `stored`."""
+        """Starts a run in `workdir` from a folder, whose config.json is, or would be, `stored`."""
         with lock(workdir, "import", subfolders=False):
-            _import_folder(self, config, workdir, folder, StoredConfig(stored, f"{folder}/config.json"))
+            _import_folder(self, config, workdir, folder, StoredConfig(stored, f"{folder}/{self.config_file}"))
 
     def open_weights(self, folder: Path, fields: Mapping[str, Any]) -> dict[str, StoredTensor]:
         """The tensors of a folder, given the fields of its model: a tied LM head may be stored besides."""
         is_tied = fields["tied_embeddings"] and "output_embedding" in self.tensors
         tied = (self.tensors["output_embedding"].name,) if is_tied else ()
-        return open_weights(folder, (*self.ignored, *tied))
+        return self.open_tensors(folder, (*self.ignored, *tied))
 
     def tables(self, rows: int, positions: int) -> dict[str, int]:
         """The parameters that may have other rows in a folder than in the run, with their rows in the folder."""
@@ -173,7 +177,7 @@ def _import_folder(family: DecoderFamily, config: Config, workdir: Path, folder:
     if not any(name.startswith(_PREFIX) for name in weights):
         weights = {_PREFIX + name: tensor for name, tensor in weights.items()}
     _check_table(family, weights, rows, folder)
-    vocabulary = read_vocabulary(folder, rows, config, family.token_roles)
+    vocabulary = family.read_vocabulary(folder, rows, config)
     image_tokenizer = family.read_image_tokenizer(config, folder)
     _check_architecture(config, fields, vocabulary, image_tokenizer, record, folder)
     if record is not None:

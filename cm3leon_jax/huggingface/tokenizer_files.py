@@ -17,6 +17,7 @@ from cm3leon_jax.files import read_object, write_json
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.vocabulary import SPECIAL_TOKENS, Vocabulary
 
+_TOKENIZER_FILE = "tokenizer.json"
 # Far above every published tokenizer; a larger file would be read into memory before it is refused.
 _LONGEST_FILE = 1 << 28
 _HOW_TO_MAKE_IT = "`transformers` makes tokenizer.json: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
@@ -57,7 +58,13 @@ def token_ids(vocabulary: Vocabulary) -> dict[str, int]:
     return {"bos_token_id": vocabulary.end, "eos_token_id": vocabulary.end, "pad_token_id": vocabulary.pad}
 
 
-def read_vocabulary(folder: Path, rows: int, config: Config, token_roles: TokenRoles | None = None) -> Vocabulary:
+def read_vocabulary(
+    folder: Path,
+    rows: int,
+    config: Config,
+    token_roles: TokenRoles | None = None,
+    file_name: str = _TOKENIZER_FILE,
+) -> Vocabulary:
     """The vocabulary of a folder; its first ids are the rows of the folder's embedding table.
 
     One that `cm3leon export` wrote is taken as it is. Any other must be a BPE that can write any text, by bytes; it is
@@ -68,7 +75,7 @@ def read_vocabulary(folder: Path, rows: int, config: Config, token_roles: TokenR
 
     Raises a `UserError` if it is missing, damaged or none of these.
     """
-    found = _read(folder)
+    found = _read(folder, file_name)
     try:
         return _vocabulary(found, folder, rows, config, token_roles)
     except UserError:
@@ -108,7 +115,7 @@ def _vocabulary(
         )
         found["model"]["vocab"] |= {name: rows + number for number, name in enumerate(bytes_without_token)}
     is_opt = [ids.get(name) for name in SPECIAL_TOKENS] == list(range(len(SPECIAL_TOKENS)))
-    if not is_opt and not (folder / "tokenizer.json").exists():
+    if token_roles is None and not is_opt and not (folder / _TOKENIZER_FILE).exists():
         raise UserError(
             f"{folder}: its first tokens are not OPT's, {', '.join(SPECIAL_TOKENS)}, and without a tokenizer.json "
             f"nothing says how texts are split into words: {_HOW_TO_MAKE_IT}"
@@ -172,16 +179,16 @@ def _prepend_to_every_segment(pre_tokenizer: Any) -> None:
             _prepend_to_every_segment(part)
 
 
-def open_tokenizer(folder: Path, **pair: Any) -> tuple[tokenizers.Tokenizer, bool]:
+def open_tokenizer(folder: Path, file_name: str = _TOKENIZER_FILE, **pair: Any) -> tuple[tokenizers.Tokenizer, bool]:
     """The tokenizer of a folder, and whether it is whole.
 
     It is not where the folder has vocab.json and merges.txt alone, of which the BPE is made with the options `pair`:
     they do not say how texts are split into words. Raises a `UserError` if there is none, or it cannot be read.
     """
-    whole, *parts = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    whole, *parts = (folder / name for name in (file_name, "vocab.json", "merges.txt"))
     if not whole.exists() and not all(part.exists() for part in parts):
         raise UserError(
-            f"no tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt; of a tokenizer.model, "
+            f"no tokenizer in {folder}: neither {file_name} nor vocab.json and merges.txt; of a tokenizer.model, "
             + _HOW_TO_MAKE_IT
         )
     files = [whole] if whole.exists() else parts
@@ -196,15 +203,15 @@ def open_tokenizer(folder: Path, **pair: Any) -> tuple[tokenizers.Tokenizer, boo
         raise UserError(f"{' or '.join(map(str, files))} is damaged ({error}): get it again") from None
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path, file_name: str) -> dict[str, Any]:
     """The tokenizer as the JSON object of the `tokenizers` library."""
-    tokenizer, is_whole = open_tokenizer(folder)
+    tokenizer, is_whole = open_tokenizer(folder, file_name)
     if is_whole:
         # As the file has it: other spellings of the same would be another fingerprint.
-        found = read_object(folder / "tokenizer.json", "the folder's tokenizer")
+        found = read_object(folder / file_name, "the folder's tokenizer")
         kind = json.loads(tokenizer.to_str())["model"]["type"]
         if kind != "BPE":
-            raise UserError(f"{folder}/tokenizer.json is a {kind} tokenizer: only a byte-level BPE can be imported")
+            raise UserError(f"{folder}/{file_name} is a {kind} tokenizer: only a byte-level BPE can be imported")
         return {"added_tokens": [], **found}
     settings = folder / "tokenizer_config.json"
     stored = read_object(settings, "the tokenizer's config") if settings.exists() else {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cm3leon_jax.huggingface.image_tokenizers.layout import CODEBOOK
 from cm3leon_jax.huggingface.reading_weights import StoredTensor, open_weights
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.huggingface.tensor_map import MATRIX, norm_maps
+from cm3leon_jax.huggingface.tokenizer_files import read_vocabulary
 from cm3leon_jax.image_tokenizers.base import ImageTokenizer, load_image_tokenizer
 from cm3leon_jax.models.config import ModelConfig
 from cm3leon_jax.vocabulary import IMAGE_FRAME, Vocabulary
@@ -74,7 +76,7 @@ def _write_config(config: ModelConfig, vocabulary_size: int, sequence_length: in
     }
 
 
-def _token_roles(ids: Mapping[str, int], folder: Path) -> dict[str, int]:
+def token_roles(ids: Mapping[str, int], folder: Path) -> dict[str, int]:
     """Image codes and special tokens by the names that published tokenizers have for them."""
     codes = {
         int(found[1].translate(_TO_DIGITS)): index for name, index in ids.items() if (found := _CODE.fullmatch(name))
@@ -102,11 +104,16 @@ def _read_image_tokenizer(config: Config, folder: Path) -> ImageTokenizer:
         _check_codebook(weights, present, path)
         return present
     if not any(name.startswith((_IMAGE_TOKENIZER + "decoder.", "vqmodel.decoder.")) for name in weights):
-        raise UserError(
-            f"{folder} has no image tokenizer that makes images, and there is none at config.image_tokenizer.path "
-            f"{path}: give Chameleon's vqgan.ckpt by --image-tokenizer"
-        )
+        raise no_image_tokenizer(folder, path)
     return read_image_tokenizer(config, folder)
+
+
+def no_image_tokenizer(folder: Path, path: Path) -> UserError:
+    """What to raise where neither a folder nor the config's path has one that makes images."""
+    return UserError(
+        f"{folder} has no image tokenizer that makes images, and there is none at config.image_tokenizer.path "
+        f"{path}: give Chameleon's vqgan.ckpt by --image-tokenizer"
+    )
 
 
 def _check_codebook(weights: Mapping[str, StoredTensor], present: ImageTokenizer, path: Path) -> None:
@@ -160,7 +167,7 @@ FAMILY = DecoderFamily(
     _read_config,
     _write_config,
     ignored=("model.vqmodel.*", "*.rotary_emb.inv_freq"),
-    token_roles=_token_roles,
+    read_vocabulary=partial(read_vocabulary, token_roles=token_roles),
     read_image_tokenizer=_read_image_tokenizer,
     write_parts=_write_parts,
 )

@@ -23,6 +23,7 @@ from cm3leon_jax.models.transformer import abstract_model
 from cm3leon_jax.vocabulary import Vocabulary
 from tests.huggingface.conftest import ONE_DEVICE, TEXTS, Run, assert_equal, at, greedy, import_folder, imported, logits
 from tests.huggingface.families.test_llama_and_chameleon import LLAMA
+from tests.huggingface.families.test_llama_types import our_model
 from tests.huggingface.image_tokenizers import references
 
 torch = pytest.importorskip("torch")
@@ -166,6 +167,15 @@ def test_in_and_out(make_run, tmp_path, monkeypatch, kind):
     second = dataclasses.replace(run, config=again, workdir=tmp_path / "again").export(shard_size="200KB")
     for file in (*output.glob("*.safetensors"), output / "config.json"):
         assert file.read_bytes() == (second / file.name).read_bytes()
+
+
+@pytest.mark.slow
+def test_one_layer_of_the_true_shape(tmp_path):
+    sizes = dict(hidden_size=4096, num_attention_heads=32, num_key_value_heads=32, intermediate_size=11_008)
+    theirs = their_model(**sizes, num_hidden_layers=1)
+    theirs.save_pretrained(tmp_path)
+    tokens = np.random.default_rng(0).integers(0, ROWS, (2, 20))
+    np.testing.assert_allclose(logits(our_model(tmp_path), tokens), all_logits(theirs, tokens), atol=1e-4)
 
 
 def test_the_vocabulary_has_its_tokens_by_their_roles(make_run, tmp_path):
