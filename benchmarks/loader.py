@@ -1,6 +1,7 @@
 """How fast batches are built: ours beside Grain's and seqio's own pipelines, over the same documents in one process.
 
     python benchmarks/loader.py
+    python benchmarks/loader.py --hosts=16,256
 
 Documents are one image of 1,024 codes and a caption of 9 tokens on average, in a vocabulary of 64,640 ids; each gets
 two of its four neighbors in front. Ours and Grain shuffle, look neighbors up, mask (CM3) and pack; Grain reads the
@@ -9,7 +10,8 @@ or from TFRecords of `tf.Example` as its cache has them.
 
 Real tokens (no padding) a second of CPU time of the whole process, so threads count; counting them does not. The
 contenders take turns, each with a new iterator and some batches before the clock starts; the best round counts.
-TensorFlow gets one thread of each kind unless told otherwise.
+TensorFlow gets one thread of each kind unless told otherwise. With `--hosts` ours is measured alone, as one of so many
+hosts, each of which plans all 2,048 rows of a batch and builds its own.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="CPU seconds a contender and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tensorflow-threads", type=int, default=1, help="of each kind; 0 is TensorFlow's choice")
+    parser.add_argument("--hosts", help="numbers of hosts, such as 16,256")
     arguments = parser.parse_args()
     vocabulary = Vocabulary.train(
         [f"word {index}" for index in range(100)],
@@ -66,6 +69,11 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         corpus = synthetic_corpus(Path(folder), vocabulary, arguments.documents)
+        if arguments.hosts:
+            for hosts in map(int, arguments.hosts.split(",")):
+                speed = max(_as_one_host(corpus, vocabulary, hosts, arguments.seconds) for _ in range(arguments.rounds))
+                print(f"one of {hosts:>4} hosts: {speed / 1e6:8.1f} Mtok of whole batches a CPU second of each")
+            return
         inlined = _inlined(corpus, vocabulary, arguments.seqio_documents)
         _register(Path(folder), inlined, vocabulary, arguments.tensorflow_threads)
         print(f"{'Mtok a CPU second':34}" + "".join(f"{f'rows of {length:,}':>28}" for length in (4224, 4096)))
@@ -77,6 +85,24 @@ def main() -> None:
                 best[name, length] = max(best[name, length], found)
         for name in contenders[4224]:
             print(f"{name:34}" + "".join(_cell(best, name, length) for length in contenders))
+
+
+def _as_one_host(corpus: PreparedCorpus, vocabulary: Vocabulary, hosts: int, seconds: float) -> float:
+    """Tokens of whole batches, padding too, per CPU second that one of the hosts spends on its rows."""
+    config = BatchConfig(batch_size=2048, sequence_length=4224)
+    source = BatchSource(
+        corpus,
+        vocabulary,
+        OBJECTIVE,
+        config,
+        rows=range(config.batch_size // hosts),
+        retrieval=open_retrieval(corpus, RETRIEVAL, "train"),
+    )
+    start, steps = time.process_time(), 0
+    while (spent := time.process_time() - start) < seconds:
+        source[steps]
+        steps += 1
+    return steps * config.batch_size * config.sequence_length / spent
 
 
 def _cell(best: dict[tuple[str, int], tuple[float, float]], name: str, length: int) -> str:

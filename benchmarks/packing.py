@@ -98,7 +98,7 @@ def synthetic_corpus(path: Path, vocabulary: Vocabulary, num_documents: int) -> 
         "format_version": RETRIEVAL_FORMAT,
         "corpus": documents_identity(corpus),
         "settings": list_settings(RetrievalConfig()),
-        "memory": ["pairs"],
+        "datastore": ["pairs"],
         "fingerprint": "random",
         "encoder": "none",
         "num_rows": 0,

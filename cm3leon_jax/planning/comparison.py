@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cm3leon_jax.planning import costs, report
+from cm3leon_jax.planning import costs, input_demand, report
 from cm3leon_jax.planning.plan import PodPlan
 from cm3leon_jax.planning.topology import Topology
 from cm3leon_jax.planning.units import amount, duration, gibibytes
@@ -73,6 +73,7 @@ def _cells(one: ComparedPlan, rates: costs.Rates) -> dict[str, str]:
         "MFU, expected": f"{planned.expected_mfu:.1%}",
         "run, expected": f"{days:.1f} d ({least:.1f} to {most:.1f})",
         "chip-hours": amount(days * 24 * one.pod.num_chips),
+        "input": input_demand.input_demand(planned).verdict,
         **costs.cells(planned, rates),
     }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cm3leon_jax.models.flops import FLOP_RULE
-from cm3leon_jax.planning import costs, roofline
+from cm3leon_jax.planning import costs, input_demand, roofline
 from cm3leon_jax.planning.accelerator_types import accelerator_type
 from cm3leon_jax.planning.collectives import Collective, full_weight_reductions
 from cm3leon_jax.planning.compile import Compiled
@@ -249,6 +249,7 @@ def _time_table(planned: PodPlan) -> list[str]:
         f"  {'run':<20} {days:>7.1f} d   {least:.1f} to {most:.1f} d, at least {bound_days:.1f}: {config.num_steps:,} "
         f"steps for {amount(config.train.num_tokens)} tokens",
         f"  {'chips':<20} {chip_hours:>9}   chip-hours",
+        input_demand.line(planned),
         "",
         *textwrap.wrap(f"The estimate rests on {estimate.basis}.", _WIDTH),
     ]
@@ -304,6 +305,7 @@ def as_json(file: str, planned: PodPlan, rates: costs.Rates) -> dict[str, Any]:
             "run_days_range": [planned.expected_days[0], planned.expected_days[2]],
             "basis": planned.estimate.basis,
         },
+        "input": input_demand.as_json(planned),
         "run": costs.as_json(planned, rates),
         "lower_seconds": compiled.lower_seconds,
         "compile_seconds": compiled.compile_seconds,
