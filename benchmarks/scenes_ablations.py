@@ -27,6 +27,7 @@ TRAINED: dict[str, tuple[str, ...]] = {
     "rotary positions in the sequence alone": ("model.rotary_image_positions=False",),
     "loss on the whole sequence": WHOLE,
     "changed codes weigh 1": ("objective.weights.changed=1.0",),
+    "AdamW": ("optimizer.algorithm=adamw",),
     "from scratch": ("train.init_from=",),
     "one wording": ONE_WORDING,
 }

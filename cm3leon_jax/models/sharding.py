@@ -176,6 +176,9 @@ def shardings(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     def sharding(path: tuple[Any, ...], leaf: Any) -> Any:
         if not isinstance(leaf, nnx.Variable):
             return NamedSharding(mesh, PartitionSpec())
+        if not jax.tree.leaves(leaf):
+            # A parameter without this moment: another part of the optimizer updates it.
+            return leaf
         return leaf.replace(NamedSharding(mesh, _parameter_spec(parameter_name(path), leaf, mesh, rules)))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

@@ -8,7 +8,17 @@ from typing import Annotated
 
 from cm3leon_jax.config_part import AFTER_IMPORT, AT_RESUME, Part, require
 from cm3leon_jax.paths import OptionalPath
-from cm3leon_jax.ranges import Decay, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Seed
+from cm3leon_jax.ranges import (
+    Decay,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    OneOf,
+    Positive,
+    PositiveInt,
+    Range,
+    Seed,
+)
 
 # Values of the training of an image tokenizer or encoder that may change at a resume.
 FREE_VALUES = tuple(f"values.{name}" for name in ("num_steps", "log_every", "save_every"))
@@ -18,6 +28,10 @@ FREE_VALUES = tuple(f"values.{name}" for name in ("num_steps", "log_every", "sav
 class OptimizerConfig(Part):
     """AdamW with warm-up and linear decay (the paper names rate and warm-up; the rest is OPT's, arXiv 2205.01068)."""
 
+    # "muon" (K. Jordan et al., 2024; arXiv 2502.16982) makes the updates of the layers' matrices orthogonal, as large
+    # as AdamW's at the same rate; embeddings, biases and norms keep AdamW.
+    algorithm: Annotated[str, OneOf("adamw", "muon")] = "adamw"
+    muon_momentum: Decay = 0.95
     peak_learning_rate: NonNegative = 6e-4
     warmup_steps: NonNegativeInt = 1500
     # The last step's rate, as a fraction of the peak.

@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     )
     config.image_tokenizer.training.update(num_images=12_000, num_steps=2000, batch_size=8)
     config.batch.update(batch_size=16, sequence_length=256)
-    config.optimizer.warmup_steps = 100
+    config.optimizer.update(algorithm="muon", warmup_steps=100)
     config.train.update(num_tokens=700 * 16 * 256, log_every=50, save_every=350, eval_every=350, sample_every=0)
     config.sampling.update(temperature=0.0, max_text_tokens=96, batch_size=100)
     config.sampling.guidance = 1.0

@@ -91,10 +91,18 @@ def test_rates_are_multiples_of_the_base_rate(config, corpus, vocabulary):
         assert found.max() <= 1.5 * rate * factor and np.median(found[found > 0]) > 0.3 * rate * factor
 
 
-def test_a_run_with_frozen_parts_goes_on_from_its_checkpoint_as_if_it_had_never_stopped(
-    config, corpus, vocabulary, tmp_path
+@pytest.mark.parametrize(
+    ("algorithm", "factors"),
+    [
+        ("adamw", ("blocks.*=0", "token_embedding.special=0", "position_embedding=3")),
+        ("muon", ("blocks.attention.*=0", "blocks.*=2", "token_embedding.special=0")),
+        ("muon", ()),
+    ],
+)
+def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_never_stopped(
+    config, corpus, vocabulary, tmp_path, algorithm, factors
 ):
-    config = with_factors(config, "blocks.*=0", "token_embedding.special=0", "position_embedding=3")
+    config = with_factors(config, *factors, algorithm=algorithm)
     compiled = compiled_on(config, vocabulary, MESHES[1])
     whole, _ = steps(compiled, config, corpus, vocabulary, compiled.init(), 0, 4)
     half, _ = steps(compiled, config, corpus, vocabulary, compiled.init(), 0, 2)

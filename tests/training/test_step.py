@@ -55,6 +55,12 @@ def test_eight_devices_with_microbatches_give_the_numbers_of_one(config, corpus,
     same_numbers(train(split, corpus, vocabulary, make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))), expected)
 
 
+def test_eight_devices_give_the_numbers_of_one_with_muon(config, corpus, vocabulary):
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, algorithm="muon"))
+    expected = train(config, corpus, vocabulary, one_device())
+    same_numbers(train(config, corpus, vocabulary, make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))), expected)
+
+
 @pytest.fixture(scope="module")
 def twenty_steps():
     """What 20 steps of 32 rows give on one device, made once."""
