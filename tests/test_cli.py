@@ -127,7 +127,7 @@ def test_the_paths_above_are_all():
     ("command", "argument"),
     [
         *(("inspect", "--count"), ("plan", "--search"), ("export", "--shard-size"), ("plan", "--topology")),
-        *(("plan", "--storage-rate"), ("plan", "--mtbf")),
+        *(("plan", "--storage-rate"), ("plan", "--mtbf"), ("plan", "--images")),
     ],
 )
 def test_numbers_that_make_no_sense_are_one_line(command, argument, tmp_path, capsys, monkeypatch):

@@ -73,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MINUTES",
         help="from a failure to the next step, reading the checkpoint aside (10)",
     )
+    parser.add_argument(
+        "--images",
+        type=whole_number("--images", Range(at_least=1)),
+        metavar="N",
+        help="images that `cm3leon prepare` is to encode: the hours it takes at least",
+    )
     parser.add_argument("--json", type=output_file("--json"), metavar="FILE", help="write the plan as JSON as well")
     parser.add_argument(
         "--search",
@@ -107,7 +113,8 @@ def _rates(arguments: argparse.Namespace) -> Rates:
     storage = arguments.storage_rate
     if arguments.mtbf is not None and storage is None:
         raise UserError("--mtbf: goodput depends on what a save takes: add --storage-rate=GB/S, of one host")
-    return Rates(arguments.price, None if storage is None else 1e9 * storage, arguments.mtbf, arguments.restart)
+    storage_bytes = None if storage is None else 1e9 * storage
+    return Rates(arguments.price, storage_bytes, arguments.mtbf, arguments.restart, arguments.images)
 
 
 class Wanted(NamedTuple):

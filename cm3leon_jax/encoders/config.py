@@ -40,6 +40,9 @@ class EncoderConfig(Part):
     # "module:attribute" of the `Encoder`, and of what makes it from a corpus (an `EncoderTrainer`).
     implementation: ClassVar[str]
     trainer: ClassVar[str]
+    # "module:attribute" of a function of the config: FLOPs of encoding a text and an image, and of the training, for
+    # `cm3leon plan`; "" where nobody has counted them.
+    flops: ClassVar[str] = ""
 
     family: str = "clip"
     path: LocalPath = "{workdir}/encoder"

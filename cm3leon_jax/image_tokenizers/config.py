@@ -36,6 +36,9 @@ class ImageTokenizerConfig(Part, abc.ABC):
     # "module:attribute" of the `ImageTokenizer`, and of what trains it (an `ImageTokenizerTrainer`).
     implementation: ClassVar[str]
     trainer: ClassVar[str] = "cm3leon_jax.image_tokenizers.training:NothingToLearn"
+    # "module:attribute" of a function of the config: FLOPs of encoding one image, and of the training, for
+    # `cm3leon plan`; "" where nobody has counted them.
+    flops: ClassVar[str] = ""
     # Fields that are stored only where they differ from their default: adding one changes no fingerprint.
     omitted_defaults: ClassVar[tuple[str, ...]] = ()
 

@@ -26,6 +26,8 @@ class Rates:
     chip_hours_between_failures: float | None = None
     # From a failure to the next step, reading the checkpoint aside.
     restart_minutes: float = 10.0
+    # Images that `prepare` is to encode.
+    num_images: int | None = None
 
 
 @dataclass(frozen=True)

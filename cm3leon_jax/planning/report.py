@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cm3leon_jax.models.flops import FLOP_RULE
-from cm3leon_jax.planning import costs, input_demand, roofline
+from cm3leon_jax.planning import costs, input_demand, roofline, stages
 from cm3leon_jax.planning.accelerator_types import accelerator_type
 from cm3leon_jax.planning.collectives import Collective, full_weight_reductions
 from cm3leon_jax.planning.compile import Compiled
@@ -157,6 +157,7 @@ def lines(file: str, planned: PodPlan, rates: costs.Rates) -> list[str]:
         *_collectives_table(planned.collectives, compiled, pod),
         *_time_table(planned),
         *costs.lines(planned, rates),
+        *stages.lines(stages.find_stages(config, pod, rates.num_images)),
     ]
     return [*text, "", *textwrap.wrap(f"MFU counts {FLOP_RULE}.", _WIDTH)]
 
@@ -307,6 +308,7 @@ def as_json(file: str, planned: PodPlan, rates: costs.Rates) -> dict[str, Any]:
         },
         "input": input_demand.as_json(planned),
         "run": costs.as_json(planned, rates),
+        "stages": stages.as_json(stages.find_stages(planned.config, planned.pod, rates.num_images)),
         "lower_seconds": compiled.lower_seconds,
         "compile_seconds": compiled.compile_seconds,
     }

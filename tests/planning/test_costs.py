@@ -102,7 +102,7 @@ RATES = ("--price=2", "--storage-rate=1", "--mtbf=50000")
 
 def test_the_command_line_gives_the_rates(without_compiler, tmp_path, capsys):
     file = tmp_path / "plan.json"
-    arguments = ["plan", "--config=cm3leon_350m", "--topology=v5p-1024", *RATES, "--restart=5"]
+    arguments = ["plan", "--config=cm3leon_350m", "--topology=v5p-1024", *RATES, "--restart=5", "--images=1000"]
     assert main([*arguments, f"--json={file}"]) == 0
     found = json.loads(file.read_text())["run"]
     assert found["rates"] == {
@@ -110,6 +110,7 @@ def test_the_command_line_gives_the_rates(without_compiler, tmp_path, capsys):
         "storage_bytes_per_second": 1e9,
         "chip_hours_between_failures": 50000.0,
         "restart_minutes": 5.0,
+        "num_images": 1000,
     }
     assert found["dollars"] == pytest.approx(run_costs(PLANNED, Rates(2.0, 1e9, 50_000.0, 5.0)).dollars)
     assert costs.money(found["dollars"][1]) in capsys.readouterr().out

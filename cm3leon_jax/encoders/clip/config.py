@@ -47,6 +47,7 @@ class ClipConfig(EncoderConfig):
 
     implementation: ClassVar[str] = "cm3leon_jax.encoders.clip.encoder:ClipEncoder"
     trainer: ClassVar[str] = "cm3leon_jax.encoders.clip.training:ClipTrainer"
+    flops: ClassVar[str] = "cm3leon_jax.encoders.clip.flops:clip_flops"
 
     embedding_dim: PositiveInt = 512
     patch_size: PositiveInt = 32

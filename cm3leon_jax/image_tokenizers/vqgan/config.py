@@ -62,6 +62,7 @@ class VQGANConfig(ImageTokenizerConfig):
 
     implementation: ClassVar[str] = "cm3leon_jax.image_tokenizers.vqgan.tokenizer:VQGANTokenizer"
     trainer: ClassVar[str] = "cm3leon_jax.image_tokenizers.vqgan.training:VQGANTrainer"
+    flops: ClassVar[str] = "cm3leon_jax.image_tokenizers.vqgan.flops:vqgan_flops"
     omitted_defaults: ClassVar[tuple[str, ...]] = ("encoder",)
 
     base_channels: PositiveInt = 128
