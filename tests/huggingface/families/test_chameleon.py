@@ -12,9 +12,10 @@ import pytest
 import tokenizers
 from flax import nnx
 
+from cm3leon_jax import config_file
 from cm3leon_jax.commands import import_ as import_command
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.huggingface.decoders import DecoderFamily
+from cm3leon_jax.huggingface.decoders import DecoderFamily, model_differences
 from cm3leon_jax.huggingface.families import FAMILIES
 from cm3leon_jax.huggingface.stored_config import StoredConfig
 from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
@@ -253,6 +254,22 @@ def test_what_no_field_says_is_refused(changes, message):
     sizes = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
     with pytest.raises(UserError, match=message):
         FAMILIES.load("chameleon").model_fields(StoredConfig(sizes | changes, "it"))
+
+
+def test_the_config_for_7b_is_that_of_its_folder(tmp_path):
+    stored = transformers.ChameleonConfig(vocabulary_map={}, vq_config={}).to_dict()
+    fields = FAMILIES.load("chameleon").model_fields(StoredConfig(stored, "it"))
+    for variant in ("", ":h100-8", ":v5e-16", ":v6e-16", ":head", ":head-h100-8", ":head-v5e-16", ":head-v6e-16"):
+        config = config_file.load(f"configs/chameleon_7b_sft.py{variant}", str(tmp_path))
+        assert model_differences(config.model, fields) == []
+        assert config.mesh.fsdp == (int(variant.rpartition("-")[2]) if "-" in variant else -1)
+        assert ("*=0" in config.optimizer.learning_rate_factors) == ("head" in variant)
+    vq, ours = stored["vq_config"], config.image_tokenizer
+    assert (ours.resolution, ours.codebook_size, ours.embedding_dim) == (
+        *(vq[name] for name in ("resolution", "num_embeddings", "embed_dim")),
+    )
+    # Without image codes, begin and end of an image, <break>, <s>, <pad>, </s> and <unk>.
+    assert config.vocabulary.num_text_tokens == stored["vocab_size"] - ours.codebook_size - 3 - 4
 
 
 CHAMELEON = dict(LLAMA, query_key_norm="layer", query_key_norm_per_head=True)
