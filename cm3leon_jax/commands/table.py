@@ -61,7 +61,7 @@ COMMANDS = {
     "plan": Command(
         "cm3leon_jax.commands.plan",
         "compile a run for a pod you do not have: memory, collectives, time",
-        reads=(*_RUN, *_TRAINING),
+        reads=(*_RUN, *_TRAINING, "encoder", "retrieval"),
     ),
     "train": Command(
         "cm3leon_jax.commands.train",
