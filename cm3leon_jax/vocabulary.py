@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -104,6 +105,13 @@ class IdSpace:
 
     def is_image(self, ids: Ids) -> Mask:
         return _is_within(ids, self._image_ranges)
+
+    @property
+    def ranges_by_modality(self) -> dict[str, list[tuple[int, int]]]:
+        """The ids that a text or an image is sampled of, as (start, stop); a text is ended by `<eoss>` or `</s>`."""
+        text = sorted([*itertools.chain(*self.text), self.end, self.eoss])
+        found = {"image": _ranges(sorted(self.image)), "text": _ranges(text)}
+        return {name: [(each.start, each.stop) for each in ranges] for name, ranges in found.items()}
 
     def image_segment_length(self, image_length: int) -> int:
         """Ids of an image of so many codes in a document."""

@@ -1,6 +1,7 @@
 """Writes a checkpoint as a Hugging Face folder that `transformers` loads.
 
-Besides its usual files the folder holds image_tokenizer/ and cm3leon.json, by which `cm3leon import` checks it.
+Besides its usual files the folder holds image_tokenizer/, vllm_guidance.py, and cm3leon.json, by which `cm3leon import`
+checks it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -39,6 +41,8 @@ from cm3leon_jax.vocabulary import Vocabulary
 from cm3leon_jax.weights import CONFIG_FILE
 
 log = logging.getLogger(__name__)
+
+VLLM_GUIDANCE = "vllm_guidance.py"
 
 
 def choose_family(config: ModelConfig, name: str | None = None) -> DecoderFamily:
@@ -111,6 +115,7 @@ def export_run(
             if image_tokenizer is not None:
                 image_tokenizer.save(folder / IMAGE_TOKENIZER_FOLDER)
             training = Training(meta, step, _manifest(config, meta), _evaluation(workdir), image_tokenizer is not None)
+            shutil.copyfile(Path(__file__).with_name(VLLM_GUIDANCE), folder / VLLM_GUIDANCE)
             num_parameters = sum(map(math.prod, parameters.shapes().values()))
             card = model_card(config.model, stored, vocabulary, num_parameters, image_length, training)
             (folder / "README.md").write_text(f"{card}\n", encoding="utf-8")
@@ -124,6 +129,7 @@ def export_run(
                 "sequence_length": length,
                 "model": meta["config"]["model"],
                 "vocabulary": vocabulary.fingerprint,
+                "ids": vocabulary.ids.ranges_by_modality,
                 "image_tokenizer": None if image_tokenizer is None else image_tokenizer.fingerprint,
                 "sha256": file_sums(files, "sums"),
             }
