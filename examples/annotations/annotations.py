@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.vocabulary.update(path="{workdir}/vocabulary", num_text_tokens=1024, num_documents=20_000)
     config.image_tokenizer.update(path="{workdir}/image_tokenizer", base_channels=16, codebook_size=1024)
     config.image_tokenizer.training.num_steps = 1000
-    config.optimizer.peak_learning_rate = 3e-3
+    config.optimizer.update(algorithm="adamw", peak_learning_rate=3e-3)
     # It is trained from scratch.
     config.train.update(init_from="", num_tokens=2000 * 16 * 256, save_every=500, eval_every=1000)
     config.sampling.max_text_tokens = 48

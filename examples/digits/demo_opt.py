@@ -12,7 +12,7 @@ half was infilled: without image positions, a code that moved to the end of a ma
 
 from ml_collections import ConfigDict
 
-from configs import demo
+from examples.digits import demo
 
 
 def get_config() -> ConfigDict:

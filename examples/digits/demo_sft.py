@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
         weights=dict(context=0.0, instruction=0.0, text=4.0),
     )
     config.train.init_from = "runs/demo"
-    config.train.num_tokens = 1300 * 8 * 128
+    config.train.num_tokens = 1000 * 8 * 128
     config.optimizer.peak_learning_rate = 2e-3
     config.sampling.temperature = 0.0
     config.sampling.edit_guidance = 1.0

@@ -14,7 +14,7 @@ colors and rough shapes, not animals.
 
 from ml_collections import ConfigDict
 
-from configs import emoji
+from examples.emoji import emoji
 
 
 def get_config() -> ConfigDict:
