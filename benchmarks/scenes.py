@@ -31,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where runs and tokenizers go")
     parser.add_argument("--pretraining-steps", type=int, default=700)
-    parser.add_argument("--tuning-steps", type=int, default=6000)
+    parser.add_argument("--tuning-steps", type=int, default=4000)
     parser.add_argument("--num", type=int, default=500, help="requests a task")
     parser.add_argument("--config", action="append", default=[], help="a further field=value of the tuning run")
     arguments = parser.parse_args()
