@@ -1,7 +1,7 @@
 """Start a run from a Hugging Face folder: one that `cm3leon export` wrote, or another of a family that is known.
 
 A decoder (opt, llama, chameleon, ..) becomes the checkpoint of step 0, from which `cm3leon train` starts; its
-vocabulary and image tokenizer are written to where the config says. A CLIP becomes the run's encoder, at
+vocabulary and image tokenizer are written to where the config says. A CLIP or SigLIP becomes the run's encoder, at
 config.encoder.path.
 
 Chameleon's folders may be those of transformers or Meta's own (`models/7b`, beside `tokenizer`).

@@ -72,7 +72,8 @@ def load_encoder(path: str | Path) -> Encoder:
     """
     path = Path(path)
     if not (path / CONFIG_FILE).is_file():
-        raise UserError(f"no encoder at {path}: run `cm3leon train-encoder` first, or `cm3leon import` a CLIP folder")
+        fix = "run `cm3leon train-encoder` first, or `cm3leon import` a folder of CLIP or SigLIP"
+        raise UserError(f"no encoder at {path}: {fix}")
     stored = read_encoder_record(path)
     config = ENCODERS.load(stored["family"])
     implementation = load_attribute(config.implementation, f"the encoder {stored['family']!r}")

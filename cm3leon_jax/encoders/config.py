@@ -16,6 +16,8 @@ ENCODERS = Registry(
     {
         # Two transformers into one space (arXiv 2103.00020), trained on the mixture or imported.
         "clip": "cm3leon_jax.encoders.clip.config:ClipConfig",
+        # The same with a sigmoid loss and without a class token (arXiv 2303.15343), imported.
+        "siglip": "cm3leon_jax.encoders.siglip.config:SiglipConfig",
         "tfidf": "cm3leon_jax.encoders.tfidf_config:TfidfConfig",
     },
 )
@@ -37,9 +39,10 @@ class EncoderConfig(Part):
     """
 
     families: ClassVar[Registry] = ENCODERS
-    # "module:attribute" of the `Encoder`, and of what makes it from a corpus (an `EncoderTrainer`).
+    # "module:attribute" of the `Encoder`, and of what makes it from a corpus (an `EncoderTrainer`); "" where an encoder
+    # can only be imported.
     implementation: ClassVar[str]
-    trainer: ClassVar[str]
+    trainer: ClassVar[str] = ""
     # "module:attribute" of a function of the config: FLOPs of encoding a text and an image, and of the training, for
     # `cm3leon plan`; "" where nobody has counted them.
     flops: ClassVar[str] = ""

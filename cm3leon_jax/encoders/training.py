@@ -53,6 +53,11 @@ def train_encoder(config: Config, workdir: Path) -> int:
     found with.
     """
     path = Path(config.encoder.path)
+    if not config.encoder.trainer:
+        raise UserError(
+            f"config.encoder.family is {config.encoder.family!r}, which is not trained here: `cm3leon import` a folder "
+            "of one, or train another family"
+        )
     what = f"the training of encoders of the family {config.encoder.family!r}"
     trainer: EncoderTrainer = load_attribute(config.encoder.trainer, what)(config)
     encoder_values = dataclasses.asdict(config.encoder)

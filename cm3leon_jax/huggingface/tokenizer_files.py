@@ -193,14 +193,19 @@ def open_tokenizer(folder: Path, file_name: str = _TOKENIZER_FILE, **pair: Any) 
         )
     files = [whole] if whole.exists() else parts
     for file in files:
-        if not file.is_file() or file.stat().st_size > _LONGEST_FILE:
-            raise UserError(f"{file} is damaged: it is no ordinary file, or longer than {_LONGEST_FILE:,} bytes")
+        check_ordinary(file)
     try:
         if whole in files:
             return tokenizers.Tokenizer.from_file(str(whole)), True
         return tokenizers.Tokenizer(models.BPE.from_file(*map(str, files), **pair)), False
     except Exception as error:  # The library raises a bare Exception for a file that it cannot parse.
         raise UserError(f"{' or '.join(map(str, files))} is damaged ({error}): get it again") from None
+
+
+def check_ordinary(file: Path) -> None:
+    """Raises a `UserError` for a file of a tokenizer that is none, or longer than any."""
+    if not file.is_file() or file.stat().st_size > _LONGEST_FILE:
+        raise UserError(f"{file} is damaged: it is no ordinary file, or longer than {_LONGEST_FILE:,} bytes")
 
 
 def _read(folder: Path, file_name: str) -> dict[str, Any]:

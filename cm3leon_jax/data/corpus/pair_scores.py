@@ -63,7 +63,7 @@ def load_scorer(load_encoder: LoadEncoder) -> PairEncoder:
     if not encoder.is_joint:
         raise UserError(
             "config.corpus.curation.min_clip_score compares texts with images, and the encoder of this run "
-            "(config.encoder) does not: `cm3leon import` a CLIP, train one, or leave that out"
+            "(config.encoder) does not: `cm3leon import` a CLIP or SigLIP, train a CLIP, or leave that out"
         )
     return encoder
 

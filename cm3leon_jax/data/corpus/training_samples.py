@@ -171,7 +171,7 @@ def _nothing_found(spec: SampleSpec, unreadable: int) -> str:
     what = "documents of a text and one readable image" if spec.with_texts else "readable images"
     use = "the image tokenizer learns from them"
     if spec.with_texts:
-        use = "CLIP learns from them; take config.encoder.family='tfidf', or import a CLIP folder"
+        use = "CLIP learns from them; take config.encoder.family='tfidf', or import a folder of CLIP or SigLIP"
     return (
         f"config.corpus.mixture {spec.mixture!r} has no {what} in its split {spec.split!r} "
         f"({unreadable} are unreadable): {use}"

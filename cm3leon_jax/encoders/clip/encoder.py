@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int, Int64, UInt8
 
 from cm3leon_jax.encoders.base import Encoder
@@ -24,6 +23,7 @@ from cm3leon_jax.encoders.clip.inputs import (
     normalize_images,
 )
 from cm3leon_jax.encoders.clip.model import ClipArchitecture, Tower, abstract_clip, eos_positions, normalize_rows
+from cm3leon_jax.encoders.device_batches import DeviceBatches
 from cm3leon_jax.errors import UserError
 from cm3leon_jax.files import atomic_write
 from cm3leon_jax.named_parameters import bind, parameters
@@ -31,8 +31,6 @@ from cm3leon_jax.weights import WEIGHTS_FILE, check_shapes
 
 TOKENIZER_FILE = "tokenizer.json"
 _FIX = "delete the folder and make it again"
-# Most texts or images in one call.
-_BATCH = 256
 
 
 class ClipEncoder(Encoder):
@@ -57,8 +55,7 @@ class ClipEncoder(Encoder):
         settings = {name: dataclasses.asdict(part) for name, part in parts.items()}
         tokenizer = hashlib.sha256(json.dumps(json.loads(tokenizer_json), sort_keys=True).encode()).hexdigest()
         super().__init__(settings | {"tokenizer": tokenizer[:16]}, weights)
-        self._mesh = Mesh(jax.local_devices(), ("data",))
-        self._on_devices = jax.device_put(self.weights, NamedSharding(self._mesh, PartitionSpec()))
+        self._in_batches = DeviceBatches(self.weights, self.dim)
 
     def encode_texts(
         self, texts: Sequence[str], dropout: float = 0.0, keys: Int64[np.ndarray, "n"] | None = None
@@ -97,20 +94,6 @@ class ClipEncoder(Encoder):
             return cls(architecture, arrays, tokenizer_json, special_tokens, normalization)
         except Exception as error:  # The tokenizers library raises a bare Exception for what it cannot parse.
             raise UserError(f"{folder / TOKENIZER_FILE} is damaged ({error}); {_FIX}") from None
-
-    def _in_batches(self, function: Callable[..., Array], *columns: np.ndarray) -> Float32[np.ndarray, "n dim"]:
-        """Rows of the columns through `function`: batches of one size, the last one filled up with zeros."""
-        count, num_devices = len(columns[0]), self._mesh.size
-        # A few sizes for any number of rows, so that little is compiled.
-        size = -(-min(_BATCH, 1 << max(count - 1, 0).bit_length()) // num_devices) * num_devices
-        sharding = NamedSharding(self._mesh, PartitionSpec("data"))
-        result = np.zeros((count, self.dim), np.float32)
-        for start in range(0, count, size):
-            batch = [np.asarray(column[start : start + size]) for column in columns]
-            padded = [np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in batch]
-            found = function(self._on_devices, *jax.device_put(padded, sharding))
-            result[start : start + size] = np.asarray(found)[: len(batch[0])]
-        return result
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -64,7 +64,7 @@ class ClipTokenizer:
             tokens = np.array(encoding.ids[: self.max_text_tokens - 2], np.int32)
             is_said[row] = len(tokens) > 0 and not texts[row].isspace()
             if dropout:
-                tokens = tokens[~dropped(len(tokens), dropout, _key(keys, row))]
+                tokens = tokens[~dropped(len(tokens), dropout, row_key(keys, row))]
             ids[row, 1 : len(tokens) + 2] = [*tokens, self.special_tokens.end]
         return ids, is_said
 
@@ -75,21 +75,25 @@ def kept_patches(
     """Of `count` images the patches that are seen; `keys` choose the others, one key per image."""
     if not dropout:
         return np.ones((count, num_patches), bool)
-    return np.stack([~dropped(num_patches, dropout, _key(keys, row)) for row in range(count)])
+    return np.stack([~dropped(num_patches, dropout, row_key(keys, row)) for row in range(count)])
 
 
 def normalize_images(
-    images: UInt8[Array, "B R R C"], resolution: int, normalization: ImageNormalization
+    images: UInt8[Array, "B R R C"], resolution: int, normalization: ImageNormalization, method: str = "cubic"
 ) -> Float[Array, "B S S 3"]:
-    """Gray repeated, resized as CLIP was trained (bicubic, antialiased, clipped), mean 0 and deviation 1 per color."""
+    """Gray repeated, resized as CLIP was trained (bicubic, antialiased, clipped), mean 0 and deviation 1 per color.
+
+    `method` is another filter of `jax.image.resize`.
+    """
     pixels = images.astype(jnp.float32) / 255
     if pixels.shape[1] != resolution:
         shape = (len(pixels), resolution, resolution, pixels.shape[-1])
-        pixels = jnp.clip(jax.image.resize(pixels, shape, "cubic", antialias=True), 0, 1)
+        pixels = jnp.clip(jax.image.resize(pixels, shape, method, antialias=True), 0, 1)
     return (pixels - jnp.array(normalization.mean)) / jnp.array(normalization.std)
 
 
-def _key(keys: Int64[np.ndarray, "n"] | None, row: int) -> int:
+def row_key(keys: Int64[np.ndarray, "n"] | None, row: int) -> int:
+    """The key of a row that something is left out of."""
     if keys is None:
         raise ValueError("dropout needs keys, one for each row")
     return int(keys[row])

@@ -35,6 +35,7 @@ def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "quick_gelu": quick_gelu,
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
 }
 
 
@@ -80,8 +81,8 @@ class ClipArchitecture:
         return (self.resolution // self.patch_size) ** 2
 
 
-def _parameter(shape: tuple[int, ...], std: float, logical_axes: tuple[str, ...], mean: float = 0.0) -> nnx.Param:
-    """Its mean everywhere; `initial_clip_parameters` adds a normal of this deviation."""
+def parameter(shape: tuple[int, ...], std: float, logical_axes: tuple[str, ...], mean: float = 0.0) -> nnx.Param:
+    """A parameter with its mean everywhere; `initial_clip_parameters` adds a normal of this deviation."""
     return nnx.Param(jnp.full(shape, mean, jnp.float32), logical_axes=logical_axes, mean=mean, std=std)
 
 
@@ -90,8 +91,8 @@ class ClipLayerNorm(nnx.Module):
 
     def __init__(self, tower: Tower) -> None:
         self.epsilon = tower.layer_norm_epsilon
-        self.scale = _parameter((tower.dim,), 0.0, ("embed",), mean=1.0)
-        self.bias = _parameter((tower.dim,), 0.0, ("embed",))
+        self.scale = parameter((tower.dim,), 0.0, ("embed",), mean=1.0)
+        self.bias = parameter((tower.dim,), 0.0, ("embed",))
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Mean 0 and variance 1 over the last axis, then scaled and shifted."""
@@ -106,14 +107,14 @@ class ClipAttention(nnx.Module):
     def __init__(self, tower: Tower) -> None:
         D, H, Dh = tower.dim, tower.num_heads, tower.head_dim
         std, output_std = D**-0.5, D**-0.5 * (2 * tower.num_layers) ** -0.5
-        self.query = _parameter((D, H, Dh), std, ("embed", "heads", "head"))
-        self.key = _parameter((D, H, Dh), std, ("embed", "heads", "head"))
-        self.value = _parameter((D, H, Dh), std, ("embed", "heads", "head"))
-        self.output = _parameter((H, Dh, D), output_std, ("heads", "head", "embed"))
-        self.query_bias = _parameter((H, Dh), 0.0, ("heads", "head"))
-        self.key_bias = _parameter((H, Dh), 0.0, ("heads", "head"))
-        self.value_bias = _parameter((H, Dh), 0.0, ("heads", "head"))
-        self.output_bias = _parameter((D,), 0.0, ("embed",))
+        self.query = parameter((D, H, Dh), std, ("embed", "heads", "head"))
+        self.key = parameter((D, H, Dh), std, ("embed", "heads", "head"))
+        self.value = parameter((D, H, Dh), std, ("embed", "heads", "head"))
+        self.output = parameter((H, Dh, D), output_std, ("heads", "head", "embed"))
+        self.query_bias = parameter((H, Dh), 0.0, ("heads", "head"))
+        self.key_bias = parameter((H, Dh), 0.0, ("heads", "head"))
+        self.value_bias = parameter((H, Dh), 0.0, ("heads", "head"))
+        self.output_bias = parameter((D,), 0.0, ("embed",))
 
     def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "L L"]) -> Float[Array, "B L D"]:
         """Each position attends to those that the mask lets through."""
@@ -130,10 +131,10 @@ class ClipFeedForward(nnx.Module):
     def __init__(self, tower: Tower) -> None:
         D, F = tower.dim, tower.ffn_dim
         self.activation = ACTIVATIONS[tower.activation]
-        self.up = _parameter((D, F), (2 * D) ** -0.5, ("embed", "ffn"))
-        self.down = _parameter((F, D), D**-0.5 * (2 * tower.num_layers) ** -0.5, ("ffn", "embed"))
-        self.up_bias = _parameter((F,), 0.0, ("ffn",))
-        self.down_bias = _parameter((D,), 0.0, ("embed",))
+        self.up = parameter((D, F), (2 * D) ** -0.5, ("embed", "ffn"))
+        self.down = parameter((F, D), D**-0.5 * (2 * tower.num_layers) ** -0.5, ("ffn", "embed"))
+        self.up_bias = parameter((F,), 0.0, ("ffn",))
+        self.down_bias = parameter((D,), 0.0, ("embed",))
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Applies to each position alone."""
@@ -156,7 +157,7 @@ class ClipBlock(nnx.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-def _stacked(tower: Tower) -> ClipBlock:
+def stacked(tower: Tower) -> ClipBlock:
     """All layers as one module whose parameters have a leading axis of layers."""
     graph, parameters = nnx.split(ClipBlock(tower))
     return nnx.merge(
@@ -164,7 +165,8 @@ def _stacked(tower: Tower) -> ClipBlock:
     )
 
 
-def _through(blocks: ClipBlock, x: Float[Array, "B L D"], mask: Bool[Array, "L L"]) -> Float[Array, "B L D"]:
+def through(blocks: ClipBlock, x: Float[Array, "B L D"], mask: Bool[Array, "L L"]) -> Float[Array, "B L D"]:
+    """Applies all layers, one after the other."""
     graph, parameters = nnx.split(blocks)
 
     # A large batch holds many negatives; what a layer computes inside is computed again in the backward pass.
@@ -180,19 +182,19 @@ class TextTower(nnx.Module):
 
     def __init__(self, architecture: ClipArchitecture) -> None:
         tower, size = architecture.text, architecture.vocabulary_size
-        self.token_embedding = _parameter((size, tower.dim), 0.02, ("vocab", "embed"))
+        self.token_embedding = parameter((size, tower.dim), 0.02, ("vocab", "embed"))
         shape = (architecture.max_text_tokens, tower.dim)
-        self.position_embedding = _parameter(shape, 0.01, ("position", "embed"))
-        self.blocks = _stacked(tower)
+        self.position_embedding = parameter(shape, 0.01, ("position", "embed"))
+        self.blocks = stacked(tower)
         self.final_norm = ClipLayerNorm(tower)
         shape = (tower.dim, architecture.embedding_dim)
-        self.projection = _parameter(shape, tower.dim**-0.5, ("embed", "position"))
+        self.projection = parameter(shape, tower.dim**-0.5, ("embed", "position"))
 
     def __call__(self, tokens: Int[Array, "B T"], ends: Int[Array, "B"]) -> Float[Array, "B E"]:
         """Embeddings of texts, not of unit norm; what follows the end token, at the index `ends`, has no influence."""
         length = tokens.shape[1]
         x = self.token_embedding[...][tokens] + self.position_embedding[:length]
-        x = _through(self.blocks, x, jnp.tril(jnp.ones((length, length), bool)))
+        x = through(self.blocks, x, jnp.tril(jnp.ones((length, length), bool)))
         return self.final_norm(x[jnp.arange(len(x)), ends]) @ self.projection[...]
 
 
@@ -204,14 +206,14 @@ class ImageTower(nnx.Module):
         std, pixels = tower.dim**-0.5, (side, side, CHANNELS)
         self.patch_size = side
         patch_std = math.prod(pixels) ** -0.5
-        self.patch_embedding = _parameter((*pixels, tower.dim), patch_std, ("position",) * 3 + ("embed",))
-        self.class_embedding = _parameter((tower.dim,), std, ("embed",))
+        self.patch_embedding = parameter((*pixels, tower.dim), patch_std, ("position",) * 3 + ("embed",))
+        self.class_embedding = parameter((tower.dim,), std, ("embed",))
         shape = (architecture.num_patches + 1, tower.dim)
-        self.position_embedding = _parameter(shape, std, ("position", "embed"))
+        self.position_embedding = parameter(shape, std, ("position", "embed"))
         self.first_norm = ClipLayerNorm(tower)
-        self.blocks = _stacked(tower)
+        self.blocks = stacked(tower)
         self.final_norm = ClipLayerNorm(tower)
-        self.projection = _parameter((tower.dim, architecture.embedding_dim), std, ("embed", "position"))
+        self.projection = parameter((tower.dim, architecture.embedding_dim), std, ("embed", "position"))
 
     def __call__(self, pixels: Float[Array, "B R R 3"], kept: Bool[Array, "B P"] | None = None) -> Float[Array, "B E"]:
         """Embeddings of images (normalized to mean 0), not of unit norm; pixels of patches that are not kept are 0."""
@@ -224,7 +226,7 @@ class ImageTower(nnx.Module):
         x = jnp.einsum("BPpqC,pqCD->BPD", patches, self.patch_embedding[...])
         first = jnp.broadcast_to(self.class_embedding[...], (B, 1, x.shape[-1]))
         x = self.first_norm(jnp.concatenate([first, x], axis=1) + self.position_embedding[...])
-        x = _through(self.blocks, x, jnp.ones((x.shape[1], x.shape[1]), bool))
+        x = through(self.blocks, x, jnp.ones((x.shape[1], x.shape[1]), bool))
         return self.final_norm(x[:, 0]) @ self.projection[...]
 
 
@@ -234,7 +236,7 @@ class Clip(nnx.Module):
     def __init__(self, architecture: ClipArchitecture) -> None:
         self.text = TextTower(architecture)
         self.image = ImageTower(architecture)
-        self.logit_scale = _parameter((), 0.0, ())
+        self.logit_scale = parameter((), 0.0, ())
 
 
 def abstract_clip(architecture: ClipArchitecture) -> Clip:

@@ -17,5 +17,6 @@ FAMILIES = Registry(
         "qwen3": "cm3leon_jax.huggingface.families.qwen3:FAMILY",
         "chameleon": "cm3leon_jax.huggingface.families.chameleon:FAMILY",
         "clip": "cm3leon_jax.huggingface.families.clip:FAMILY",
+        "siglip": "cm3leon_jax.huggingface.families.siglip:FAMILY",
     },
 )

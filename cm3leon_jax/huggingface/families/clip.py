@@ -1,11 +1,11 @@
-"""CLIP (arXiv 2103.00020) as the run's encoder: ViT-B/32, B/16, L/14 and every other size."""
+"""CLIP (arXiv 2103.00020) as the run's encoder: ViT-B/32, B/16, L/14 and every other size; and what SigLIP shares."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 from cm3leon_jax.config import Config
-from cm3leon_jax.encoders.base import load_encoder
+from cm3leon_jax.encoders.base import Encoder, load_encoder
 from cm3leon_jax.encoders.clip.encoder import ClipEncoder, parameter_shapes
 from cm3leon_jax.encoders.clip.inputs import ImageNormalization, SpecialTokenIds
 from cm3leon_jax.encoders.clip.model import ACTIVATIONS, CHANNELS, ClipArchitecture, Tower
@@ -29,6 +29,7 @@ from cm3leon_jax.huggingface.tensor_map import (
     SCALAR,
     TRANSPOSED,
     VECTOR,
+    Shape,
     TensorMap,
     attention_maps,
     check_tensors,
@@ -76,20 +77,24 @@ _CONVOLUTION = ((3,), (2,), (0,), (1,))
 
 def tensor_maps() -> dict[str, TensorMap]:
     """Where each parameter of `clip.Clip` lies."""
-    found = {
+    own = {
         "logit_scale": TensorMap("logit_scale", SCALAR),
-        "text.token_embedding": TensorMap("text_model.embeddings.token_embedding.weight", MATRIX),
         "text.projection": TensorMap("text_projection.weight", TRANSPOSED),
-        "image.patch_embedding": TensorMap("vision_model.embeddings.patch_embedding.weight", _CONVOLUTION),
         "image.class_embedding": TensorMap("vision_model.embeddings.class_embedding", VECTOR),
         "image.projection": TensorMap("visual_projection.weight", TRANSPOSED),
+        # Misspelled, as published.
+        **norm_maps({"image.first_norm": "vision_model.pre_layrnorm"}),
+    }
+    return own | tower_maps()
+
+
+def tower_maps() -> dict[str, TensorMap]:
+    """Where the embeddings, the layers and the last norms of both towers lie, which SigLIP has under the same names."""
+    found = {
+        "text.token_embedding": TensorMap("text_model.embeddings.token_embedding.weight", MATRIX),
+        "image.patch_embedding": TensorMap("vision_model.embeddings.patch_embedding.weight", _CONVOLUTION),
         **norm_maps(
-            {
-                "text.final_norm": "text_model.final_layer_norm",
-                # Misspelled, as published.
-                "image.first_norm": "vision_model.pre_layrnorm",
-                "image.final_norm": "vision_model.post_layernorm",
-            }
+            {"text.final_norm": "text_model.final_layer_norm", "image.final_norm": "vision_model.post_layernorm"}
         ),
     }
     for ours, theirs in (("text", "text_model"), ("image", "vision_model")):
@@ -116,24 +121,29 @@ class ClipFamily:
             colors = read_colors(folder, architecture)
             weights = read_parameters(architecture, open_weights(folder, ignored=("*.position_ids",)), folder)
             encoder = ClipEncoder(architecture, weights, tokenizer_json, special_tokens, colors)
-            _check_tokenizer_works(encoder, folder)
-            if not (path / CONFIG_FILE).exists():
-                encoder.save(path)
-                count = sum(value.size for value in weights.values())
-                log.info(f"imported the encoder {encoder.fingerprint} with {count:,} parameters into {path}")
-            elif load_encoder(path).fingerprint == encoder.fingerprint:
-                log.info(f"the encoder {path} is that of {folder} already: nothing to do")
-            else:
-                raise other_at("encoder", path)
+            check_tokenizer_works(encoder.tokenizer, folder)
+            save_encoder(encoder, path, folder)
 
 
 FAMILY = ClipFamily()
 
 
-def _check_tokenizer_works(encoder: ClipEncoder, folder: Path) -> None:
+def save_encoder(encoder: Encoder, path: Path, folder: Path) -> None:
+    """Writes the encoder of a folder, unless it is there. Raises a `UserError` if another one is."""
+    if not (path / CONFIG_FILE).exists():
+        encoder.save(path)
+        count = sum(value.size for value in encoder.weights.values())
+        log.info(f"imported the encoder {encoder.fingerprint} with {count:,} parameters into {path}")
+    elif load_encoder(path).fingerprint == encoder.fingerprint:
+        log.info(f"the encoder {path} is that of {folder} already: nothing to do")
+    else:
+        raise other_at("encoder", path)
+
+
+def check_tokenizer_works(tokenizer: Callable[[Sequence[str]], Any], folder: Path) -> None:
     """Tokenizes a text: only then shows whether the parts of a tokenizer work together."""
     try:
-        encoder.tokenizer(["a red square, 1 ünï 数"])
+        tokenizer(["a red square, 1 ünï 数"])
     except Exception as error:  # The library raises a bare Exception.
         raise UserError(f"the tokenizer in {folder} cuts no text ({error}): get it again") from None
 
@@ -157,19 +167,26 @@ def read_architecture(stored: Mapping[str, Any], folder: Path) -> ClipArchitectu
         max_text_tokens=text.size("max_position_embeddings", least=3),
         resolution=resolution,
         patch_size=patch_size,
-        text=_tower(text),
-        image=_tower(image),
+        text=read_tower(text),
+        image=read_tower(image),
     )
 
 
 def read_parameters(
     architecture: ClipArchitecture, weights: Mapping[str, StoredTensor], folder: Path
 ) -> dict[str, Float32[np.ndarray, "..."]]:
-    """The parameters of `clip.Clip` by name.
+    """The parameters of `clip.Clip` by name; raises what `read_arrays` does."""
+    return read_arrays(tensor_maps(), parameter_shapes(architecture), weights, folder)
+
+
+def read_arrays(
+    table: Mapping[str, TensorMap], shapes: Mapping[str, Shape], weights: Mapping[str, StoredTensor], folder: Path
+) -> dict[str, Float32[np.ndarray, "..."]]:
+    """Parameters of these shapes, whole.
 
     Raises a `UserError` that names the first tensor that is missing, has another shape, or has no place in the model.
     """
-    shapes, table, result = parameter_shapes(architecture), tensor_maps(), {}
+    result = {}
     check_tensors(table, shapes, weights, folder)
     with contextlib.closing(Progress("import", len(shapes), unit="parameter")) as progress:
         for name, shape in shapes.items():
@@ -183,14 +200,10 @@ def read_tokenizer(
     folder: Path, stored: Mapping[str, Any], architecture: ClipArchitecture
 ) -> tuple[str, SpecialTokenIds]:
     """The tokenizer as JSON of the `tokenizers` library, and the ids of its special tokens."""
-    found: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            found |= read_object(folder / name, "the tokenizer's config")
-    special = StoredConfig(found, f"{folder}/tokenizer_config.json or special_tokens_map.json")
-    tokenizer = _tokenizer(folder, _special_token(special, "unk_token", _END))
-    start, end = _special_token(special, "bos_token", _START), _special_token(special, "eos_token", _END)
-    pad = _special_token(special, "pad_token", end)
+    special = read_tokenizer_config(folder)
+    tokenizer = _tokenizer(folder, special_token(special, "unk_token", _END))
+    start, end = special_token(special, "bos_token", _START), special_token(special, "eos_token", _END)
+    pad = special_token(special, "pad_token", end)
     ids = tokenizer.get_vocab(with_added_tokens=True)
     absent, largest = [name for name in (start, end, pad) if name not in ids], max(ids.values(), default=0)
     if absent or largest >= architecture.vocabulary_size:
@@ -210,19 +223,33 @@ def read_tokenizer(
 
 def read_colors(folder: Path, architecture: ClipArchitecture) -> ImageNormalization:
     """What images are normalized by; CLIP's own where the folder does not say."""
-    file = folder / "preprocessor_config.json"
-    if not file.exists():
-        return ImageNormalization()
-    stored = StoredConfig(read_object(file, "the folder's preprocessing"), str(file))
-    sides = stored.get("crop_size" if stored.flag("do_center_crop", True) else "size", architecture.resolution)
+    stored = read_preprocessing(folder)
+    field = "crop_size" if stored.flag("do_center_crop", True) else "size"
+    return read_normalization(stored, field, architecture.resolution, ImageNormalization())
+
+
+def read_preprocessing(folder: Path) -> StoredConfig:
+    """What a folder says of how images are prepared; empty where it does not."""
+    file, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if file.exists() or not whole.exists():
+        found = read_object(file, "the folder's preprocessing") if file.exists() else {}
+        return StoredConfig(found, str(file))
+    # Later versions of transformers keep it with what prepares texts.
+    return StoredConfig(read_object(whole, "the folder's preprocessing"), str(whole)).part("image_processor")
+
+
+def read_normalization(
+    stored: StoredConfig, size_field: str, resolution: int, default: ImageNormalization
+) -> ImageNormalization:
+    """What images are normalized by. Raises a `UserError` if the field of their size says another resolution."""
+    sides = stored.get(size_field, resolution)
     given = list(sides.values()) if isinstance(sides, dict) else [sides]
-    if not given or any(side != architecture.resolution for side in given):
-        wanted = f"config.json says {architecture.resolution} pixels a side: they do not belong together"
-        raise UserError(f"{file} makes images of {reprlib.repr(sides)}, {wanted}")
+    if not given or any(side != resolution for side in given):
+        wanted = f"config.json says {resolution} pixels a side: they do not belong together"
+        raise UserError(f"{stored.where} makes images of {reprlib.repr(sides)}, {wanted}")
     if not stored.flag("do_normalize", True):
         return ImageNormalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    mean = stored.numbers("image_mean", ImageNormalization.mean)
-    std = stored.numbers("image_std", ImageNormalization.std)
+    mean, std = stored.numbers("image_mean", default.mean), stored.numbers("image_std", default.std)
     if min(std) <= 0:
         raise stored.error("image_std", std, f"{CHANNELS} numbers above 0")
     return ImageNormalization(mean, std)
@@ -233,7 +260,8 @@ def _part(stored: StoredConfig, name: str, defaults: Mapping[str, Any]) -> Store
     return stored.part(f"{name}_config_dict", f"{name}_config").with_defaults(defaults)
 
 
-def _tower(part: StoredConfig) -> Tower:
+def read_tower(part: StoredConfig) -> Tower:
+    """The shape of the transformer that a part of a config.json describes."""
     dim, num_heads, activation = part.size("hidden_size"), part.size("num_attention_heads"), part.text("hidden_act")
     epsilon = part.number("layer_norm_eps")
     if activation not in ACTIVATIONS:
@@ -247,8 +275,17 @@ def _tower(part: StoredConfig) -> Tower:
     )
 
 
-def _special_token(special: StoredConfig, name: str, default: str) -> str:
-    """A special token, which one file writes as a text and the other as an object."""
+def read_tokenizer_config(folder: Path) -> StoredConfig:
+    """What the files beside a tokenizer say of it; empty where there are none."""
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            found |= read_object(folder / name, "the tokenizer's config")
+    return StoredConfig(found, f"{folder}/tokenizer_config.json or special_tokens_map.json")
+
+
+def special_token(special: StoredConfig, name: str, default: str) -> str:
+    """The text of a special token, which one file writes as a text and the other as an object."""
     if isinstance(special.get(name), dict):
         return special.part(name).text("content", default)
     return special.text(name, default) or default

@@ -122,6 +122,14 @@ def test_the_command_makes_an_encoder_with_transformers_vectors(model, folder, t
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_preprocessing_beside_that_of_texts(folder, config):
+    """In the one processor_config.json that transformers writes of both."""
+    processing = dict(crop_size=dict(height=16, width=16), image_mean=[0.5, 0.4, 0.3])
+    (folder / "processor_config.json").write_text(json.dumps(dict(image_processor=processing)))
+    import_folder(config, folder.parent, folder)
+    assert load_encoder(config.encoder.path).normalization.mean == (0.5, 0.4, 0.3)
+
+
 def test_an_old_folder(model, folder, config):
     """As the first published one: no tokenizer.json, the wrong end, tables of numbers beside the weights."""
     (folder / "tokenizer.json").unlink()
