@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -347,3 +348,9 @@ def test_the_familys_name_in_the_config_is_no_condition(folder, tmp_path):
     config = Config(encoder=ClipConfig(path=str(tmp_path / "encoder")))
     import_folder(config, tmp_path, folder)
     assert load_encoder(config.encoder.path).family == "siglip"
+
+
+def test_without_sentencepiece_a_line_says_what_to_install(folder, config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(UserError, match=r"spiece.model needs sentencepiece .*: pip install 'cm3leon_jax\[data\]'"):
+        import_folder(config, folder.parent, folder)
