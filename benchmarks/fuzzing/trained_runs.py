@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+import sentencepiece
 from flax import nnx
 from tokenizers import pre_tokenizers
 
@@ -26,8 +29,10 @@ from cm3leon_jax.encoders.base import load_encoder
 from cm3leon_jax.encoders.clip.config import ClipConfig
 from cm3leon_jax.encoders.clip.encoder import parameter_shapes
 from cm3leon_jax.encoders.clip.model import ClipArchitecture, Tower
+from cm3leon_jax.encoders.siglip.model import SiglipArchitecture
 from cm3leon_jax.errors import RestartError, UserError
-from cm3leon_jax.huggingface.families import clip
+from cm3leon_jax.huggingface.families import clip, siglip
+from cm3leon_jax.huggingface.tensor_map import TensorMap
 from cm3leon_jax.image_tokenizers.base import load_image_tokenizer
 from cm3leon_jax.image_tokenizers.vqgan import model as vqgan
 from cm3leon_jax.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
@@ -133,7 +138,7 @@ class SavedCheckpoints:
 
 
 class HuggingFace:
-    """Folders of `export`, of OPT without its record, and of CLIP, as `import` reads them."""
+    """Folders of `export`, of OPT without its record, of CLIP and of SigLIP, as `import` reads them."""
 
     share = 4
 
@@ -151,6 +156,8 @@ class HuggingFace:
         shutil.copytree(base / "exported", base / "foreign")
         (base / "foreign" / "cm3leon.json").unlink()
         _write_clip(base / "clip")
+        for file in ("spiece.model", "tokenizer.json"):
+            _write_siglip(base / f"siglip_{Path(file).suffix[1:]}", file, base / "exported")
 
     def open(self, base: Path) -> None:
         self._config = config_file.load(str(base / "config.py"), str(base / "run"))
@@ -158,7 +165,8 @@ class HuggingFace:
         self._sums = _bit_sums(base / "run" / "checkpoints" / str(STEP))
 
     def mutate(self, base: Path, work: Path, rng: np.random.Generator) -> None:
-        copied(base / str(rng.choice(["exported", "exported", "foreign", "clip"])), work / "folder")
+        kinds = ["exported", "exported", "foreign", "clip", "siglip_model", "siglip_json"]
+        copied(base / str(rng.choice(kinds)), work / "folder")
         for _ in range(int(rng.integers(1, 3))):
             mutate_folder(
                 work, rng, only="" if rng.random() < 0.3 else str(rng.choice([".json", ".safetensors"])), pipes=True
@@ -229,8 +237,38 @@ def _write_clip(folder: Path) -> None:
     )
     shape = Tower(2, 16, 2, 32)
     shapes = parameter_shapes(ClipArchitecture(8, len(names), 11, 16, 4, text=shape, image=shape))
+    _write_tensors(folder, clip.tensor_maps(), shapes)
+
+
+def _write_siglip(folder: Path, file: str, exported: Path) -> None:
+    """A SigLIP of random weights with a tokenizer of SentencePiece, or, as SigLIP 2 has, the one of another folder."""
+    folder.mkdir()
+    vocabulary_size = 4096
+    if file == "spiece.model":
+        model = io.BytesIO()
+        options = dict(vocab_size=40, pad_id=-1, bos_id=-1, eos_id=1, unk_id=2, hard_vocab_limit=False, minloglevel=2)
+        texts = iter(["a red square and a green circle, café, left of it"] * 20)
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_writer=model, **options)
+        (folder / file).write_bytes(model.getvalue())
+        special = {"eos_token": "</s>", "pad_token": {"content": "</s>"}, "unk_token": "<unk>", "do_lower_case": True}
+    else:
+        shutil.copyfile(exported / file, folder / file)
+        special = {"pad_token": "<pad>", "padding_side": "right", "tokenizer_class": "GemmaTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = tower | {"vocab_size": vocabulary_size, "max_position_embeddings": 11, "projection_size": 16}
+    image = tower | {"image_size": 18, "patch_size": 4, "vision_use_head": True}
+    stored = {"model_type": "siglip", "text_config": text, "vision_config": image}
+    (folder / "config.json").write_text(json.dumps(stored))
+    processing = {"size": {"height": 18, "width": 18}, "resample": 2, "rescale_factor": 1 / 255, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processing))
+    architecture = SiglipArchitecture(vocabulary_size, 11, 18, 4, text=Tower(2, 16, 2, 32), image=Tower(2, 16, 2, 32))
+    _write_tensors(folder, siglip.tensor_maps(), siglip.parameter_shapes(architecture))
+
+
+def _write_tensors(folder: Path, table: Mapping[str, TensorMap], shapes: Mapping[str, tuple[int, ...]]) -> None:
     rng, weights = np.random.default_rng(0), {}
-    for name, tensor in clip.tensor_maps().items():
+    for name, tensor in table.items():
         for key in tensor.names(shapes[name]):
             weights[key] = np.asarray(rng.standard_normal(tensor.shape(shapes[name])), np.float32)
     safetensors.numpy.save_file(weights, folder / "model.safetensors")

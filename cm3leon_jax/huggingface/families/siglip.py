@@ -132,7 +132,10 @@ def read_tokenizer(folder: Path, architecture: SiglipArchitecture) -> SiglipToke
         file, text_format = folder / TOKENIZER_FILE, _format_of_tokenizers(folder, special, architecture)
     else:
         raise UserError(f"no tokenizer in {folder}: neither {SENTENCEPIECE_FILE} nor {TOKENIZER_FILE}")
-    return SiglipTokenizer(file.read_bytes(), text_format, architecture.max_text_tokens)
+    try:
+        return SiglipTokenizer(file.read_bytes(), text_format, architecture.max_text_tokens)
+    except Exception as error:  # Of SentencePiece for a special token that is no UTF-8.
+        raise UserError(f"the tokenizer in {folder} cannot be made ({error}): get it again") from None
 
 
 def _format_of_sentencepiece(folder: Path, special: StoredConfig, architecture: SiglipArchitecture) -> TextFormat:

@@ -328,6 +328,8 @@ def test_what_is_missing_is_refused_in_a_line(folder, config):
     processing.unlink()
     change(folder / "tokenizer_config.json", eos_token="<end>")
     refused("its tokenizer has no token <end>")
+    change(folder / "tokenizer_config.json", eos_token="</s>", unk_token="\ud800")
+    refused(r"the tokenizer in \S+ cannot be made \(not a string\)")
     (folder / "spiece.model").write_bytes(b"no model")
     refused("spiece.model is damaged")
     (folder / "spiece.model").unlink()
