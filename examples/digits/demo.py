@@ -1,7 +1,7 @@
 """The demo: a 0.9M-parameter CM3Leon on 1,797 handwritten digits, from raw images to a report; `demo_sft` tunes it.
 
-On 2 CPU cores: about 8 minutes in all. Expected: 95 to 99% of sampled images are classified as the digit of their
-prompt, 91 to 95% of unseen images are captioned with the right digit, 94 to 96% are still their digit after the middle
+On 2 CPU cores: 5 to 10 minutes in all. Expected: 95 to 99% of sampled images are classified as the digit of their
+prompt, 92 to 96% of unseen images are captioned with the right digit, 94 to 96% are still their digit after the middle
 half was infilled.
 
 It differs from the paper where a run of minutes on 8x8 images must: rotary positions next to the paper's table, so that

@@ -1,8 +1,8 @@
 """The demo, tuned: the digits model follows instructions. Bolder, mirrored, "turn it into a three"; which digit is it?
 
 Starts from the run of `demo` and keeps its tokenizers, which have to know the words and images of instructions: they
-are trained with this config, as `make demo` does. Expected: 93 to 95% of edits of unseen digits are what was asked
-for, and 89 to 94% of questions are answered right.
+are trained with this config, as `make demo` does. Expected: 95 to 99% of edits of unseen digits are what was asked
+for, and 93 to 97% of questions are answered right.
 
     make demo
 """
