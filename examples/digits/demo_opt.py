@@ -1,8 +1,8 @@
 """The demo with exactly the paper's architecture, OPT's, which inference engines support and `cm3leon export` writes.
 
 The demo adds rotary and image positions, which OPT does not have. This config shares the demo's corpus and tokenizers,
-so `make demo` comes first. On 2 CPU cores: 5 minutes. Expected: 95% of sampled images are classified as the digit of
-their prompt, 88% of unseen images are captioned with the right digit, and 53% are still their digit after the middle
+so `make demo` comes first. On 2 CPU cores: 4 minutes. Expected: 95% of sampled images are classified as the digit of
+their prompt, 92% of unseen images are captioned with the right digit, and 67% are still their digit after the middle
 half was infilled: without image positions, a code that moved to the end of a masked document has lost its position.
 
     cm3leon train    --config=examples/digits/demo_opt.py
