@@ -22,6 +22,7 @@ _LARGEST = {int: 2**31 - 1, float: float(_FLOAT32.max)}
 _SMALLEST = float(_FLOAT32.smallest_normal)
 
 _Note = TypeVar("_Note")
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -130,29 +131,22 @@ def _entries(name: str, value: Any) -> list[tuple[str, Any]]:
 
 def whole_number(name: str, allowed: Range) -> Callable[[str], int]:
     """The `type` of the command-line argument `name`, an integer in a range."""
-
-    def checked(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise UserError(f"{name}={text}: a whole number, {allowed}") from None
-        if fault := allowed.fault(number, int):
-            raise UserError(f"{name}={_shown(number)}: {fault}")
-        return number
-
-    return checked
+    return _argument(name, allowed, int, "a whole number")
 
 
 def number(name: str, allowed: Range) -> Callable[[str], float]:
     """The `type` of the command-line argument `name`, a number in a range."""
+    return _argument(name, allowed, float, "a number")
 
-    def checked(text: str) -> float:
+
+def _argument(name: str, allowed: Range, kind: type[_Number], what: str) -> Callable[[str], _Number]:
+    def checked(text: str) -> _Number:
         try:
-            value = float(text)
+            value = kind(text)
         except ValueError:
-            raise UserError(f"{name}={text}: a number, {allowed}") from None
-        if fault := allowed.fault(value, float):
-            raise UserError(f"{name}={text}: {fault}")
+            raise UserError(f"{name}={text}: {what}, {allowed}") from None
+        if fault := allowed.fault(value, kind):
+            raise UserError(f"{name}={_shown(value) if kind is int else text}: {fault}")
         return value
 
     return checked

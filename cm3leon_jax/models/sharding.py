@@ -164,6 +164,11 @@ def parameter_name(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
+def name_of_array(path: tuple[Any, ...]) -> str:
+    """The name of a parameter, given the path of its array, which is the value of a variable."""
+    return parameter_name(path).removesuffix(".value")
+
+
 def shardings(abstract: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """The sharding of every array of a training state, in the same tree.
 

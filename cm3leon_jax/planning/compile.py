@@ -230,13 +230,13 @@ def _placement(step: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
     import jax
 
     from cm3leon_jax.models.embedding import sent_width
-    from cm3leon_jax.models.sharding import parameter_name
+    from cm3leon_jax.models.sharding import name_of_array
     from cm3leon_jax.training.platforms import compiler_options
 
     weights: dict[str, int] = {}
     leaves = jax.tree_util.tree_leaves_with_path(step.abstract_state["parameters"])
     for path, leaf in leaves:
-        name = parameter_name(path).removesuffix(".value")
+        name = name_of_array(path)
         tensor = mesh.shape["tensor"] if "tensor" in leaf.sharding.spec else 1
         layers = leaf.shape[0] if name.startswith("blocks.") else 1
         size = leaf.size // layers // tensor

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from cm3leon_jax.models.sharding import parameter_name
+from cm3leon_jax.models.sharding import name_of_array
 from cm3leon_jax.models.weight_decay import decays
 from cm3leon_jax.training.config import OptimizerConfig
 from cm3leon_jax.training.schedules import learning_rate
@@ -55,7 +55,7 @@ def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransf
     """Muon for matrices, AdamW for everything else, such as the embeddings."""
     matrices = optax.chain(
         scale_by_muon(beta=config.muon_momentum, weight_dimension_numbers=_axes),
-        optax.stateless(lambda updates, _: jax.tree.map(_rescaled, updates, _axes(updates), is_leaf=_is_axes)),
+        optax.stateless(lambda updates, _: jax.tree.map(_rescaled, updates, _axes(updates))),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(rate),
     )
@@ -81,11 +81,7 @@ def _axes(parameters: Any) -> Any:
 
 
 def _matrix_axes(path: tuple[Any, ...]) -> MuonDimensionNumbers | None:
-    return _MATRICES.get(parameter_name(path).removesuffix(".value").removeprefix("blocks."))
-
-
-def _is_axes(node: Any) -> bool:
-    return isinstance(node, MuonDimensionNumbers)
+    return _MATRICES.get(name_of_array(path).removeprefix("blocks."))
 
 
 _RULES = {"adamw": _adamw, "muon": _muon}

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Float32
 
 from cm3leon_jax.errors import UserError
-from cm3leon_jax.models.sharding import parameter_name
+from cm3leon_jax.models.sharding import name_of_array, parameter_name
 from cm3leon_jax.training.config import OptimizerConfig
 from cm3leon_jax.vocabulary import Vocabulary
 
@@ -38,7 +38,7 @@ class RateFactors:
         Raises a `UserError` if a pattern matches none of them, or nothing is left to train.
         """
         self._patterns = config.rate_patterns
-        names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
+        names = [name_of_array(path) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
         unused = {pattern for pattern, _ in self._patterns}
         self._factors: dict[str, Factor] = {}
         for name in names:
@@ -75,7 +75,7 @@ class RateFactors:
             return None
 
         def scaled(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
-            return update * self._factors[_name(path)]
+            return update * self._factors[name_of_array(path)]
 
         return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))
 
@@ -87,7 +87,7 @@ class RateFactors:
         """Applies a function to the factors and values of tables with frozen rows; others stay as they are."""
 
         def mapped(path: tuple[Any, ...], value: jax.Array, *values: jax.Array) -> jax.Array:
-            factor = self._factors[_name(path)]
+            factor = self._factors[name_of_array(path)]
             has_frozen_rows = not isinstance(factor, float) and not factor.all()
             return function(factor, value, *values) if has_frozen_rows else value
 
@@ -110,8 +110,3 @@ def _by_row(factors: Sequence[float], vocabulary: Vocabulary) -> Float32[np.ndar
     text, image, special = factors
     rows = np.where(vocabulary.is_text(ids), text, np.where(vocabulary.is_image(ids), image, special))
     return rows.astype(np.float32)[:, None]
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    """The name of a parameter, given the path of its array, which is the value of a variable."""
-    return parameter_name(path).removesuffix(".value")
